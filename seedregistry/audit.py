@@ -1,0 +1,133 @@
+"""The audit: finds draws outside every stream.
+
+Torch's operators are watched with a dispatch mode: every operator tagged ``nondeterministic_seeded`` that got no generator,
+ran outside a scope and moved a default generator. Python's and NumPy's generators (and torch's, for draws of other threads)
+are compared at the end with what they were at the start. Costs nothing when there is no audit.
+
+Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yaml``; ``torch.utils._python_dispatch``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seedregistry import rng
+from seedregistry.callsite import stack_level, user_line
+from seedregistry.errors import InvalidOptionError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
+from seedregistry.ledger.records import Audited
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Audit"]
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_MODES = ("error", "warn")
+_WAY_OUT = "Run it inside stream.scope(...), or give it generator=stream.at(...).generator(device)."
+
+
+class _Watcher(TorchDispatchMode):
+    """Reports the random operators that run outside every stream."""
+
+    def __init__(self, report: Callable[[str, str], None]) -> None:
+        super().__init__()
+        self._report = report
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Mapping[str, Any]] = None  # noqa: ANN401, ARG002
+    ) -> Any:  # noqa: ANN401 - what the operator returns
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(func, args, kwargs) or rng.in_scope():
+            return func(*args, **kwargs)
+        before = rng.Captured(torch_only=True)
+        result = func(*args, **kwargs)
+        for device in before.moved_devices():
+            self._report(func._schema.name, device)
+        return result
+
+
+def _has_generator(func: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:  # noqa: ANN401
+    if kwargs.get("generator") is not None:
+        return True
+    return any(isinstance(argument, torch.Generator) for argument in args)
+
+
+class Audit:
+    """A block in which every draw comes from a stream, or is reported. Made by ``registry.audit()``; one block each.
+
+    In mode ``"error"`` the first torch operator that draws outside every stream raises, with the operator, the device and
+    your line; python's and NumPy's draws are found at the end of the block. In mode ``"warn"`` each is a warning, once per
+    operator and line, and the block runs on. Draws in other processes (loader workers) are not seen.
+
+    Attributes:
+        undeclared: draws seen so far outside every stream; for python, NumPy and other threads, one for each that moved.
+    """
+
+    def __init__(self, mode: str, record: Callable[[Audited], None]) -> None:
+        if mode not in _MODES:
+            message = f"The mode of an audit is 'error' or 'warn'; got {mode!r}."
+            raise InvalidOptionError(message)
+        self._mode = mode
+        self._record = record
+        self._watcher = _Watcher(self._seen_operator)
+        self._fingerprint: Dict[str, object] = {}
+        self._explained: List[str] = []
+        self._warned: Set[Tuple[str, str]] = set()
+        self.undeclared = 0
+
+    def __enter__(self) -> Audit:
+        self._fingerprint = rng.fingerprint()
+        self._watcher.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type] = None,
+        error: Optional[BaseException] = None,
+        trace: Optional[TracebackType] = None,
+    ) -> None:
+        self._watcher.__exit__(kind, error, trace)
+        try:
+            if error is None:
+                self._compare()
+        except UndeclaredRandomnessError:
+            self._record(Audited(mode=self._mode, undeclared=self.undeclared, completed=True))
+            raise
+        self._record(Audited(mode=self._mode, undeclared=self.undeclared, completed=error is None))
+
+    def _seen_operator(self, name: str, device: str) -> None:
+        path, number = user_line(_TORCH)
+        self._explained.append(f"torch:{device}")
+        self._report(
+            f"{name} drew from the default generator of '{device}' outside every stream, at {path}:{number}. {_WAY_OUT}",
+            source=name,
+            device=device,
+            line=f"{path}:{number}",
+        )
+
+    def _compare(self) -> None:
+        now = rng.fingerprint()
+        for source, before in self._fingerprint.items():
+            if now.get(source) == before or source in self._explained:
+                continue
+            library = {"python": "random", "numpy": "numpy.random"}.get(source, source)
+            where = "by another thread or by compiled code" if source.startswith("torch:") else "in the audited block"
+            self._report(
+                f"The default generator of {library} was drawn from {where}, outside every stream. {_WAY_OUT}",
+                source=library,
+                device=source[6:] if source.startswith("torch:") else "",
+                line="",
+            )
+
+    def _report(self, message: str, *, source: str, device: str, line: str) -> None:
+        self.undeclared += 1
+        if self._mode == "error":
+            raise UndeclaredRandomnessError(message, source=source, device=device, line=line)
+        if (source, line) not in self._warned:
+            self._warned.add((source, line))
+            warnings.warn(message, UndeclaredRandomnessWarning, stacklevel=stack_level())

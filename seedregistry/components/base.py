@@ -1,0 +1,175 @@
+"""What every component is: a class that knows how to build one kind of thing from a stream."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import inspect
+import sys
+import types
+import weakref
+from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, Optional, Tuple
+
+from seedregistry.errors import ComponentCreationError, FactorySignatureError, SeedRegistryError
+
+if TYPE_CHECKING:
+    from seedregistry.rng import Scope
+    from seedregistry.stream import Stream
+
+__all__ = ["RESERVED", "Component", "build_in_scope", "describe_factory", "distribution_of", "refuse_reserved"]
+
+RESERVED: FrozenSet[str] = frozenset({"instance_id"})
+"""Keywords that every builder keeps for itself."""
+
+
+class Component(abc.ABC):
+    """Knows how to build one kind of thing from a stream, and how to describe it for the ledger.
+
+    Write your own by naming a purpose and giving the two methods; register an instance with ``registry.register``, and
+    build with ``registry.create``. A component keeps no state between builds and is shared by the registry's children.
+
+    The registry opens a scope of the stream around :meth:`build`, so a factory that draws from default generators draws
+    from the stream; a component for a thing that draws later hands it a generator of its own.
+
+    Attributes:
+        purpose: the purpose that it builds for; one component per purpose in a registry.
+        reserved: keywords that the builder keeps for itself; a factory with a parameter of that name is refused.
+    """
+
+    reserved: FrozenSet[str] = RESERVED
+
+    @property
+    @abc.abstractmethod
+    def purpose(self) -> str:
+        """What the randomness is for."""
+
+    def resolve(self, factory: Any) -> Any:  # noqa: ANN401 - whatever the user passed
+        """Return what is to be called, or refuse it. Runs before anything is derived or set.
+
+        Raises:
+            FactorySignatureError: not callable, or it has a parameter that the builder keeps for itself.
+        """
+        refuse_reserved(factory, self.reserved, f"the {self.purpose} builder")
+        return factory
+
+    def draws(self, factory: Any) -> bool:  # noqa: ANN401, ARG002 - what resolve returned
+        """Return whether building from it can draw random numbers; only if not, no scope is opened for it."""
+        return True
+
+    @abc.abstractmethod
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Build one thing. Runs inside the stream's scope.
+
+        Args:
+            stream: the stream; ``stream.generator(device)`` is a generator of the thing's own.
+            factory: what the user passed.
+            *args: for the factory.
+            **kwargs: for the factory.
+        """
+
+    @abc.abstractmethod
+    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever build returned
+        """Return what the ledger keeps of a product: content only, as scalars, sequences and mappings of them."""
+
+
+# --- factories --------------------------------------------------------------------------------------------------------
+
+_signatures: weakref.WeakKeyDictionary[Any, FrozenSet[str]] = weakref.WeakKeyDictionary()
+_CODE_HAS_NAMES = (types.FunctionType, types.MethodType)
+
+
+def _code_names(code: types.CodeType) -> FrozenSet[str]:
+    return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _parameter_names(factory: Any) -> FrozenSet[str]:  # noqa: ANN401 - any callable
+    """Return the names of a factory's parameters that a keyword can reach."""
+    if isinstance(factory, functools.partial):
+        return _parameter_names(factory.func) - frozenset(factory.keywords)
+    if isinstance(factory, _CODE_HAS_NAMES) and not hasattr(factory, "__wrapped__"):
+        return _code_names(factory.__code__)
+    try:
+        return _signatures[factory]
+    except (KeyError, TypeError):
+        pass
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return frozenset()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    names = frozenset(parameter.name for parameter in parameters if parameter.kind not in variadic)
+    try:
+        _signatures[factory] = names
+    except TypeError:  # cannot be referenced weakly, or not hashed
+        pass
+    return names
+
+
+def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> None:  # noqa: ANN401 - any object
+    """Refuse a factory that cannot be called through a builder.
+
+    Args:
+        factory: what the user passed.
+        reserved: keywords that the builder keeps for itself.
+        builder: how messages name the builder.
+
+    Raises:
+        FactorySignatureError: not callable, or it has parameters of those names.
+    """
+    if not callable(factory):
+        message = f"{builder} needs a class or a function to call; got {factory!r} ({type(factory).__name__})."
+        raise FactorySignatureError(message)
+    taken = reserved & _parameter_names(factory)
+    if taken:
+        names = ", ".join(sorted(taken))
+        message = (
+            f"{describe_factory(factory)} has a parameter that {builder} keeps for itself: {names}. Bind it first: "
+            f"functools.partial({getattr(factory, '__name__', 'factory')}, {min(taken)}=...)."
+        )
+        raise FactorySignatureError(message)
+
+
+def describe_factory(factory: Any) -> str:  # noqa: ANN401 - any callable
+    """Return the qualified name of a factory, seen through ``functools.partial``; never an address."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    name = getattr(factory, "__qualname__", None) or type(factory).__qualname__
+    module = getattr(factory, "__module__", None) or type(factory).__module__
+    return f"{module}.{name}"
+
+
+def distribution_of(factory: Any) -> Tuple[str, str]:  # noqa: ANN401 - any callable
+    """Return the top-level package that a factory comes from and its version, each ``""`` where there is none."""
+    package = describe_factory(factory).partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", None)
+    return (package, str(version)) if version is not None else ("", "")
+
+
+def build_in_scope(  # noqa: PLR0913 - the parts of one build
+    component: Component,
+    stream: Stream,
+    scope: Optional[Scope],
+    factory: Any,  # noqa: ANN401 - any factory
+    args: Tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:  # noqa: ANN401 - whatever the factory returns
+    """Build one thing inside a scope, or without one where nothing can draw.
+
+    Raises:
+        ComponentCreationError: from the factory's own exception.
+    """
+    try:
+        if scope is None:
+            return component.build(stream, factory, *args, **kwargs)
+        with scope:
+            return component.build(stream, factory, *args, **kwargs)
+    except SeedRegistryError:
+        raise
+    except Exception as error:
+        message = (
+            f"{describe_factory(factory)} failed while the {component.purpose} of stream '{stream.label}' was built: "
+            f"{type(error).__name__}: {error}"
+        )
+        raise ComponentCreationError(
+            message, purpose=stream.purpose, instance_id=stream.instance_id
+        ) from error

@@ -1,0 +1,39 @@
+"""The optimizer component: a class called with the parameters in the stream's scope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Mapping
+
+from seedregistry.components.base import Component
+
+if TYPE_CHECKING:
+    from typing_extensions import final
+
+    from seedregistry.stream import Stream
+else:
+
+    def final(cls):
+        return cls
+
+
+__all__ = ["OptimizerComponent"]
+
+
+@final
+class OptimizerComponent(Component):
+    """Builds an optimizer: ``cls(params, *args, **kwargs)`` inside the scope of ("optimizer", instance_id)."""
+
+    purpose = "optimizer"
+
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
+        """Call the class; most optimizers draw nothing, and the ledger says so."""
+        return factory(*args, **kwargs)
+
+    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever the class made
+        """Return the class and, for each parameter group, its settings and how many tensors it has."""
+        groups = []
+        for group in getattr(product, "param_groups", ()):
+            settings = {name: value for name, value in group.items() if name != "params" and value is not None}
+            settings["tensors"] = len(group["params"])
+            groups.append(settings)
+        return {"class": f"{type(product).__module__}.{type(product).__qualname__}", "groups": groups}

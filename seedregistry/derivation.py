@@ -1,0 +1,344 @@
+"""Derivation: from (master seed, purpose, instance id, coordinates) to seeds and keys. Pure, and without torch.
+
+Every rule here is frozen: results in published work depend on it. The vectors in ``tests/data/derivation.json`` and in
+``docs/derivation.md`` hold them to the byte; a change of any of them is a new scheme with a new name.
+
+Names are encoded as typed, length-prefixed fields, so that the encoding is injective: ``("ab", "c")`` is not
+``("a", "bc")`` and ``7`` is not ``"7"``. Every hash carries a tag of its own ("domain separation"), so that a key of
+one kind is never a key of another. Text is encoded as UTF-8 and not normalised: composed and decomposed forms of one
+letter are two names.
+
+Source: FIPS 180-4 (SHA-256), FIPS 202 (SHAKE-128).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Callable, Dict, Iterable, Tuple, Union
+
+import attrs
+import numpy as np
+
+from seedregistry.errors import InvalidNameError, InvalidOptionError, InvalidSeedError
+
+__all__ = [
+    "DEFAULT_SCHEME",
+    "SCHEMES",
+    "Coordinate",
+    "InstanceId",
+    "Scheme",
+    "child_master_seed",
+    "documented_seed",
+    "encode_coordinates",
+    "encode_field",
+    "find_scheme",
+    "mt19937_words",
+    "numpy_seed",
+    "numpy_words",
+    "philox_seed",
+    "position_key",
+    "python_seed",
+    "seed_of_key",
+    "stream_key",
+    "validate_coordinates",
+    "validate_instance_id",
+    "validate_master_seed",
+    "validate_purpose",
+]
+
+InstanceId = Union[None, int, str]
+"""An instance id as it is stored: None (no id), an int, or a str."""
+
+Coordinate = Union[int, str]
+"""One coordinate of a position: an int >= 0, or a str."""
+
+MASTER_SEED_BITS = 128
+SEED_BITS = 31
+
+_TAG = b"seedregistry/1"
+_TAG_POSITION = _TAG + b"/at"
+_TAG_CHILD = _TAG + b"/child"
+_TAG_PYTHON = _TAG + b"/python"
+_TAG_NUMPY = _TAG + b"/numpy"
+_TAG_MT19937 = _TAG + b"/mt19937"
+
+_MT19937_WORDS = 624
+_SEED_MASK = 2**SEED_BITS - 1
+_HINT_LENGTH = 60
+
+
+def _show(value: object) -> str:
+    """Return a short ``repr`` with the type, which never fails."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the error that is being reported
+        text = "<no repr>"
+    if len(text) > _HINT_LENGTH:
+        text = text[:_HINT_LENGTH] + "..."
+    return f"{text} ({type(value).__name__})"
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+
+def validate_master_seed(value: object, *, bits: int = MASTER_SEED_BITS, name: str = "master seed") -> int:
+    """Return ``value`` as an ``int``, or refuse it.
+
+    Args:
+        value: an ``int`` or ``numpy.integer``, ``0 <= value < 2**bits``; never a bool.
+        bits: width of the accepted range.
+        name: what the message calls the value.
+
+    Raises:
+        InvalidSeedError: for everything else; nothing has been changed.
+    """
+    if type(value) is int:
+        number = value
+    elif isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        hint = ""
+        if isinstance(value, str):
+            stripped = value.strip()
+            if stripped.isdigit() and stripped.isascii():
+                hint = f" Did you mean {stripped[:_HINT_LENGTH]}?"
+        elif isinstance(value, float) and value.is_integer() and value >= 0:
+            hint = f" Did you mean {int(value)}?"
+        elif value is None:
+            hint = " Pass an integer; SeedRegistry() without an argument draws one."
+        message = f"The {name} must be an integer, 0 <= seed < 2**{bits}; got {_show(value)}.{hint}"
+        raise InvalidSeedError(message, value=_show(value))
+    else:
+        number = int(value)
+    if 0 <= number < 1 << bits:
+        return number
+    raise InvalidSeedError(f"The {name} must be in 0 <= seed < 2**{bits}; got {_show(value)}.", value=_show(value))
+
+
+def _require_encodable(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"The {name} cannot be encoded as UTF-8; got {_show(text)}. Remove the lone surrogate."
+        raise InvalidNameError(message, value=_show(text)) from error
+    return text
+
+
+def _decimal(number: int, name: str) -> bytes:
+    """Return the signed decimal digits; CPython 3.11 and later refuse very long ones (``sys.set_int_max_str_digits``)."""
+    try:
+        return b"%d" % number
+    except ValueError as error:
+        message = f"The {name} has too many digits to be written down ({number.bit_length()} bits). Use a shorter one."
+        raise InvalidNameError(message, value=f"int of {number.bit_length()} bits") from error
+
+
+def validate_purpose(value: object, *, allow_empty: bool = False) -> str:
+    """Return ``value`` as a plain ``str``, or refuse it.
+
+    Args:
+        value: a non-empty ``str`` that UTF-8 can encode.
+        allow_empty: accept ``""`` too, as the documented function does.
+
+    Raises:
+        InvalidNameError: for everything else.
+    """
+    if not isinstance(value, str):
+        message = f"A purpose must be a str, such as 'model' or 'dropout'; got {_show(value)}."
+        raise InvalidNameError(message, value=_show(value))
+    text = str.__str__(value)
+    if not text and not allow_empty:
+        raise InvalidNameError("A purpose must not be empty; say what the randomness is for.", value="''")
+    return _require_encodable(text, "purpose")
+
+
+def validate_instance_id(value: object) -> InstanceId:
+    """Return ``value`` as None, a plain ``int`` or a plain ``str``, or refuse it.
+
+    Args:
+        value: None, an ``int`` or ``numpy.integer`` (stored as ``int``; never a bool) or an encodable ``str``.
+
+    Raises:
+        InvalidNameError: for everything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _require_encodable(str.__str__(value), "instance id")
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        number = int(value)
+        _decimal(number, "instance id")
+        return number
+    hint = " Use str(...) of it, or an int." if isinstance(value, (float, tuple, bool, np.bool_)) else ""
+    message = f"An instance id must be None, an int or a str; got {_show(value)}.{hint}"
+    raise InvalidNameError(message, value=_show(value))
+
+
+def validate_coordinates(coordinates: Iterable[object]) -> Tuple[Coordinate, ...]:
+    """Return the coordinates as plain ints and strs, or refuse them.
+
+    Args:
+        coordinates: each an ``int`` or ``numpy.integer`` >= 0 (never a bool), or an encodable ``str``.
+
+    Raises:
+        InvalidNameError: for everything else.
+    """
+    plain = []
+    for value in coordinates:
+        if isinstance(value, str):
+            plain.append(_require_encodable(str.__str__(value), "coordinate"))
+            continue
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0:
+            number = int(value)
+            _decimal(number, "coordinate")
+            plain.append(number)
+            continue
+        message = f"A coordinate must be an int >= 0 or a str, such as (epoch, step); got {_show(value)}."
+        raise InvalidNameError(message, value=_show(value))
+    return tuple(plain)
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def encode_field(value: InstanceId) -> bytes:
+    """Return the injective encoding of one validated name.
+
+    Type byte (``n`` none, ``i`` int, ``s`` str), payload length as 4 bytes big-endian, payload (int: signed decimal
+    ASCII digits; str: UTF-8).
+    """
+    if value is None:
+        return b"n\0\0\0\0"
+    if isinstance(value, str):
+        payload = value.encode()
+        return b"s" + len(payload).to_bytes(4, "big") + payload
+    payload = _decimal(value, "number")
+    return b"i" + len(payload).to_bytes(4, "big") + payload
+
+
+def encode_coordinates(coordinates: Tuple[object, ...]) -> bytes:
+    """Return the fields of the coordinates, one after the other.
+
+    Plain small ints, which every training step and every sample passes, take a short cut; all else is validated first.
+
+    Raises:
+        InvalidNameError: a coordinate is not an int >= 0 or a str.
+    """
+    encoded = b""
+    for value in coordinates:
+        if type(value) is int and 0 <= value < 1 << 64:
+            digits = b"%d" % value
+            encoded += b"i\0\0\0%c%b" % (len(digits), digits)
+        else:
+            encoded += encode_field(validate_coordinates((value,))[0])
+    return encoded
+
+
+# --- keys and seeds ---------------------------------------------------------------------------------------------------
+
+
+def stream_key(master_seed: int, purpose: str, instance_id: InstanceId = None) -> bytes:
+    """Return the key of a stream: 32 bytes, SHA-256 over the tag and the fields of the three validated words."""
+    fields = encode_field(master_seed) + encode_field(purpose) + encode_field(instance_id)
+    return hashlib.sha256(_TAG + fields).digest()
+
+
+def position_key(key: bytes, encoded_coordinates: bytes) -> bytes:
+    """Return the key of a position in the stream with that key: 32 bytes."""
+    return hashlib.sha256(_TAG_POSITION + key + encoded_coordinates).digest()
+
+
+def child_master_seed(key: bytes) -> int:
+    """Return the master seed of the child at the stream with that key: an int below 2**128."""
+    return int.from_bytes(hashlib.sha256(_TAG_CHILD + key).digest()[: MASTER_SEED_BITS // 8], "big")
+
+
+def seed_of_key(key: bytes) -> int:
+    """Return the first 32 bits of a key, big-endian, modulo 2**31."""
+    return int.from_bytes(key[:4], "big") & _SEED_MASK
+
+
+def documented_seed(master_seed: int, purpose: str, instance_id: InstanceId = None) -> int:
+    """Return the component seed by the documented formula: an int, ``0 <= seed < 2**31``.
+
+    The first 32 bits, big-endian, of SHA-256 over ``"{master_seed}_{purpose}"`` or
+    ``"{master_seed}_{purpose}_{instance_id}"``, modulo 2**31. Not injective; arguments are validated by the caller.
+    """
+    text = f"{master_seed}_{purpose}" if instance_id is None else f"{master_seed}_{purpose}_{instance_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & _SEED_MASK
+
+
+def _seed_from_stream_key(master_seed: int, purpose: str, instance_id: InstanceId = None) -> int:
+    return seed_of_key(stream_key(master_seed, purpose, instance_id))
+
+
+# --- what each library is seeded with: words of its own ---------------------------------------------------------------
+
+
+def python_seed(key: bytes) -> int:
+    """Return the 256-bit int that seeds ``random.Random`` at a key."""
+    return int.from_bytes(hashlib.sha256(_TAG_PYTHON + key).digest(), "big")
+
+
+def numpy_seed(key: bytes) -> int:
+    """Return the 32-bit int that seeds NumPy's legacy generator at a key, under ``sha256-31``."""
+    return int.from_bytes(hashlib.sha256(_TAG_NUMPY + key).digest()[:4], "big")
+
+
+def numpy_words(key: bytes) -> Tuple[int, ...]:
+    """Return the eight 32-bit words that seed NumPy's legacy generator at a key, under ``sha256-256``."""
+    digest = hashlib.sha256(_TAG_NUMPY + key).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
+
+
+def mt19937_words(key: bytes) -> bytes:
+    """Return the 624 state words of torch's CPU generator at a key, under ``sha256-256``: little-endian, 2,496 bytes."""
+    return hashlib.shake_128(_TAG_MT19937 + key).digest(4 * _MT19937_WORDS)
+
+
+def philox_seed(key: bytes) -> int:
+    """Return the 64-bit seed of an accelerator's generator at a key, under ``sha256-256``."""
+    return int.from_bytes(key[:8], "big")
+
+
+# --- schemes ----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Scheme:
+    """A named rule from words to seeds. Immutable; the two instances are in :data:`SCHEMES`.
+
+    Attributes:
+        name: the name that ledgers carry.
+        derive: ``(master_seed, purpose, instance_id) -> seed``, ``0 <= seed < 2**31``; takes validated words.
+        full_width: generators take as much of the key as they can, instead of the 31-bit seed.
+        refuses_shared_seeds: two streams with one seed would be one stream, so the registry refuses the second.
+    """
+
+    name: str
+    derive: Callable[[int, str, InstanceId], int]
+    full_width: bool
+    refuses_shared_seeds: bool
+
+
+SCHEMES: Dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(name="sha256-31", derive=documented_seed, full_width=False, refuses_shared_seeds=True),
+        Scheme(name="sha256-256", derive=_seed_from_stream_key, full_width=True, refuses_shared_seeds=False),
+    )
+}
+"""The schemes by name."""
+
+DEFAULT_SCHEME = "sha256-31"
+
+
+def find_scheme(name: object) -> Scheme:
+    """Return the scheme of that name.
+
+    Raises:
+        InvalidOptionError: there is none.
+    """
+    scheme = SCHEMES.get(name) if isinstance(name, str) else None
+    if scheme is None:
+        known = ", ".join(repr(known) for known in SCHEMES)
+        raise InvalidOptionError(f"There is no scheme {_show(name)}. Schemes: {known}.")
+    return scheme

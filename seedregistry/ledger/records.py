@@ -1,0 +1,284 @@
+"""The records of a ledger: one frozen class per event.
+
+Fields hold str, int, bool, float, None, tuples and other records only. A field with ``circumstance`` in its metadata says
+where and under what conditions something happened; it is kept and shown, and it is outside the digest. All other fields
+are content. A class with ``IS_CONTENT = False`` is circumstance as a whole.
+
+How a record is written is in :mod:`seedregistry.ledger.codec`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
+
+import attrs
+
+__all__ = [
+    "Audited",
+    "Built",
+    "Derivation",
+    "Determinism",
+    "EnvironmentSeen",
+    "HandedOut",
+    "LateSeeded",
+    "Note",
+    "Record",
+    "Run",
+    "Scoped",
+    "Split",
+    "StateLoaded",
+    "StateSaved",
+    "Value",
+    "Warned",
+    "freeze",
+    "is_plain",
+]
+
+InstanceId = Union[None, int, str]
+Scalar = Union[None, bool, int, float, str]
+Value = Union[Scalar, Tuple[Any, ...]]
+"""A value in a record: a scalar, or a tuple of values."""
+
+Pairs = Tuple[Tuple[str, Value], ...]
+
+CIRCUMSTANCE = {"circumstance": True}
+
+_EXACT = (str, bool, int, float)
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value is a scalar, or a sequence or mapping (with str keys) of plain values."""
+    if value is None or isinstance(value, _EXACT):
+        return True
+    if isinstance(value, (list, tuple)):
+        return all(is_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return getattr(value, "ndim", None) == 0
+
+
+def freeze(value: object) -> Value:
+    """Return a value as records hold it: scalars as they are, sequences as tuples, mappings as sorted pairs.
+
+    Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified name and other objects by
+    the name of their type, never by an address.
+    """
+    cls = type(value)
+    if value is None or cls in _EXACT:
+        return value  # type: ignore[return-value]
+    if cls is dict:  # the common case; the check for other mappings takes 10 us
+        return _freeze_mapping(value)  # type: ignore[arg-type]
+    if isinstance(value, (list, tuple)):
+        return tuple([freeze(item) for item in value])
+    for exact in _EXACT:
+        if isinstance(value, exact):  # a subclass, such as an enum or numpy.float64
+            return str.__str__(value) if exact is str else exact(value)  # type: ignore[arg-type, no-any-return]
+    if isinstance(value, (set, frozenset)):
+        return tuple(sorted((freeze(item) for item in value), key=repr))
+    item = getattr(value, "item", None)
+    if item is not None and getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch
+        return freeze(item())
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', cls.__qualname__)}"
+    if isinstance(value, Mapping):
+        return _freeze_mapping(value)
+    return f"<{cls.__module__}.{cls.__qualname__}>"
+
+
+def _freeze_mapping(mapping: Mapping[Any, Any]) -> Pairs:
+    return tuple([(key, freeze(mapping[original])) for key, original in sorted((str(key), key) for key in mapping)])
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """Base of every record. Immutable."""
+
+    IS_CONTENT: ClassVar[bool] = True
+
+
+@attrs.frozen(kw_only=True)
+class Run(Record):
+    """A registry began. A child names its parent's master seed and the stream it came from."""
+
+    master_seed: int
+    scheme: str
+    parent: Optional[int] = None
+    purpose: Optional[str] = None
+    instance_id: InstanceId = None
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Derivation(Record):
+    """A stream was derived: its words and its 31-bit seed."""
+
+    master_seed: int
+    scheme: str
+    purpose: str
+    instance_id: InstanceId
+    seed: int
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class HandedOut(Record):
+    """A generator at a stream's start was handed out.
+
+    Attributes:
+        kind: ``"torch:cpu"``, ``"torch:cuda"``, ..., ``"numpy"`` or ``"python"``.
+        device: the device with its index, for torch's.
+    """
+
+    master_seed: int
+    purpose: str
+    instance_id: InstanceId
+    kind: str
+    device: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Scoped(Record):
+    """A scope was opened at a stream's start, for the first time."""
+
+    master_seed: int
+    purpose: str
+    instance_id: InstanceId
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Built(Record):
+    """A component was built from a stream.
+
+    Attributes:
+        factory: qualified name of what built it.
+        description: what the component says about the product, as sorted pairs.
+        drew: the libraries whose generators moved while it was built; empty when it drew nothing.
+        distribution: the installed distribution that the factory came from, or ``""``.
+        version: its version.
+    """
+
+    master_seed: int
+    purpose: str
+    instance_id: InstanceId
+    factory: str
+    description: Pairs
+    drew: Tuple[str, ...]
+    distribution: str = ""
+    version: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Split(Record):
+    """A dataset was split.
+
+    Attributes:
+        lengths: lengths of the parts, in samples.
+        indices_digest: SHA-256 over the indices of each part, int64 little-endian.
+    """
+
+    master_seed: int
+    purpose: str
+    instance_id: InstanceId
+    lengths: Tuple[int, ...]
+    indices_digest: str
+    call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Note(Record):
+    """A setting of the user's own, such as a learning rate."""
+
+    name: str
+    value: Value
+
+
+@attrs.frozen(kw_only=True)
+class Determinism(Record):
+    """The determinism switches were set.
+
+    Attributes:
+        mode: ``"off"``, ``"warn"`` or ``"strict"``, as asked for.
+        fill_uninitialized_memory: as asked for.
+        ineffective: what could not take effect, one line each.
+        switches: what was read back, as pairs.
+    """
+
+    mode: str
+    fill_uninitialized_memory: bool
+    ineffective: Tuple[str, ...] = attrs.field(default=(), metadata=CIRCUMSTANCE)
+    switches: Pairs = attrs.field(default=(), metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class EnvironmentSeen(Record):
+    """The environment of the process, from an allow-list."""
+
+    IS_CONTENT: ClassVar[bool] = False
+
+    values: Pairs
+
+
+@attrs.frozen(kw_only=True)
+class Warned(Record):
+    """A warning that concerns what repeats was issued: a reused stream, a generator of a dataset's own, ..."""
+
+    category: str
+    purpose: str = ""
+    instance_id: InstanceId = None
+    message: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True)
+class Audited(Record):
+    """An audit ended.
+
+    Attributes:
+        mode: ``"error"`` or ``"warn"``.
+        undeclared: draws that it saw outside every stream.
+        completed: the block ran to its end; False when an exception ended it.
+    """
+
+    IS_CONTENT: ClassVar[bool] = False
+
+    mode: str
+    undeclared: int
+    completed: bool
+
+
+@attrs.frozen(kw_only=True)
+class LateSeeded(Record):
+    """An accelerator started inside a scope while no seed waited for it; after it, this seed was given to it."""
+
+    IS_CONTENT: ClassVar[bool] = False
+
+    kind: str
+    seed: int
+
+
+@attrs.frozen(kw_only=True)
+class StateSaved(Record):
+    """Generator states were saved.
+
+    Attributes:
+        entries: names of the generators.
+    """
+
+    IS_CONTENT: ClassVar[bool] = False
+
+    entries: Tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class StateLoaded(Record):
+    """Generator states were loaded.
+
+    Attributes:
+        entries: names of the generators.
+    """
+
+    IS_CONTENT: ClassVar[bool] = False
+
+    entries: Tuple[str, ...]

@@ -1,0 +1,63 @@
+"""Purposes: the closed set of a registry, and names that look like a slip of the finger."""
+
+from __future__ import annotations
+
+import difflib
+from typing import FrozenSet, Iterable, Optional
+
+from seedregistry import derivation
+from seedregistry.errors import InvalidOptionError, UnknownPurposeError
+
+__all__ = ["LIBRARY_PURPOSES", "close_set", "one_edit_apart", "require_member", "similar"]
+
+LIBRARY_PURPOSES: FrozenSet[str] = frozenset({"global", "split"})
+"""Purposes of the library's own; they are in every closed set."""
+
+
+def close_set(purposes: object) -> FrozenSet[str]:
+    """Return the closed set that a user gave.
+
+    Raises:
+        InvalidOptionError: not a collection of names.
+        InvalidNameError: a member is not a purpose.
+    """
+    if isinstance(purposes, str) or not isinstance(purposes, Iterable):
+        message = f"purposes must be a collection of names, such as {{'model', 'dropout'}}; got {purposes!r}."
+        raise InvalidOptionError(message)
+    return frozenset(derivation.validate_purpose(purpose) for purpose in purposes) | LIBRARY_PURPOSES
+
+
+def require_member(purpose: str, closed: FrozenSet[str]) -> None:
+    """Refuse a purpose outside the closed set.
+
+    Raises:
+        UnknownPurposeError: names the set and the nearest member.
+    """
+    if purpose in closed:
+        return
+    nearest = difflib.get_close_matches(purpose, sorted(closed), n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    known = ", ".join(repr(member) for member in sorted(closed - LIBRARY_PURPOSES))
+    message = f"Purpose {purpose!r} is not in the closed set of this registry: {known}.{hint}"
+    raise UnknownPurposeError(message)
+
+
+def one_edit_apart(first: str, second: str) -> bool:
+    """Return whether one insertion, deletion, substitution or swap of neighbours turns one into the other."""
+    if first == second or abs(len(first) - len(second)) > 1:
+        return False
+    shorter, longer = sorted((first, second), key=len)
+    start = 0
+    while start < len(shorter) and shorter[start] == longer[start]:
+        start += 1
+    if len(shorter) != len(longer):
+        return shorter[start:] == longer[start + 1 :]
+    if shorter[start + 1 :] == longer[start + 1 :]:
+        return True
+    swapped = shorter[start : start + 2] == longer[start : start + 2][::-1]
+    return swapped and shorter[start + 2 :] == longer[start + 2 :]
+
+
+def similar(purpose: str, known: Iterable[str]) -> Optional[str]:
+    """Return a known purpose that is one edit away, or None."""
+    return next((candidate for candidate in sorted(known) if one_edit_apart(purpose, candidate)), None)

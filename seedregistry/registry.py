@@ -1,0 +1,918 @@
+"""The registry: the one object of an experiment that owns the master seed.
+
+Here the RNG wing (derivation, streams, scopes, components) and the ledger wing meet: everything that is derived or built
+goes through the registry and is recorded.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import logging
+import secrets
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar, Union
+
+from seedregistry import audit, derivation, determinism, environment, rng
+from seedregistry.callsite import call_site, stack_level
+from seedregistry.components.base import Component, build_in_scope, describe_factory, distribution_of, refuse_reserved
+from seedregistry.components.dataloader import DataLoaderComponent
+from seedregistry.components.model import ModelComponent
+from seedregistry.components.optimizer import OptimizerComponent
+from seedregistry.components.scheduler import SchedulerComponent
+from seedregistry.data.split import split_dataset
+from seedregistry.errors import (
+    ComponentRegistrationError,
+    InvalidOptionError,
+    LedgerIntegrityError,
+    RngStateError,
+    ScopeError,
+    SeedCollisionError,
+    SimilarPurposeWarning,
+    StreamReuseError,
+    StreamReuseWarning,
+    UnknownPurposeError,
+)
+from seedregistry.ledger import Ledger, codec, records
+from seedregistry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
+from seedregistry.stream import Stream
+
+if TYPE_CHECKING:
+    import random
+    from types import TracebackType
+
+    import numpy as np
+    import torch
+    from torch.utils.data import Subset
+
+    from seedregistry.data.loader import SeededDataLoader
+    from seedregistry.derivation import InstanceId
+    from seedregistry.determinism import DeterminismReport, Switches
+
+__all__ = ["GlobalState", "SeedRegistry"]
+
+_log = logging.getLogger(__name__)
+
+_STATE_FORMAT = "seedregistry.registry/1"
+_REUSE_RULES = ("auto", "allow", "warn", "forbid")
+_GLOBAL_SEED_BITS = 32
+
+_ID_TYPES = frozenset({str, int, type(None)})
+
+StreamName = Tuple[str, Any]
+_Model = TypeVar("_Model")
+_Optimizer = TypeVar("_Optimizer")
+
+
+class _Shared:
+    """What a registry and its children have in common. Lives as long as any of them; guarded by one lock."""
+
+    def __init__(self, *, on_reuse: str, closed: Optional[FrozenSet[str]]) -> None:
+        self.ledger = Ledger()
+        self.on_reuse = on_reuse
+        self.closed = closed
+        self.components: Dict[str, Component] = {}
+        self.owners: Dict[int, Tuple[int, str, InstanceId]] = {}
+        self.first_use: Dict[Tuple[int, str, InstanceId, type], str] = {}
+        self.generator_sites: Set[Tuple[Any, ...]] = set()
+        self.seen_purposes: Set[str] = set(LIBRARY_PURPOSES)
+        self.splits: Dict[Tuple[Any, ...], str] = {}
+        self.has_environment = False
+        self._make_transient()
+
+    def _make_transient(self) -> None:
+        self.lock = threading.RLock()
+        self.handouts = rng.Handouts()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_transient()
+
+
+class SeedRegistry:
+    """Owns the master seed of an experiment; derives, hands out, builds and records.
+
+    Every random decision is a pure function of (master seed, purpose, instance, position): the order in which things are
+    asked for, added or left out changes nothing for the others.
+
+    Lifetime: one object for an experiment; pass it on. Thread-safe. It pickles and deep-copies into an independent registry
+    with the same seeds, components and records; generators that were handed out stay with the original, and so does nothing
+    else. Equal words give equal numbers in every process.
+
+    Args:
+        master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits from the operating system,
+            records them and logs the line to paste.
+        scheme: ``"sha256-31"`` (the documented seeds) or ``"sha256-256"`` (no collisions, full-width generators).
+        on_reuse: ``"auto"`` (a stream used twice is sharing with an instance id and a warning without one; two generators
+            from one line are a warning), ``"allow"``, ``"warn"`` (every second use) or ``"forbid"`` (an error).
+        purposes: the closed set of purposes; None leaves it open.
+
+    Attributes:
+        master_seed: int.
+        scheme: name of the scheme.
+        ledger: the :class:`~seedregistry.Ledger`, shared with the children.
+
+    Raises:
+        InvalidSeedError: the master seed is not such an integer.
+        InvalidOptionError: another argument is not one of its values.
+    """
+
+    def __init__(
+        self,
+        master_seed: Optional[int] = None,
+        *,
+        scheme: str = derivation.DEFAULT_SCHEME,
+        on_reuse: str = "auto",
+        purposes: Optional[Iterable[str]] = None,
+    ) -> None:
+        drawn = master_seed is None
+        number = secrets.randbits(derivation.MASTER_SEED_BITS) if drawn else derivation.validate_master_seed(master_seed)
+        rule = derivation.find_scheme(scheme)
+        if on_reuse not in _REUSE_RULES:
+            message = f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
+            raise InvalidOptionError(message)
+        shared = _Shared(on_reuse=on_reuse, closed=None if purposes is None else close_set(purposes))
+        for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
+            shared.components[component.purpose] = component
+        self._begin(number, rule, shared)
+        shared.ledger.append(records.Run(master_seed=number, scheme=rule.name, call_site=call_site()))
+        if drawn:
+            _log.info("No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number)
+
+    def _begin(self, master_seed: int, scheme: derivation.Scheme, shared: _Shared) -> None:
+        self._master_seed = master_seed
+        self._scheme = scheme
+        self._shared = shared
+        self._seeds: Dict[StreamName, int] = {}
+        self._streams: Dict[Tuple[str, Any, type], Stream] = {}
+        self._children: Dict[Tuple[str, Any, type], SeedRegistry] = {}
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    @property
+    def master_seed(self) -> int:
+        """The one integer that the experiment starts from."""
+        return self._master_seed
+
+    @property
+    def scheme(self) -> str:
+        """The name of the rule from words to seeds."""
+        return self._scheme.name
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of every derivation and of what was built; shared with the children."""
+        return self._shared.ledger
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, tuple) or len(name) != 2:  # noqa: PLR2004 - a pair
+            return False
+        if not isinstance(name[0], str) or type(name[1]) not in _ID_TYPES:
+            return False
+        return name in self._seeds
+
+    def __len__(self) -> int:
+        return len(self._seeds)
+
+    def __iter__(self) -> Iterator[StreamName]:
+        return iter(tuple(self._seeds))
+
+    def __repr__(self) -> str:
+        count = len(self)
+        children = f", {len(self._children)} children" if self._children else ""
+        streams = f"{count} stream{'' if count == 1 else 's'}"
+        return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {len(self.ledger)} records>"
+
+    # --- derivation ---------------------------------------------------------------------------------------------------
+
+    def seed(self, purpose: str, instance_id: InstanceId = None) -> int:
+        """Return the component seed of (purpose, instance id): int, ``0 <= seed < 2**31``. Derived once, then cached.
+
+        Raises:
+            InvalidNameError: a word is of another type, empty or not encodable.
+            SeedCollisionError: another stream of this registry or its relatives has the seed (scheme ``sha256-31``).
+            UnknownPurposeError: the set of purposes is closed and this one is not in it.
+        """
+        # The type is looked at before the cache, in which True and 1.0 would find the entry of 1.
+        if instance_id.__class__ in _ID_TYPES and purpose.__class__ is str:
+            seed = self._seeds.get((purpose, instance_id))
+            if seed is not None:
+                return seed
+        return self._derive(purpose, instance_id)
+
+    def _derive(self, purpose: object, instance_id: object) -> int:
+        name = derivation.validate_purpose(purpose)
+        identity = derivation.validate_instance_id(instance_id)
+        shared = self._shared
+        scheme = self._scheme
+        with shared.lock:
+            known = self._seeds.get((name, identity))
+            if known is not None:
+                return known
+            self._check_purpose(name)
+            seed = scheme.derive(self._master_seed, name, identity)
+            if scheme.refuses_shared_seeds:
+                self._claim(seed, name, identity)
+            shared.ledger.append_later(_derivation, self._master_seed, scheme.name, name, identity, seed, call_site())
+            self._seeds[name, identity] = seed
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("derived %s/%s: %d", name, identity, seed, extra=self._extra(name, identity, seed))
+        return seed
+
+    def _extra(self, purpose: str, instance_id: InstanceId, seed: int) -> Dict[str, Any]:
+        return {
+            "master_seed": self._master_seed,
+            "purpose": purpose,
+            "instance_id": instance_id,
+            "component_seed": seed,
+        }
+
+    def _claim(self, seed: int, purpose: str, instance_id: InstanceId) -> None:
+        """Take a seed for a stream, or refuse it where another stream has it."""
+        mine = (self._master_seed, purpose, instance_id)
+        owner = self._shared.owners.setdefault(seed, mine)
+        if owner is mine:
+            return
+        first, second = owner[1:], mine[1:]
+        if owner[0] != self._master_seed:
+            relation = f" (in the related registry of master seed {owner[0]})"
+        elif str(first[1]) == str(second[1]) and first[0] == second[0]:
+            relation = " (they differ in the type of the instance id only)"
+        else:
+            relation = ""
+        message = (
+            f"Streams {first!r} and {second!r}{relation} have one seed, {seed}, under scheme '{self.scheme}': they would "
+            "draw the same numbers. Rename one, or use SeedRegistry(..., scheme='sha256-256'), which has no such "
+            "collisions. registry.reserve(purpose, ids) finds them before the first training."
+        )
+        raise SeedCollisionError(message, seed=seed, first=first, second=second)
+
+    def _check_purpose(self, purpose: str) -> None:
+        shared = self._shared
+        if shared.closed is not None:
+            require_member(purpose, shared.closed)
+            return
+        if purpose in shared.components or purpose in shared.seen_purposes:
+            return
+        shared.seen_purposes.add(purpose)
+        near = similar(purpose, shared.components.keys() | LIBRARY_PURPOSES)
+        if near is not None:
+            message = (
+                f"Purpose {purpose!r} is new and one edit away from {near!r}. If it is meant, register a component for it or "
+                f"name it in SeedRegistry(..., purposes=...)."
+            )
+            self._warn(SimilarPurposeWarning, message, purpose)
+
+    def _warn(self, category: type, message: str, purpose: str, instance_id: InstanceId = None) -> None:
+        warning = records.Warned(
+            category=category.__name__, purpose=purpose, instance_id=instance_id, message=message
+        )
+        self._shared.ledger.append(warning)
+        warnings.warn(message, category, stacklevel=stack_level())
+
+    def reserve(self, purpose: str, instance_ids: Iterable[InstanceId]) -> None:
+        """Derive the streams of many instances now, so that a collision is refused before the first training.
+
+        All or nothing. Deriving is no use of a stream.
+
+        Args:
+            purpose: the purpose.
+            instance_ids: the ids; a str is refused, as it would be taken apart into letters.
+
+        Raises:
+            InvalidNameError: a word is not of an accepted type.
+            SeedCollisionError: two of them, or one and an earlier stream, have one seed; nothing was derived.
+        """
+        name = derivation.validate_purpose(purpose)
+        if isinstance(instance_ids, (str, bytes)):
+            message = f"reserve takes a collection of ids, such as [f'lds_{{i}}' for i in range(300)]; got {instance_ids!r}."
+            raise InvalidOptionError(message)
+        identities = [derivation.validate_instance_id(instance_id) for instance_id in instance_ids]
+        shared = self._shared
+        with shared.lock:
+            if self._scheme.refuses_shared_seeds:
+                fresh = [identity for identity in identities if (name, identity) not in self]
+                before = dict(shared.owners)
+                try:
+                    for identity in dict.fromkeys(fresh):
+                        self._claim(self._scheme.derive(self._master_seed, name, identity), name, identity)
+                finally:
+                    shared.owners.clear()
+                    shared.owners.update(before)
+            for identity in identities:
+                self.seed(name, identity)
+
+    def stream(self, purpose: str, instance_id: InstanceId = None) -> Stream:
+        """Return the stream of (purpose, instance id), always the same object. Looking it up is no use of it.
+
+        Raises:
+            InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
+        """
+        seed = self.seed(purpose, instance_id)
+        identity = derivation.validate_instance_id(instance_id)
+        name = (str.__str__(purpose), identity, type(identity))
+        stream = self._streams.get(name)
+        if stream is None:
+            made = Stream(self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self)
+            stream = self._streams.setdefault(name, made)
+        return stream
+
+    def generator(
+        self, purpose: str, instance_id: InstanceId = None, *, device: Union[str, torch.device] = "cpu"
+    ) -> torch.Generator:
+        """Return a new ``torch.Generator`` on a device, at the stream's start. See :meth:`Stream.generator`."""
+        return self.stream(purpose, instance_id).generator(device)
+
+    def numpy(self, purpose: str, instance_id: InstanceId = None) -> np.random.Generator:
+        """Return a new ``numpy.random.Generator`` at the stream's start. See :meth:`Stream.numpy`."""
+        return self.stream(purpose, instance_id).numpy()
+
+    def python(self, purpose: str, instance_id: InstanceId = None) -> random.Random:
+        """Return a new ``random.Random`` at the stream's start. See :meth:`Stream.python`."""
+        return self.stream(purpose, instance_id).python()
+
+    def child(self, purpose: str, instance_id: InstanceId = None) -> SeedRegistry:
+        """Return the registry inside this one at (purpose, instance id): a fold, a trial, a replicate.
+
+        Its master seed is derived from the stream's key; ledger, components and the guard against shared seeds are this
+        registry's. The same words give the same object.
+
+        Raises:
+            InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
+        """
+        stream = self.stream(purpose, instance_id)
+        name = (stream.purpose, stream.instance_id, type(stream.instance_id))
+        with self._shared.lock:
+            child = self._children.get(name)
+            if child is None:
+                child = SeedRegistry.__new__(SeedRegistry)
+                child._begin(derivation.child_master_seed(stream.key), self._scheme, self._shared)
+                self._shared.ledger.append(
+                    records.Run(
+                        master_seed=child._master_seed,
+                        scheme=self._scheme.name,
+                        parent=self._master_seed,
+                        purpose=stream.purpose,
+                        instance_id=stream.instance_id,
+                        call_site=call_site(),
+                    )
+                )
+                self._children[name] = child
+        return child
+
+    # --- uses of a stream: the registry is the host of its streams ----------------------------------------------------
+
+    def _check_use(self, stream: Stream, site: str, kind: str = "") -> None:
+        """Warn about, or refuse, a use that repeats an earlier one, as ``on_reuse`` says.
+
+        Args:
+            stream: the stream that is about to be used.
+            site: the user's line.
+            kind: kind and device of the generator, where one is handed out.
+        """
+        shared = self._shared
+        rule = shared.on_reuse
+        if rule == "allow":
+            return
+        first = shared.first_use.get(_identity(stream))
+        from_one_line = bool(kind) and (_identity(stream), kind, site) in shared.generator_sites
+        if first is None or (rule == "auto" and stream.instance_id is not None and not from_one_line):
+            return
+        if from_one_line:
+            what = f"A second {kind} generator of stream '{stream.label}' was handed out at {site}: it starts over, and a loop"
+            what += " that does this repeats its numbers."
+        else:
+            what = f"Stream '{stream.label}' is used at {site} and was first used at {first}: both draw the same numbers."
+        message = (
+            f"{what} Give each use an instance id, take positions of it (stream.at(epoch)), or share it on purpose with "
+            "an instance id or on_reuse='allow'."
+        )
+        if rule == "forbid":
+            raise StreamReuseError(message)
+        self._warn(StreamReuseWarning, message, stream.purpose, stream.instance_id)
+
+    def _mark_use(self, stream: Stream, site: str, kind: str = "") -> bool:
+        """Remember a use; return whether it is the stream's first."""
+        shared = self._shared
+        identity = _identity(stream)
+        if kind:
+            shared.generator_sites.add((identity, kind, site))
+        return shared.first_use.setdefault(identity, site) is site
+
+    def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:  # noqa: ANN401
+        """Record a generator that is being handed out; called by the stream.
+
+        Raises:
+            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
+        """
+        site = call_site()
+        shared = self._shared
+        with shared.lock:
+            self._check_use(stream, site, device or kind)
+            self._mark_use(stream, site, device or kind)
+            tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
+            shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator)
+            shared.ledger.append(
+                records.HandedOut(
+                    master_seed=self._master_seed,
+                    purpose=stream.purpose,
+                    instance_id=stream.instance_id,
+                    kind=kind,
+                    device=device,
+                    call_site=site,
+                )
+            )
+
+    def note_scope(self, stream: Stream) -> None:
+        """Record a scope at a stream's start; called by the stream. Only the first is an entry in the ledger.
+
+        Raises:
+            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
+        """
+        site = call_site()
+        shared = self._shared
+        with shared.lock:
+            self._check_use(stream, site)
+            if self._mark_use(stream, site):
+                shared.ledger.append(
+                    records.Scoped(
+                        master_seed=self._master_seed,
+                        purpose=stream.purpose,
+                        instance_id=stream.instance_id,
+                        call_site=site,
+                    )
+                )
+
+    def late_seed(self, kind: str) -> int:
+        """Return and record the seed of an accelerator that started inside a scope; called when the scope ends."""
+        seed = derivation.philox_seed(derivation.stream_key(self._master_seed, "global", kind))
+        self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
+        return seed
+
+    # --- components ---------------------------------------------------------------------------------------------------
+
+    def register(self, component: Component) -> None:
+        """Add a component for its purpose. Validated first; nothing is changed when it is refused.
+
+        Raises:
+            ComponentRegistrationError: not a :class:`~seedregistry.Component` instance, or its purpose is taken.
+            InvalidNameError: its purpose is not a name.
+            UnknownPurposeError: the set of purposes is closed and this one is not in it.
+        """
+        if not isinstance(component, Component):
+            hint = " Pass an instance, not the class." if isinstance(component, type) else ""
+            message = f"register takes an instance of a Component subclass; got {component!r}.{hint}"
+            raise ComponentRegistrationError(message)
+        purpose = derivation.validate_purpose(component.purpose)
+        shared = self._shared
+        if shared.closed is not None:
+            require_member(purpose, shared.closed)
+        with shared.lock:
+            if purpose in shared.components:
+                message = (
+                    f"Purpose {purpose!r} has a component already, {type(shared.components[purpose]).__name__}. Call "
+                    f"registry.unregister({purpose!r}) first to replace it."
+                )
+                raise ComponentRegistrationError(message)
+            shared.components[purpose] = component
+
+    def unregister(self, purpose: str) -> Component:
+        """Remove the component of a purpose and return it.
+
+        Raises:
+            UnknownPurposeError: there is none.
+        """
+        with self._shared.lock:
+            component = self._component(purpose)
+            del self._shared.components[component.purpose]
+        return component
+
+    def _component(self, purpose: object) -> Component:
+        components = self._shared.components
+        name = derivation.validate_purpose(purpose)
+        component = components.get(name)
+        if component is None:
+            nearest = difflib.get_close_matches(name, sorted(components), n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            known = ", ".join(repr(known) for known in sorted(components))
+            message = f"No component for purpose {name!r}. Registered: {known}.{hint}"
+            raise UnknownPurposeError(message)
+        return component
+
+    def create(
+        self,
+        purpose: str,
+        factory: Any,  # noqa: ANN401 - whatever the component builds from
+        /,
+        *args: Any,  # noqa: ANN401
+        instance_id: InstanceId = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - whatever the component builds
+        """Build with the component registered for a purpose, inside the scope of (purpose, instance id), and record it.
+
+        Args:
+            purpose: a purpose with a component.
+            factory: a class or function, or what else the component takes.
+            *args: for the factory.
+            instance_id: which one of several.
+            **kwargs: for the factory, untouched.
+
+        Raises:
+            UnknownPurposeError: no component has that purpose; the message has the nearest.
+            FactorySignatureError: not callable, or it has a parameter named ``instance_id``.
+            ComponentCreationError: from the factory's own exception.
+        """
+        return self._build(self._component(purpose), factory, args, kwargs, instance_id)
+
+    def model(
+        self,
+        factory: Callable[..., _Model],
+        /,
+        *args: Any,  # noqa: ANN401
+        instance_id: InstanceId = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> _Model:
+        """Build a model: ``factory(*args, **kwargs)`` in the scope of ("model", instance id).
+
+        Bit-equal to ``torch.manual_seed(registry.seed("model", instance_id))`` and the bare call, under ``sha256-31``; the
+        default generators are as before after it. The ledger keeps the number of parameters and their digest.
+
+        Raises:
+            FactorySignatureError, ComponentCreationError: as for :meth:`create`.
+        """
+        model: _Model = self._build(self._component("model"), factory, args, kwargs, instance_id)
+        return model
+
+    def optimizer(
+        self,
+        cls: Callable[..., _Optimizer],
+        params: Any,  # noqa: ANN401 - what torch.optim takes
+        /,
+        *args: Any,  # noqa: ANN401
+        instance_id: InstanceId = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> _Optimizer:
+        """Build an optimizer: ``cls(params, *args, **kwargs)`` in the scope of ("optimizer", instance id).
+
+        Raises:
+            FactorySignatureError, ComponentCreationError: as for :meth:`create`.
+        """
+        optimizer: _Optimizer = self._build(
+            self._component("optimizer"), cls, (params, *args), kwargs, instance_id
+        )
+        return optimizer
+
+    def scheduler(
+        self,
+        cls_or_name: Any,  # noqa: ANN401 - a class or a name
+        optimizer: torch.optim.Optimizer,
+        /,
+        *args: Any,  # noqa: ANN401
+        instance_id: InstanceId = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - torch's schedulers share no public base in 2.2
+        """Build a scheduler in the scope of ("scheduler", instance id).
+
+        Args:
+            cls_or_name: a class, or the name of one in ``torch.optim.lr_scheduler``.
+            optimizer: the optimizer.
+            *args: for the class.
+            instance_id: which one of several.
+            **kwargs: for the class.
+
+        Raises:
+            UnsupportedSchedulerError: no scheduler goes by that name.
+            FactorySignatureError, ComponentCreationError: as for :meth:`create`.
+        """
+        return self._build(self._component("scheduler"), cls_or_name, (optimizer, *args), kwargs, instance_id)
+
+    def dataloader(
+        self,
+        source: Any,  # noqa: ANN401 - a dataset or a factory
+        /,
+        *,
+        instance_id: InstanceId = None,
+        epochs: str = "advance",
+        **kwargs: Any,  # noqa: ANN401
+    ) -> SeededDataLoader:
+        """Build a loader whose order is that of ("dataloader", instance id).
+
+        Args:
+            source: a dataset (an object with ``__getitem__`` or ``__iter__``), or a class or function that returns a
+                ``DataLoader``, which is rebuilt with every argument kept.
+            instance_id: which one of several.
+            epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: the same until told otherwise.
+            **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or for the factory.
+
+        Raises:
+            InvalidOptionError: ``generator=``, ``sampler=`` or ``batch_sampler=`` beside a dataset; another ``epochs``.
+            FactorySignatureError, ComponentCreationError: as for :meth:`create`.
+        """
+        component = self._component("dataloader")
+        loader: SeededDataLoader = self._build(component, source, (), {**kwargs, "epochs": epochs}, instance_id)
+        return loader
+
+    def _build(  # noqa: PLR0913 - the parts of one build
+        self,
+        component: Component,
+        factory: Any,  # noqa: ANN401
+        args: Tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        instance_id: InstanceId,
+        *,
+        torch_only: bool = False,
+        is_recorded: bool = True,
+    ) -> Any:  # noqa: ANN401
+        """Build one thing and record it. ``torch_only`` and unrecorded builds are those of the documented functions."""
+        resolved = component.resolve(factory)
+        stream = self.stream(component.purpose, instance_id)
+        site = call_site()
+        self._check_use(stream, site)
+        scope = None
+        if component.draws(resolved):
+            scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=is_recorded, late_seed=self.late_seed)
+        product = build_in_scope(component, stream, scope, resolved, args, kwargs)
+        if is_recorded:
+            self._record_environment()
+            self._mark_use(stream, site)
+            description = records.freeze(component.describe(product))
+            movement = None if scope is None else scope.movement
+            self._shared.ledger.append_later(_built, stream, resolved, description, movement, site)
+        if _log.isEnabledFor(logging.INFO):
+            extra = self._extra(stream.purpose, stream.instance_id, stream.seed)
+            _log.info("created %s with component seed %d", stream.label, stream.seed, extra=extra)
+        return product
+
+    def split(
+        self, dataset: Any, lengths: Sequence[Union[int, float]], *, instance_id: InstanceId = None  # noqa: ANN401
+    ) -> List[Subset[Any]]:
+        """Split a dataset as ``torch.utils.data.random_split`` does with the generator of ("split", instance id).
+
+        The ledger keeps the lengths and a digest of the indices. The same split made again is checked against it.
+
+        Args:
+            dataset: a dataset with a length.
+            lengths: sample counts that add up to the dataset's, or fractions that add up to 1.
+            instance_id: which one of several.
+
+        Raises:
+            ComponentCreationError: the lengths do not fit the dataset.
+            LedgerIntegrityError: the same split gave other indices than before, as another version of torch might.
+        """
+        stream = self.stream("split", instance_id)
+        site = call_site()
+        parts, digest = split_dataset(dataset, lengths, rng.make_generator("cpu", stream))
+        counts = tuple(len(part) for part in parts)
+        shared = self._shared
+        with shared.lock:
+            key = (_identity(stream), counts)
+            known = shared.splits.get(key)
+            if known is None:
+                self._check_use(stream, site)
+                self._mark_use(stream, site)
+                shared.splits[key] = digest
+                shared.ledger.append(
+                    records.Split(
+                        master_seed=self._master_seed,
+                        purpose=stream.purpose,
+                        instance_id=stream.instance_id,
+                        lengths=counts,
+                        indices_digest=digest,
+                        call_site=site,
+                    )
+                )
+            elif known != digest:
+                message = f"Split '{stream.label}' into {counts} has indices {digest[:12]} now and had {known[:12]} before."
+                raise LedgerIntegrityError(message)
+        return parts
+
+    # --- the state of the process -------------------------------------------------------------------------------------
+
+    def set_global_state(self, *, deterministic: str = "off", fill_uninitialized_memory: bool = False) -> GlobalState:
+        """Seed the default generators of the process and set torch's determinism switches.
+
+        A master seed below 2**32 seeds python, NumPy and torch with that integer, as the documented function does; a larger
+        one sets each from words of its own, from stream ("global", None). Call it first, or not at all: whatever is built
+        from the registry does not depend on it.
+
+        Args:
+            deterministic: ``"off"`` leaves the switches alone; ``"warn"`` asks for deterministic algorithms and warns where
+                there is none; ``"strict"`` raises there.
+            fill_uninitialized_memory: fill fresh memory with NaN or the largest value, which costs time.
+
+        Returns:
+            A handle: ``.report`` says what took effect, ``.revert()`` gives the generators and the caller's switches back,
+            and so does the end of a ``with`` block. Without either it stays.
+
+        Raises:
+            InvalidOptionError: not one of these values; nothing was changed.
+            ScopeError: inside a scope, whose end would undo it.
+        """
+        if rng.in_scope():
+            message = "set_global_state was called inside a scope, whose end would undo it. Call it before, at the start."
+            raise ScopeError(message)
+        switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
+        try:
+            captured = rng.Captured()
+            if self._master_seed < 1 << _GLOBAL_SEED_BITS:
+                rng.seed_global(self._master_seed)
+            else:
+                captured.seed_from(self.stream("global"), None)
+        except BaseException:
+            switches.revert()
+            raise
+        self._record_environment()
+        report = switches.report
+        self._shared.ledger.append(
+            records.Determinism(
+                mode=deterministic,
+                fill_uninitialized_memory=fill_uninitialized_memory,
+                ineffective=tuple(str(entry) for entry in report.ineffective),
+            )
+        )
+        return GlobalState(captured, switches, self.late_seed)
+
+    def _record_environment(self) -> None:
+        shared = self._shared
+        if not shared.has_environment:
+            shared.has_environment = True
+            values = records.freeze(environment.snapshot().to_dict())
+            shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
+
+    def audit(self, mode: str = "error") -> audit.Audit:
+        """Return a block in which every draw comes from a stream, or is reported.
+
+        Args:
+            mode: ``"error"`` raises at the first operator that draws outside every stream, and at the end for python and
+                NumPy; ``"warn"`` warns, once for each operator and line.
+
+        Raises:
+            InvalidOptionError: another mode.
+            UndeclaredRandomnessError: from the block: operator, device and line.
+        """
+        return audit.Audit(mode, self._shared.ledger.append)
+
+    def note(self, **config: Any) -> None:  # noqa: ANN401 - the user's own settings
+        """Put settings of your own into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
+
+        Args:
+            **config: str, int, float, bool, None, and sequences and mappings of them.
+
+        Raises:
+            InvalidOptionError: a value of another type; nothing was recorded.
+        """
+        for name, value in config.items():
+            if not records.is_plain(value):
+                message = (
+                    f"note({name}=...) takes str, int, float, bool, None and sequences and mappings of them; got "
+                    f"{type(value).__name__}. Pass what identifies it, such as its name."
+                )
+                raise InvalidOptionError(message)
+        for name, value in config.items():
+            self._shared.ledger.append(records.Note(name=name, value=records.freeze(value)))
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the state of the default generators and of the generators handed out that somebody still holds.
+
+        For code that draws outside scopes; what draws from positions needs no state. Ints, strings and byte tensors only, in
+        format ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads it.
+
+        Raises:
+            ScopeError: inside a scope, where the default generators are the scope's.
+            RngStateError: NumPy's global generator is of a kind that cannot be saved.
+        """
+        if rng.in_scope():
+            message = "state_dict was called inside a scope, where the default generators are the scope's. Call it outside."
+            raise ScopeError(message)
+        generators = rng.save_state(self._shared.handouts)
+        self._shared.ledger.append(records.StateSaved(entries=tuple(sorted(generators))))
+        return {
+            "format": _STATE_FORMAT,
+            "master_seed": str(self._master_seed),
+            "scheme": self.scheme,
+            "generators": generators,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the generators as :meth:`state_dict` found them, here or in another process: all of them, or none.
+
+        Raises:
+            RngStateError: another format, master seed or scheme, or an entry that is missing, foreign or corrupt; the message
+                names it and nothing was changed.
+            ScopeError: inside a scope, whose end would undo it.
+        """
+        if rng.in_scope():
+            message = "load_state_dict was called inside a scope, whose end would undo it. Call it outside."
+            raise ScopeError(message)
+        if not isinstance(state, collections.abc.Mapping):
+            raise RngStateError(f"A state is a dict; got {type(state).__name__}. Nothing was changed.")
+        expected = {"format": _STATE_FORMAT, "master_seed": str(self._master_seed), "scheme": self.scheme}
+        wrong = tuple(name for name, value in expected.items() if state.get(name) != value)
+        if wrong:
+            lines = "; ".join(f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong)
+            raise RngStateError(f"The state does not belong to this registry: {lines}. Nothing was changed.", entries=wrong)
+        if "generators" not in state:
+            raise RngStateError("The state has no entry 'generators'. Nothing was changed.", entries=("generators",))
+        rng.load_state(state["generators"], self._shared.handouts)
+        self._shared.ledger.append(records.StateLoaded(entries=tuple(sorted(state["generators"]))))
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {
+            "master_seed": self._master_seed,
+            "scheme": self.scheme,
+            "shared": self._shared,
+            "seeds": self._seeds,
+            "children": self._children,
+        }
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self._begin(state["master_seed"], derivation.find_scheme(state["scheme"]), state["shared"])
+        self._seeds = state["seeds"]
+        self._children = state["children"]
+
+
+def _derivation(  # noqa: PLR0913 - the parts of one record
+    master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: str
+) -> records.Derivation:
+    return records.Derivation(
+        master_seed=master_seed, scheme=scheme, purpose=purpose, instance_id=instance_id, seed=seed, call_site=site
+    )
+
+
+def _built(
+    stream: Stream,
+    factory: Any,  # noqa: ANN401
+    description: Any,  # noqa: ANN401
+    movement: Optional[rng.Movement],
+    site: str,
+) -> records.Built:
+    """Make the record of a build; what is costly in it is worked out here, when the ledger is read."""
+    distribution, version = distribution_of(factory)
+    return records.Built(
+        master_seed=stream.master_seed,
+        purpose=stream.purpose,
+        instance_id=stream.instance_id,
+        factory=describe_factory(factory),
+        description=description,
+        drew=() if movement is None else movement.drew(),
+        distribution=distribution,
+        version=version,
+        call_site=site,
+    )
+
+
+def _identity(stream: Stream) -> Tuple[int, str, InstanceId, type]:
+    """Return the words of a stream as a dict key; the type keeps ``1`` from ``True`` in unpickled state."""
+    return stream.master_seed, stream.purpose, stream.instance_id, type(stream.instance_id)
+
+
+class GlobalState:
+    """What ``set_global_state`` did, and the way back. As a context manager it reverts at the end of the block.
+
+    Attributes:
+        report: what was asked of the determinism switches, what took effect, and what could not.
+    """
+
+    def __init__(self, captured: rng.Captured, switches: Switches, late_seed: Callable[[str], int]) -> None:
+        self._captured: Optional[rng.Captured] = captured
+        self._switches = switches
+        self._late_seed = late_seed
+
+    @property
+    def report(self) -> DeterminismReport:
+        """The report on the determinism switches."""
+        return self._switches.report
+
+    def revert(self) -> None:
+        """Put the default generators and the switches back as they were before the call. A second call does nothing.
+
+        Raises:
+            ScopeError: inside a scope, whose end would undo it.
+        """
+        if self._captured is None:
+            return
+        if rng.in_scope():
+            message = "The global state cannot be reverted inside a scope. Leave the scope first."
+            raise ScopeError(message)
+        captured, self._captured = self._captured, None
+        try:
+            captured.restore(self._late_seed)
+        finally:
+            self._switches.revert()
+
+    def __enter__(self) -> GlobalState:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type] = None,
+        error: Optional[BaseException] = None,
+        trace: Optional[TracebackType] = None,
+    ) -> None:
+        self.revert()

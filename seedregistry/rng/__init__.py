@@ -1,0 +1,28 @@
+"""RNG state: the only package that touches the generators of the process.
+
+Everything that reads, sets or swaps a default generator of python, NumPy or torch is here, and so is whatever differs
+between versions of torch. The linter holds the rest of the library to it.
+"""
+
+from seedregistry.rng.checkpoint import Handouts, load_state, save_state
+from seedregistry.rng.generators import make_generator, make_numpy, make_plain_generator, make_python, seed_generator
+from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope
+from seedregistry.rng.state import Captured, Movement, fingerprint, seed_global
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "Captured",
+    "Handouts",
+    "Movement",
+    "Scope",
+    "fingerprint",
+    "in_scope",
+    "load_state",
+    "make_generator",
+    "make_numpy",
+    "make_plain_generator",
+    "make_python",
+    "save_state",
+    "seed_generator",
+    "seed_global",
+]

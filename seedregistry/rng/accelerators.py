@@ -1,0 +1,143 @@
+"""Accelerators: one path to the default generators of every device kind that torch was built with.
+
+CUDA, XPU and MTIA start late: until then torch keeps the seeds that it was given in a queue (``_LazySeedTracker``) and
+applies them when the device is first used. A scope must therefore know both states, *initialised* (generators exist and
+are captured like the CPU's) and *not yet* (the queue is what is captured).
+
+Source: ``torch/cuda/__init__.py`` (``_lazy_call``, ``_lazy_init``), ``torch/xpu/__init__.py``, ``torch/mps/__init__.py``
+and ``torch/_utils.py`` (``_LazySeedTracker``), read at torch 2.2.2 and 2.13.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Sequence, Tuple
+
+import torch
+
+from seedregistry.errors import ScopeError
+
+__all__ = ["ACCELERATORS", "Accelerator", "LazyQueue"]
+
+_SeedCall = Callable[[], Any]
+
+
+class LazyQueue:
+    """The seeds that wait for an accelerator to start, captured so that they can be put back.
+
+    Torch runs the ordinary queued calls first and the tracked seeds after them; so does :meth:`replay`. Of the ordinary
+    calls only those of the device's ``random`` module (``set_rng_state``) concern generators.
+    """
+
+    __slots__ = ("_calls", "_length", "_module", "_order", "_seed", "_seed_all")
+
+    def __init__(self, module: Any) -> None:  # noqa: ANN401 - torch's device modules share no type
+        tracker = module._lazy_seed_tracker
+        self._module = module
+        self._seed_all = tracker.manual_seed_all_cb
+        self._seed = tracker.manual_seed_cb
+        self._order = tracker.call_order
+        self._calls = module._queued_calls
+        self._length = len(self._calls)
+
+    def _is_rng_call(self, call: _SeedCall) -> bool:
+        return bool(getattr(call, "__module__", "") == self._module.__name__ + ".random")
+
+    def replace(self, call: _SeedCall) -> None:
+        """Make ``call`` the only seed that waits. No stack trace is taken: torch's own queueing spends 100 us on it."""
+        entry = (call, [])  # type: Tuple[_SeedCall, List[str]]
+        tracker = self._module._lazy_seed_tracker
+        tracker.manual_seed_all_cb = entry
+        tracker.manual_seed_cb = None
+        tracker.call_order = [entry]
+
+    def restore(self) -> None:
+        """Put the queue back as it was; generator states queued in between are dropped, other calls stay."""
+        tracker = self._module._lazy_seed_tracker
+        tracker.manual_seed_all_cb = self._seed_all
+        tracker.manual_seed_cb = self._seed
+        tracker.call_order = self._order
+        if len(self._calls) > self._length:
+            self._calls[self._length :] = [e for e in self._calls[self._length :] if not self._is_rng_call(e[0])]
+
+    def replay(self) -> bool:
+        """Run what waited at capture, now that the device has started.
+
+        Returns:
+            True if that has seeded the device's default generators, False if nothing waited.
+        """
+        calls = [entry[0] for entry in self._calls[: self._length] if self._is_rng_call(entry[0])]
+        calls += [entry[0] for entry in self._order if entry]
+        for call in calls:
+            call()
+        return bool(calls)
+
+
+class Accelerator:
+    """One kind of accelerator: its module in torch and its default generators.
+
+    Stateless; safe to share between threads.
+    """
+
+    __slots__ = ("kind", "module")
+
+    def __init__(self, kind: str, module: Any) -> None:  # noqa: ANN401 - torch's device modules share no type
+        self.kind = kind
+        self.module = module
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the kind starts at first use. MPS does not: its one generator always exists."""
+        return hasattr(self.module, "_lazy_seed_tracker")
+
+    def device_count(self) -> int:
+        """Return how many devices of this kind are usable here; starts none of them."""
+        return int(self.module.device_count())
+
+    def is_initialized(self) -> bool:
+        """Return whether the default generators exist."""
+        if self.is_lazy:
+            return bool(self.module.is_initialized())
+        return self.device_count() > 0
+
+    def initialize(self) -> None:
+        """Start the accelerator, so that its default generators exist."""
+        if self.is_lazy:
+            self.module.init()
+
+    def default_generators(self) -> Sequence[torch.Generator]:
+        """Return the default generator of every device, in device order. Only when initialised."""
+        if self.kind == "mps":
+            return (self.module._get_default_mps_generator(),)
+        return tuple(self.module.default_generators)
+
+    def refuse_capture(self) -> None:
+        """Raise while a CUDA graph is being captured: generator states cannot be read or set then.
+
+        Raises:
+            ScopeError: a capture is under way on the current stream.
+        """
+        is_capturing = getattr(self.module, "is_current_stream_capturing", None)
+        if is_capturing is not None and is_capturing():
+            message = (
+                "A scope cannot be entered or left while a CUDA graph is being captured: torch refuses to read or set "
+                "generator states then. Capture a step that uses stream.at(...).generator(device), registered with "
+                "graph.register_generator_state, or open the scope around the whole capture."
+            )
+            raise ScopeError(message)
+
+
+def _discover() -> Tuple[Accelerator, ...]:
+    """Return the kinds that this torch was built with. CPU-only builds have none, and their scopes pay nothing."""
+    found = []
+    for kind in ("cuda", "xpu", "mtia"):
+        module = getattr(torch, kind, None)
+        is_compiled = getattr(module, "_is_compiled", None)
+        if is_compiled is not None and is_compiled() and hasattr(module, "_lazy_seed_tracker"):
+            found.append(Accelerator(kind, module))
+    if getattr(torch._C, "_has_mps", False):
+        found.append(Accelerator("mps", torch.mps))
+    return tuple(found)
+
+
+ACCELERATORS: Tuple[Accelerator, ...] = _discover()
+"""The accelerator kinds of this build of torch."""

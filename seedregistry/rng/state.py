@@ -1,0 +1,210 @@
+"""The default generators of every library: captured, seeded from a source, put back.
+
+What counts as state: ``random``'s hidden instance, NumPy's legacy global state, torch's default CPU generator, the default
+generators of every initialised accelerator, and the seeds that wait for an accelerator that has not started.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+
+from seedregistry import derivation
+from seedregistry.rng import accelerators, numpy_state
+from seedregistry.rng.generators import make_generator, seed_generator
+
+if TYPE_CHECKING:
+    from seedregistry.rng.accelerators import Accelerator, LazyQueue
+    from seedregistry.rng.generators import SeedSource
+
+__all__ = ["Captured", "Movement", "fingerprint", "seed_global"]
+
+LateSeed = Callable[[str], int]
+"""Called with a device kind that started inside a scope with no seed waiting; returns a 64-bit seed for after it."""
+
+
+def _bytes_of(generator: torch.Generator) -> bytes:
+    """Return the state of a torch generator as bytes; half the price of ``torch.equal`` on two states."""
+    return generator.get_state().numpy().tobytes()
+
+
+class Captured:
+    """The default generators at one moment. Made by one thread, restored at most once by each holder.
+
+    Attributes:
+        torch_only: python's and NumPy's generators were left out.
+    """
+
+    __slots__ = ("_accelerators", "_cpu", "_lazy", "_numpy", "_python", "torch_only")
+
+    def __init__(self, *, torch_only: bool = False) -> None:
+        self.torch_only = torch_only
+        self._python: Optional[Tuple[Any, ...]] = None
+        self._numpy: Optional[numpy_state.Cached] = None
+        self._accelerators: List[Tuple[torch.Generator, torch.Tensor]] = []
+        self._lazy: List[Tuple[Accelerator, LazyQueue]] = []
+        for accelerator in accelerators.ACCELERATORS:
+            if accelerator.is_initialized():
+                accelerator.refuse_capture()
+                for generator in accelerator.default_generators():
+                    self._accelerators.append((generator, generator.get_state()))
+            elif accelerator.is_lazy:
+                self._lazy.append((accelerator, accelerators.LazyQueue(accelerator.module)))
+        self._cpu = torch.default_generator.get_state()
+        if not torch_only:
+            self._python = random.getstate()
+            self._numpy = numpy_state.read_cached()
+
+    def seed_from(self, source: SeedSource, depth: Optional[int]) -> None:
+        """Set everything that was captured to the start of a stream or position.
+
+        Args:
+            source: the stream, position or plain seed.
+            depth: nesting depth of the scope, for NumPy's pooled generators; None for a state that stays.
+        """
+        seed_generator(torch.default_generator, source)
+        for generator, _ in self._accelerators:
+            seed_generator(generator, source)
+        for accelerator, queue in self._lazy:
+            queue.replace(_SeedDefaults(accelerator, source))
+        if not self.torch_only:
+            random.seed(derivation.python_seed(source.key))
+            pooled = numpy_state.fresh() if depth is None else numpy_state.borrow(depth)
+            _seed_legacy(pooled, source)
+            numpy_state.swap_in(pooled.bit_generator)
+
+    def accelerator_generators(self) -> Iterator[torch.Generator]:
+        """Yield the default generators of every accelerator that was captured and runs now."""
+        for generator, _ in self._accelerators:
+            yield generator
+        for accelerator, _ in self._lazy:
+            if accelerator.is_initialized():
+                yield from accelerator.default_generators()
+
+    def moved_devices(self) -> List[str]:
+        """Return the devices whose default torch generator is not as it was at the capture."""
+        moved = []
+        if _bytes_of(torch.default_generator) != self._cpu.numpy().tobytes():
+            moved.append("cpu")
+        for generator, state in self._accelerators:
+            if _bytes_of(generator) != state.numpy().tobytes():
+                moved.append(str(generator.device))
+        return moved
+
+    def restore(self, late_seed: Optional[LateSeed] = None) -> None:
+        """Put everything back. Running it again, as after an interrupt half-way, does the same once more.
+
+        Args:
+            late_seed: gives the seed of an accelerator that started since the capture while no seed was waiting for it.
+        """
+        torch.default_generator.set_state(self._cpu)
+        if self._numpy is not None:
+            numpy_state.swap_out(self._numpy)
+        if self._python is not None:
+            random.setstate(self._python)
+        for generator, state in self._accelerators:
+            generator.set_state(state)
+        for accelerator, queue in self._lazy:
+            queue.restore()
+            if accelerator.is_initialized() and not queue.replay() and late_seed is not None:
+                seed = late_seed(accelerator.kind)
+                for generator in accelerator.default_generators():
+                    generator.manual_seed(seed)
+
+
+class _SeedDefaults:
+    """A queued seed: sets every default generator of an accelerator when it starts."""
+
+    __slots__ = ("_accelerator", "_source")
+
+    def __init__(self, accelerator: Accelerator, source: SeedSource) -> None:
+        self._accelerator = accelerator
+        self._source = source
+
+    def __call__(self) -> None:
+        for generator in self._accelerator.default_generators():
+            seed_generator(generator, self._source)
+
+
+class Movement:
+    """What shows, after a scope's body, which libraries drew in it. For the ledger: most optimizers draw nothing.
+
+    Taken before the state is restored, from the next word of python's and NumPy's generators and the state of torch's (1 us);
+    compared only when somebody asks, with new generators set from the same source. States are kept as hashes, because a
+    ledger of many builds would hold 5 KB for each. A generator that moved shows the same word with a chance of 2**-32.
+    Not pickled: hashes of bytes are the process's own.
+    """
+
+    __slots__ = ("_numpy_word", "_python_word", "_source", "_torch")
+
+    def __init__(self, captured: Captured, source: SeedSource) -> None:
+        self._source = source
+        self._torch = [("torch", torch.device("cpu"), hash(_bytes_of(torch.default_generator)))]
+        for generator in captured.accelerator_generators():
+            self._torch.append((generator.device.type, generator.device, hash(_bytes_of(generator))))
+        self._python_word: Optional[int] = None
+        self._numpy_word: Optional[int] = None
+        if not captured.torch_only:
+            self._python_word = random.getrandbits(32)
+            self._numpy_word = np.random.get_bit_generator().random_raw()  # type: ignore[attr-defined]
+
+    def drew(self) -> Tuple[str, ...]:
+        """Return the libraries and device kinds whose generator moved, sorted: ``"numpy"``, ``"python"``, ``"torch"``, ..."""
+        source = self._source
+        moved = {
+            name
+            for name, device, state_hash in self._torch
+            if state_hash != hash(_bytes_of(make_generator(device, source)))
+        }
+        if self._python_word is not None:
+            if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(32):
+                moved.add("python")
+            legacy = numpy_state.fresh()
+            _seed_legacy(legacy, source)
+            if self._numpy_word != legacy.bit_generator.random_raw():
+                moved.add("numpy")
+        return tuple(sorted(moved))
+
+
+def _seed_legacy(pooled: numpy_state.Pooled, source: SeedSource) -> None:
+    """Set NumPy's legacy generator to the start of a source, from words of its own."""
+    key = source.key
+    pooled.state.seed(derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key))
+
+
+def fingerprint() -> Dict[str, object]:
+    """Return something comparable for every default generator: equal exactly when it has not moved. Reads only, 40 us."""
+    legacy: Any = np.random.get_state(legacy=False)
+    inner = legacy["state"]
+    found: Dict[str, object] = {
+        "python": random.getstate(),
+        "numpy": (
+            sorted((name, np.asarray(part).tobytes()) for name, part in inner.items()),
+            legacy["has_gauss"],
+            legacy["gauss"],
+        ),
+        "torch:cpu": _bytes_of(torch.default_generator),
+    }
+    for accelerator in accelerators.ACCELERATORS:
+        if accelerator.is_initialized():
+            for generator in accelerator.default_generators():
+                found[f"torch:{generator.device}"] = _bytes_of(generator)
+    return found
+
+
+def seed_global(seed: int) -> None:
+    """Seed python, NumPy's legacy generator and torch on every device with one integer, as the documents do.
+
+    A generator of another kind that was put under NumPy's global state (``set_bit_generator``), which ``np.random.seed``
+    refuses, is replaced by an MT19937.
+
+    Args:
+        seed: int, ``0 <= seed < 2**32``.
+    """
+    numpy_state.swap_in(numpy_state.fresh().bit_generator)
+    np.random.seed(seed)
+    random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,314 @@
+"""Streams and positions: named sources of randomness, and coordinates inside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+
+from seedregistry import derivation, distributed, rng
+from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
+
+if TYPE_CHECKING:
+    import random
+
+    import numpy as np
+    import torch
+    from typing_extensions import Protocol
+
+    from seedregistry.derivation import Coordinate, InstanceId
+
+    class StreamHost(Protocol):
+        """What a stream tells its registry."""
+
+        def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:  # noqa: ANN401
+            """Record a generator at the stream's start, before it is handed out."""
+
+        def note_scope(self, stream: Stream) -> None:
+            """Record a scope at the stream's start."""
+
+        def late_seed(self, kind: str) -> int:
+            """Return (and record) the seed of an accelerator that started inside a scope."""
+
+
+__all__ = ["Position", "Stream", "plain_scope"]
+
+
+class _PlainSeed:
+    """A seed alone, as the documented functions pass it. It has no key, so only torch can be set from it."""
+
+    __slots__ = ("seed",)
+
+    full_width = False
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    @property
+    def key(self) -> bytes:
+        message = "A plain seed has no key; use a stream."
+        raise ScopeError(message)
+
+    def late_seed(self, kind: str) -> int:
+        """Return the seed of an accelerator that started inside: a tagged hash of this one, and not this one."""
+        return derivation.philox_seed(derivation.stream_key(self.seed, "global", kind))
+
+
+def plain_scope(seed: int, label: str) -> rng.Scope:
+    """Return a scope in which torch's default generators are seeded with an integer; python's and NumPy's stay."""
+    source = _PlainSeed(seed)
+    return rng.Scope(source, label, torch_only=True, late_seed=source.late_seed)
+
+
+def _check_timeout(timeout_s: float) -> float:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s >= 0:
+        message = f"timeout_s must be a number of seconds >= 0; got {timeout_s!r}."
+        raise InvalidOptionError(message)
+    return timeout_s
+
+
+class Stream:
+    """One named source of randomness: a (purpose, instance id) of a master seed. Not a CUDA stream.
+
+    An immutable value: it holds no generator and no state, and every generator that it gives is new and at the stream's
+    start. Lives as long as anybody holds it. Thread-safe. Two streams with the same words are equal. A pickled stream keeps
+    its words and loses its registry, so that what is drawn from it in another process is the same and is not recorded;
+    a copy is the stream itself.
+
+    Attributes:
+        master_seed: int, ``0 <= master_seed < 2**128``.
+        scheme: name of the scheme.
+        purpose: what the randomness is for.
+        instance_id: which one of several: None, int or str.
+        seed: int, ``0 <= seed < 2**31``.
+    """
+
+    __slots__ = ("__weakref__", "_host", "_key", "full_width", "instance_id", "master_seed", "purpose", "scheme", "seed")
+
+    def __init__(
+        self,
+        master_seed: int,
+        scheme: str,
+        purpose: str,
+        instance_id: InstanceId = None,
+        *,
+        seed: Optional[int] = None,
+        host: Optional[StreamHost] = None,
+    ) -> None:
+        rule = derivation.find_scheme(scheme)
+        self.master_seed = master_seed
+        self.scheme = rule.name
+        self.full_width = rule.full_width
+        self.purpose = purpose
+        self.instance_id = instance_id
+        self.seed = rule.derive(master_seed, purpose, instance_id) if seed is None else seed
+        self._host = host
+        self._key: Optional[bytes] = None
+
+    @property
+    def key(self) -> bytes:
+        """The stream's full-width seed material: 32 bytes, the same under every scheme."""
+        if self._key is None:
+            self._key = derivation.stream_key(self.master_seed, self.purpose, self.instance_id)
+        return self._key
+
+    @property
+    def label(self) -> str:
+        """Return how messages name the stream: ``purpose`` or ``purpose/instance_id``."""
+        return self.purpose if self.instance_id is None else f"{self.purpose}/{self.instance_id}"
+
+    def at(self, *coordinates: Coordinate) -> Position:
+        """Return a position: ``stream.at(epoch, step)``.
+
+        Args:
+            *coordinates: ints >= 0 (never bools) or strs, at least one.
+
+        Raises:
+            InvalidNameError: there is none, or one is of another type or negative.
+        """
+        return Position(self, coordinates)
+
+    def generator(self, device: Union[str, torch.device] = "cpu") -> torch.Generator:
+        """Return a new ``torch.Generator`` on a device, at the stream's start. Counts as a use of the stream.
+
+        Under ``sha256-31`` it is seeded with ``manual_seed(seed)``; under ``sha256-256`` the CPU's MT19937 state is filled
+        from the key, and a Philox generator takes 64 bits of it.
+
+        Raises:
+            DeviceError: the device is unknown, unavailable or has no generators.
+            StreamReuseError: the stream was used before and the registry forbids that.
+        """
+        generator = rng.make_generator(device, self)
+        if self._host is not None:
+            where = generator.device
+            self._host.note_generator(self, f"torch:{where.type}", str(where), generator)
+        return generator
+
+    def numpy(self) -> np.random.Generator:
+        """Return a new ``numpy.random.Generator`` at the stream's start: PCG64 over the key. Counts as a use."""
+        generator = rng.make_numpy(self)
+        if self._host is not None:
+            self._host.note_generator(self, "numpy", "", generator)
+        return generator
+
+    def python(self) -> random.Random:
+        """Return a new ``random.Random`` at the stream's start. Counts as a use of the stream."""
+        generator = rng.make_python(self)
+        if self._host is not None:
+            self._host.note_generator(self, "python", "", generator)
+        return generator
+
+    def scope(
+        self,
+        *coordinates: Coordinate,
+        rank: Any = ...,  # noqa: ANN401 - int, None, or not given
+        torch_only: bool = False,
+        timeout_s: float = rng.DEFAULT_TIMEOUT_S,
+    ) -> rng.Scope:
+        """Return a scope at a position, or at the stream's start: ``with dropout.scope(epoch, step): ...``.
+
+        Inside, the default generators of python, NumPy and torch (CPU and every accelerator) are set, each from words of its
+        own; after it they are as before, to the byte, also when the body raises. Without coordinates it is the stream's
+        start and counts as a use; under ``sha256-31`` torch is then set as ``manual_seed(seed)`` does.
+
+        Not inside modules that are recomputed (``torch.utils.checkpoint``): there, draw from
+        ``stream.at(...).generator(device)``.
+
+        Args:
+            *coordinates: ints >= 0 or strs, such as (epoch, step).
+            rank: with more than one rank, ``rank=r`` (each rank draws its own: the position ``(*coordinates, "rank", r)``)
+                or ``rank=None`` (all ranks draw the same).
+            torch_only: leave python's and NumPy's generators alone.
+            timeout_s: how long to wait for another thread's scope, in seconds.
+
+        Raises:
+            ScopeError: more than one rank and no ``rank``; on entering, another thread holds a scope for too long.
+            InvalidNameError: a coordinate or the rank is not of an accepted type or range.
+        """
+        if rank is ...:
+            if distributed.world_size() > 1:
+                message = (
+                    f"There are {distributed.world_size()} ranks and scope() of '{self.label}' was not told what they share. "
+                    "Pass rank=r for draws of this rank's own (dropout), or rank=None for the same draws on every rank "
+                    "(initialisation)."
+                )
+                raise ScopeError(message)
+        elif rank is not None:
+            coordinates = (*coordinates, "rank", self._check_rank(rank))
+        host = self._host
+        late_seed = self.late_seed if host is None else host.late_seed
+        source: Union[Stream, Position] = self
+        if coordinates:
+            source = Position(self, coordinates)
+        elif host is not None:
+            host.note_scope(self)
+        if timeout_s is not rng.DEFAULT_TIMEOUT_S:
+            timeout_s = _check_timeout(timeout_s)
+        return rng.Scope(source, self.label, torch_only=torch_only, timeout_s=timeout_s, late_seed=late_seed)
+
+    def late_seed(self, kind: str) -> int:
+        """Return the 64-bit seed of an accelerator that starts inside a scope while no seed waits for it."""
+        return derivation.philox_seed(derivation.stream_key(self.master_seed, "global", kind))
+
+    @staticmethod
+    def _check_rank(rank: Any) -> int:  # noqa: ANN401 - it is what is checked
+        (checked,) = derivation.validate_coordinates((rank,))
+        if isinstance(checked, str):
+            message = f"A rank is an int >= 0 or None; got {rank!r}."
+            raise InvalidNameError(message, value=repr(rank))
+        return checked
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Stream):
+            return NotImplemented
+        return self._words() == other._words()
+
+    def __hash__(self) -> int:
+        return hash(self._words())
+
+    def _words(self) -> Tuple[object, ...]:
+        return (self.master_seed, self.scheme, self.purpose, type(self.instance_id), self.instance_id)
+
+    def __repr__(self) -> str:
+        return f"Stream({self.purpose!r}, {self.instance_id!r}, seed={self.seed}, scheme={self.scheme!r})"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return Stream, (self.master_seed, self.scheme, self.purpose, self.instance_id)
+
+    def __copy__(self) -> Stream:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Stream:
+        return self
+
+
+class Position:
+    """Coordinates inside a stream, such as (epoch, step). An immutable value; thread-safe; pickles with its stream's words.
+
+    Positions are not recorded in the ledger and count as no use: they are what may be visited again.
+
+    Attributes:
+        stream: the stream.
+        coordinates: as given.
+        key: 32 bytes.
+    """
+
+    __slots__ = ("coordinates", "key", "stream")
+
+    def __init__(self, stream: Stream, coordinates: Tuple[Coordinate, ...]) -> None:
+        if not coordinates:
+            message = "A position needs at least one coordinate, such as stream.at(epoch, step)."
+            raise InvalidNameError(message, value="()")
+        self.stream = stream
+        self.coordinates = coordinates
+        self.key = derivation.position_key(stream.key, derivation.encode_coordinates(coordinates))
+
+    @property
+    def seed(self) -> int:
+        """Int, ``0 <= seed < 2**31``: the first 32 bits of the key modulo 2**31, under every scheme."""
+        return derivation.seed_of_key(self.key)
+
+    @property
+    def full_width(self) -> bool:
+        """Whether generators take more of the key than the seed (scheme ``sha256-256``)."""
+        return self.stream.full_width
+
+    def generator(self, device: Union[str, torch.device] = "cpu") -> torch.Generator:
+        """Return a new ``torch.Generator`` on a device, at this position.
+
+        Raises:
+            DeviceError: the device is unknown, unavailable or has no generators.
+        """
+        return rng.make_generator(device, self)
+
+    def numpy(self) -> np.random.Generator:
+        """Return a new ``numpy.random.Generator`` at this position: PCG64 over the key."""
+        return rng.make_numpy(self)
+
+    def python(self) -> random.Random:
+        """Return a new ``random.Random`` at this position."""
+        return rng.make_python(self)
+
+    def scope(self, *, torch_only: bool = False, timeout_s: float = rng.DEFAULT_TIMEOUT_S) -> rng.Scope:
+        """Return a scope at this position, as :meth:`Stream.scope` does.
+
+        It does not look at the rank: a position has the coordinates that it was given, on every rank. Put the rank among
+        them, or use ``stream.scope(..., rank=r)``.
+        """
+        host = self.stream._host
+        late_seed = self.stream.late_seed if host is None else host.late_seed
+        return rng.Scope(
+            self, self.stream.label, torch_only=torch_only, timeout_s=_check_timeout(timeout_s), late_seed=late_seed
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Position):
+            return NotImplemented
+        return self.stream == other.stream and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"{self.stream!r}.at({', '.join(map(repr, self.coordinates))})"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return Position, (self.stream, self.coordinates)

@@ -1,0 +1,111 @@
+"""For your own tests: assert that code leaves the generators alone, or that it replays.
+
+With pytest, ``pytest_plugins = ["seedregistry.testing"]`` in the top ``conftest.py`` brings the fixture ``seed_registry``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Tuple
+
+import torch
+
+from seedregistry import rng
+from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    import pytest
+
+try:
+    from pytest import fixture  # noqa: PT013 - imported where it may be missing
+except ImportError:  # pytest is not a dependency; without it there is no fixture
+
+    def fixture(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function."""
+        return function
+
+
+__all__ = ["assert_replays", "assert_rng_untouched", "seed_registry"]
+
+
+@contextlib.contextmanager
+def assert_rng_untouched() -> Iterator[None]:
+    """Fail if the block moves a default generator of python, NumPy or torch (CPU, and accelerators that run).
+
+    Raises:
+        AssertionError: names the generators that moved. Not raised over an exception of the block's own.
+    """
+    before = rng.fingerprint()
+    yield
+    after = rng.fingerprint()
+    moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if moved:
+        message = f"The block moved the default generators of: {', '.join(moved)}."
+        raise AssertionError(message)
+
+
+def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, **kwargs: Any) -> Any:  # noqa: ANN401
+    """Call a function several times and fail unless every call returns the same, bit for bit.
+
+    The generators are not set in between: the function has to be a function of its arguments. Results are compared through
+    tensors, arrays, modules (by their ``state_dict``), mappings and sequences; floats by their bits.
+
+    Args:
+        function: what to call.
+        *args: for the function.
+        times: how many calls, int >= 2.
+        **kwargs: for the function.
+
+    Returns:
+        The first result.
+
+    Raises:
+        AssertionError: two calls differ; the message says where.
+        ValueError: ``times`` is below 2.
+    """
+    if times < 2:  # noqa: PLR2004 - one call cannot differ from itself
+        message = f"times must be at least 2; got {times!r}."
+        raise ValueError(message)
+    first = function(*args, **kwargs)
+    expected = dict(_leaves(first, "result"))
+    for call in range(2, times + 1):
+        found = dict(_leaves(function(*args, **kwargs), "result"))
+        for place in [*expected, *(place for place in found if place not in expected)]:
+            if expected.get(place) != found.get(place):
+                message = (
+                    f"{getattr(function, '__qualname__', function)!s} does not replay: call {call} differs from the first at "
+                    f"{place}."
+                )
+                raise AssertionError(message)
+    return first
+
+
+def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:  # noqa: ANN401 - any result
+    """Yield (place, comparable bytes) for every leaf of a result. Read at once: results may be changed in place later."""
+    if isinstance(value, torch.nn.Module):
+        yield from _leaves(value.state_dict(), f"{place}.state_dict()")
+    elif isinstance(value, torch.Tensor):
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield place, (str(value.dtype), tuple(value.shape), data)
+    elif hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        yield place, (str(value.dtype), getattr(value, "shape", ()), value.tobytes())
+    elif isinstance(value, dict):
+        yield place, ("dict", len(value))
+        for key, item in value.items():
+            yield from _leaves(item, f"{place}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        yield place, (type(value).__name__, len(value))
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{place}[{index}]")
+    elif isinstance(value, float):
+        yield place, ("float", value.hex())
+    else:
+        yield place, (type(value).__qualname__, value)
+
+
+@fixture
+def seed_registry(request: pytest.FixtureRequest) -> SeedRegistry:
+    """A registry whose master seed is derived from the test's node id: of its own for each test, the same in every run."""
+    node_id = request.node.nodeid.replace("\\", "/")
+    return SeedRegistry(int.from_bytes(hashlib.sha256(f"seedregistry/test/{node_id}".encode()).digest()[:16], "big"))
