@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +24,8 @@ from seedregistry.ledger.records import Audited
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Self
+
 __all__ = ["Audit"]
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -31,18 +33,22 @@ _MODES = ("error", "warn")
 _WAY_OUT = "Run it inside stream.scope(...), or give it generator=stream.at(...).generator(device)."
 
 
-class _Watcher(TorchDispatchMode):
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Reports the random operators that run outside every stream."""
 
     def __init__(self, report: Callable[[str, str], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._report = report
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Mapping[str, Any]] = None  # noqa: ANN401, ARG002
-    ) -> Any:  # noqa: ANN401 - what the operator returns
+        self,
+        func: Any,
+        types: Any,
+        args: Tuple[Any, ...] = (),
+        kwargs: Optional[Mapping[str, Any]] = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(func, args, kwargs) or rng.in_scope():
+        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, kwargs) or rng.in_scope():
             return func(*args, **kwargs)
         before = rng.Captured(torch_only=True)
         result = func(*args, **kwargs)
@@ -51,7 +57,7 @@ class _Watcher(TorchDispatchMode):
         return result
 
 
-def _has_generator(func: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:  # noqa: ANN401
+def _has_generator(args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     if kwargs.get("generator") is not None:
         return True
     return any(isinstance(argument, torch.Generator) for argument in args)
@@ -80,18 +86,18 @@ class Audit:
         self._warned: Set[Tuple[str, str]] = set()
         self.undeclared = 0
 
-    def __enter__(self) -> Audit:
+    def __enter__(self) -> Self:
         self._fingerprint = rng.fingerprint()
-        self._watcher.__enter__()
+        self._watcher.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self,
-        kind: Optional[type] = None,
+        kind: Optional[Type[BaseException]] = None,
         error: Optional[BaseException] = None,
         trace: Optional[TracebackType] = None,
     ) -> None:
-        self._watcher.__exit__(kind, error, trace)
+        self._watcher.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         try:
             if error is None:
                 self._compare()

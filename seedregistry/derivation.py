@@ -14,7 +14,7 @@ Source: FIPS 180-4 (SHA-256), FIPS 202 (SHAKE-128).
 from __future__ import annotations
 
 import hashlib
-from typing import Callable, Dict, Iterable, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Tuple, Union
 
 import attrs
 import numpy as np
@@ -63,7 +63,7 @@ _TAG_NUMPY = _TAG + b"/numpy"
 _TAG_MT19937 = _TAG + b"/mt19937"
 
 _MT19937_WORDS = 624
-_SEED_MASK = 2**SEED_BITS - 1
+_SEED_MASK: int = (1 << SEED_BITS) - 1
 _HINT_LENGTH = 60
 
 
@@ -181,7 +181,7 @@ def validate_coordinates(coordinates: Iterable[object]) -> Tuple[Coordinate, ...
     Raises:
         InvalidNameError: for everything else.
     """
-    plain = []
+    plain: List[Coordinate] = []
     for value in coordinates:
         if isinstance(value, str):
             plain.append(_require_encodable(str.__str__(value), "coordinate"))

@@ -18,7 +18,7 @@ from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent, find_scheduler
 from seedregistry.data.loader import build_documented_loader
 from seedregistry.data.sampler import DeterministicSampler
-from seedregistry.errors import ScopeError
+from seedregistry.global_state import refuse_in_scope
 from seedregistry.registry import SeedRegistry
 from seedregistry.stream import plain_scope
 
@@ -84,12 +84,6 @@ def _global_seed(master_seed: MasterSeed) -> int:
     return derivation.validate_master_seed(number, bits=_GLOBAL_SEED_BITS, name="seed of the global state (NumPy's range)")
 
 
-def _require_no_scope(name: str) -> None:
-    if rng.in_scope():
-        message = f"{name} was called inside a scope, whose end would undo it. Call it before, at the start."
-        raise ScopeError(message)
-
-
 def set_global_deterministic_state(master_seed: MasterSeed, enable_deterministic: bool = True) -> None:  # noqa: FBT001, FBT002 - the documented signature
     """Seed python, NumPy and torch on every device with one integer, and set torch's determinism switches.
 
@@ -106,7 +100,7 @@ def set_global_deterministic_state(master_seed: MasterSeed, enable_deterministic
         ScopeError: inside a scope.
     """
     seed = _global_seed(master_seed)
-    _require_no_scope("set_global_deterministic_state")
+    refuse_in_scope("set_global_deterministic_state was called")
     if isinstance(master_seed, SeedRegistry):
         mode = "warn" if enable_deterministic else "off"
         master_seed.set_global_state(deterministic=mode, fill_uninitialized_memory=bool(enable_deterministic))
@@ -133,14 +127,14 @@ def deterministic_context(component_seed: int, component_name: str = "operation"
     return plain_scope(seed, component_name)
 
 
-def _build(  # noqa: PLR0913 - the parts of one build
+def _build(
     master_seed: MasterSeed,
     component: Component,
-    factory: Any,  # noqa: ANN401
+    factory: Any,
     args: Tuple[Any, ...],
     kwargs: Mapping[str, Any],
     instance_id: InstanceId,
-) -> Any:  # noqa: ANN401
+) -> Any:
     """Build in a torch-only scope; recorded where a registry was given."""
     if isinstance(master_seed, SeedRegistry):
         return master_seed._build(component, factory, args, kwargs, instance_id, torch_only=True)
@@ -152,8 +146,8 @@ def create_deterministic_model(
     master_seed: MasterSeed,
     creator_func: Callable[..., Any],
     instance_id: InstanceId = None,
-    **kwargs: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401 - what the factory returns
+    **kwargs: Any,
+) -> Any:
     """Return ``creator_func(**kwargs)``, called with torch seeded from ("model", instance_id).
 
     Raises:
@@ -165,10 +159,10 @@ def create_deterministic_model(
 def create_deterministic_optimizer(
     master_seed: MasterSeed,
     optimizer_class: Callable[..., Any],
-    model_params: Any,  # noqa: ANN401
+    model_params: Any,
     instance_id: InstanceId = None,
-    **kwargs: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    **kwargs: Any,
+) -> Any:
     """Return ``optimizer_class(model_params, **kwargs)``, called with torch seeded from ("optimizer", instance_id).
 
     Raises:
@@ -190,14 +184,14 @@ _SCHEDULER_DEFAULTS: Dict[str, Dict[str, Any]] = {
 }
 
 
-def create_deterministic_scheduler(  # noqa: PLR0913 - the documented signature
+def create_deterministic_scheduler(
     master_seed: MasterSeed,
     optimizer: torch.optim.Optimizer,
     schedule_type: Optional[str],
     total_steps: int,
     instance_id: InstanceId = None,
-    **scheduler_params: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    **scheduler_params: Any,
+) -> Any:
     """Return a scheduler by name, made with torch seeded from ("scheduler", instance_id).
 
     Args:
@@ -233,10 +227,10 @@ class _DocumentedLoader(Component):
 
     purpose = "dataloader"
 
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:
         return build_documented_loader(stream, factory, *args, **kwargs)
 
-    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    def describe(self, product: Any) -> Mapping[str, Any]:
         description: Mapping[str, Any] = product.describe()
         return description
 
@@ -245,8 +239,8 @@ def create_deterministic_dataloader(
     master_seed: MasterSeed,
     creator_func: Callable[..., Any],
     instance_id: InstanceId = None,
-    **kwargs: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+    **kwargs: Any,
+) -> Any:
     """Return the loader of ``creator_func(**kwargs)``, rebuilt in the documented order with every argument kept.
 
     The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside is warned about). The epoch
@@ -264,13 +258,13 @@ def create_deterministic_dataloader(
     return _build(master_seed, _DocumentedLoader(), creator_func, (), kwargs, instance_id)
 
 
-def update_dataloader_epoch(dataloader: Any, epoch: int) -> None:  # noqa: ANN401 - any loader
+def update_dataloader_epoch(dataloader: Any, epoch: int) -> None:
     """Set the epoch of a loader of ours; one without an epoch is left alone, with a debug line.
 
     Raises:
         InvalidOptionError: the epoch is not an int >= 0.
     """
-    sampler = getattr(dataloader, "_deterministic_sampler", None)
+    sampler: Any = getattr(dataloader, "_deterministic_sampler", None)
     if sampler is None:
         sampler = getattr(dataloader, "sampler", None)
     if hasattr(sampler, "set_epoch"):
@@ -287,9 +281,9 @@ def seed_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature of a wo
     rng.seed_global(torch.initial_seed() % 2**_GLOBAL_SEED_BITS)
 
 
-def deterministic_multi_epoch_training(  # noqa: PLR0913 - the documented signature
+def deterministic_multi_epoch_training(
     model: torch.nn.Module,
-    dataloader: Any,  # noqa: ANN401
+    dataloader: Any,
     optimizer: torch.optim.Optimizer,
     num_epochs: int,
     loss_fn: Callable[..., torch.Tensor] = torch.nn.functional.cross_entropy,

@@ -11,12 +11,25 @@ import difflib
 import logging
 import secrets
 import threading
-import warnings
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
-from seedregistry import audit, derivation, determinism, environment, rng
-from seedregistry.callsite import call_site, stack_level
-from seedregistry.components.base import Component, build_in_scope, describe_factory, distribution_of, refuse_reserved
+from seedregistry import audit, derivation, environment, rng
+from seedregistry.callsite import call_site
+from seedregistry.components.base import Component, build_in_scope, describe_factory, distribution_of
 from seedregistry.components.dataloader import DataLoaderComponent
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
@@ -27,20 +40,15 @@ from seedregistry.errors import (
     InvalidOptionError,
     LedgerIntegrityError,
     RngStateError,
-    ScopeError,
-    SeedCollisionError,
-    SimilarPurposeWarning,
-    StreamReuseError,
-    StreamReuseWarning,
     UnknownPurposeError,
 )
+from seedregistry.global_state import GlobalState, refuse_in_scope, set_global_state
+from seedregistry.guard import Guard
 from seedregistry.ledger import Ledger, codec, records
-from seedregistry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
 from seedregistry.stream import Stream
 
 if TYPE_CHECKING:
     import random
-    from types import TracebackType
 
     import numpy as np
     import torch
@@ -48,14 +56,12 @@ if TYPE_CHECKING:
 
     from seedregistry.data.loader import SeededDataLoader
     from seedregistry.derivation import InstanceId
-    from seedregistry.determinism import DeterminismReport, Switches
 
-__all__ = ["GlobalState", "SeedRegistry"]
+__all__ = ["SeedRegistry"]
 
 _log = logging.getLogger(__name__)
 
 _STATE_FORMAT = "seedregistry.registry/1"
-_REUSE_RULES = ("auto", "allow", "warn", "forbid")
 _GLOBAL_SEED_BITS = 32
 
 _ID_TYPES = frozenset({str, int, type(None)})
@@ -68,16 +74,11 @@ _Optimizer = TypeVar("_Optimizer")
 class _Shared:
     """What a registry and its children have in common. Lives as long as any of them; guarded by one lock."""
 
-    def __init__(self, *, on_reuse: str, closed: Optional[FrozenSet[str]]) -> None:
+    def __init__(self, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
         self.ledger = Ledger()
-        self.on_reuse = on_reuse
-        self.closed = closed
+        self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
         self.components: Dict[str, Component] = {}
-        self.owners: Dict[int, Tuple[int, str, InstanceId]] = {}
-        self.first_use: Dict[Tuple[int, str, InstanceId, type], str] = {}
-        self.generator_sites: Set[Tuple[Any, ...]] = set()
-        self.seen_purposes: Set[str] = set(LIBRARY_PURPOSES)
-        self.splits: Dict[Tuple[Any, ...], str] = {}
+        self.splits: Dict[Tuple[Stream, Tuple[int, ...]], str] = {}
         self.has_environment = False
         self._make_transient()
 
@@ -132,10 +133,7 @@ class SeedRegistry:
         drawn = master_seed is None
         number = secrets.randbits(derivation.MASTER_SEED_BITS) if drawn else derivation.validate_master_seed(master_seed)
         rule = derivation.find_scheme(scheme)
-        if on_reuse not in _REUSE_RULES:
-            message = f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
-            raise InvalidOptionError(message)
-        shared = _Shared(on_reuse=on_reuse, closed=None if purposes is None else close_set(purposes))
+        shared = _Shared(on_reuse=on_reuse, purposes=purposes)
         for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
             shared.components[component.purpose] = component
         self._begin(number, rule, shared)
@@ -213,15 +211,21 @@ class SeedRegistry:
             known = self._seeds.get((name, identity))
             if known is not None:
                 return known
-            self._check_purpose(name)
+            shared.guard.check_purpose(name, shared.components)
             seed = scheme.derive(self._master_seed, name, identity)
             if scheme.refuses_shared_seeds:
-                self._claim(seed, name, identity)
-            shared.ledger.append_later(_derivation, self._master_seed, scheme.name, name, identity, seed, call_site())
-            self._seeds[name, identity] = seed
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("derived %s/%s: %d", name, identity, seed, extra=self._extra(name, identity, seed))
+                shared.guard.claim(seed, (self._master_seed, name, identity))
+            self._add(name, identity, seed)
         return seed
+
+    def _add(self, purpose: str, instance_id: InstanceId, seed: int) -> None:
+        """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
+        scheme = self._scheme.name
+        self._shared.ledger.append_later(_derivation, self._master_seed, scheme, purpose, instance_id, seed, call_site())
+        self._seeds[purpose, instance_id] = seed
+        if _log.isEnabledFor(logging.DEBUG):
+            extra = self._extra(purpose, instance_id, seed)
+            _log.debug("derived %s/%s: %d", purpose, instance_id, seed, extra=extra)
 
     def _extra(self, purpose: str, instance_id: InstanceId, seed: int) -> Dict[str, Any]:
         return {
@@ -230,49 +234,6 @@ class SeedRegistry:
             "instance_id": instance_id,
             "component_seed": seed,
         }
-
-    def _claim(self, seed: int, purpose: str, instance_id: InstanceId) -> None:
-        """Take a seed for a stream, or refuse it where another stream has it."""
-        mine = (self._master_seed, purpose, instance_id)
-        owner = self._shared.owners.setdefault(seed, mine)
-        if owner is mine:
-            return
-        first, second = owner[1:], mine[1:]
-        if owner[0] != self._master_seed:
-            relation = f" (in the related registry of master seed {owner[0]})"
-        elif str(first[1]) == str(second[1]) and first[0] == second[0]:
-            relation = " (they differ in the type of the instance id only)"
-        else:
-            relation = ""
-        message = (
-            f"Streams {first!r} and {second!r}{relation} have one seed, {seed}, under scheme '{self.scheme}': they would "
-            "draw the same numbers. Rename one, or use SeedRegistry(..., scheme='sha256-256'), which has no such "
-            "collisions. registry.reserve(purpose, ids) finds them before the first training."
-        )
-        raise SeedCollisionError(message, seed=seed, first=first, second=second)
-
-    def _check_purpose(self, purpose: str) -> None:
-        shared = self._shared
-        if shared.closed is not None:
-            require_member(purpose, shared.closed)
-            return
-        if purpose in shared.components or purpose in shared.seen_purposes:
-            return
-        shared.seen_purposes.add(purpose)
-        near = similar(purpose, shared.components.keys() | LIBRARY_PURPOSES)
-        if near is not None:
-            message = (
-                f"Purpose {purpose!r} is new and one edit away from {near!r}. If it is meant, register a component for it or "
-                f"name it in SeedRegistry(..., purposes=...)."
-            )
-            self._warn(SimilarPurposeWarning, message, purpose)
-
-    def _warn(self, category: type, message: str, purpose: str, instance_id: InstanceId = None) -> None:
-        warning = records.Warned(
-            category=category.__name__, purpose=purpose, instance_id=instance_id, message=message
-        )
-        self._shared.ledger.append(warning)
-        warnings.warn(message, category, stacklevel=stack_level())
 
     def reserve(self, purpose: str, instance_ids: Iterable[InstanceId]) -> None:
         """Derive the streams of many instances now, so that a collision is refused before the first training.
@@ -294,17 +255,13 @@ class SeedRegistry:
         identities = [derivation.validate_instance_id(instance_id) for instance_id in instance_ids]
         shared = self._shared
         with shared.lock:
+            shared.guard.check_purpose(name, shared.components)
+            fresh = [key for key in dict.fromkeys((name, identity) for identity in identities) if key not in self]
+            seeds = [self._scheme.derive(self._master_seed, *key) for key in fresh]
             if self._scheme.refuses_shared_seeds:
-                fresh = [identity for identity in identities if (name, identity) not in self]
-                before = dict(shared.owners)
-                try:
-                    for identity in dict.fromkeys(fresh):
-                        self._claim(self._scheme.derive(self._master_seed, name, identity), name, identity)
-                finally:
-                    shared.owners.clear()
-                    shared.owners.update(before)
-            for identity in identities:
-                self.seed(name, identity)
+                shared.guard.claim_all((seed, (self._master_seed, *key)) for seed, key in zip(seeds, fresh))
+            for key, seed in zip(fresh, seeds):
+                self._add(*key, seed)
 
     def stream(self, purpose: str, instance_id: InstanceId = None) -> Stream:
         """Return the stream of (purpose, instance id), always the same object. Looking it up is no use of it.
@@ -366,44 +323,7 @@ class SeedRegistry:
 
     # --- uses of a stream: the registry is the host of its streams ----------------------------------------------------
 
-    def _check_use(self, stream: Stream, site: str, kind: str = "") -> None:
-        """Warn about, or refuse, a use that repeats an earlier one, as ``on_reuse`` says.
-
-        Args:
-            stream: the stream that is about to be used.
-            site: the user's line.
-            kind: kind and device of the generator, where one is handed out.
-        """
-        shared = self._shared
-        rule = shared.on_reuse
-        if rule == "allow":
-            return
-        first = shared.first_use.get(_identity(stream))
-        from_one_line = bool(kind) and (_identity(stream), kind, site) in shared.generator_sites
-        if first is None or (rule == "auto" and stream.instance_id is not None and not from_one_line):
-            return
-        if from_one_line:
-            what = f"A second {kind} generator of stream '{stream.label}' was handed out at {site}: it starts over, and a loop"
-            what += " that does this repeats its numbers."
-        else:
-            what = f"Stream '{stream.label}' is used at {site} and was first used at {first}: both draw the same numbers."
-        message = (
-            f"{what} Give each use an instance id, take positions of it (stream.at(epoch)), or share it on purpose with "
-            "an instance id or on_reuse='allow'."
-        )
-        if rule == "forbid":
-            raise StreamReuseError(message)
-        self._warn(StreamReuseWarning, message, stream.purpose, stream.instance_id)
-
-    def _mark_use(self, stream: Stream, site: str, kind: str = "") -> bool:
-        """Remember a use; return whether it is the stream's first."""
-        shared = self._shared
-        identity = _identity(stream)
-        if kind:
-            shared.generator_sites.add((identity, kind, site))
-        return shared.first_use.setdefault(identity, site) is site
-
-    def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:  # noqa: ANN401
+    def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:
         """Record a generator that is being handed out; called by the stream.
 
         Raises:
@@ -412,8 +332,8 @@ class SeedRegistry:
         site = call_site()
         shared = self._shared
         with shared.lock:
-            self._check_use(stream, site, device or kind)
-            self._mark_use(stream, site, device or kind)
+            shared.guard.check_use(stream, site, device or kind)
+            shared.guard.mark_use(stream, site, device or kind)
             tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
             shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator)
             shared.ledger.append(
@@ -436,8 +356,8 @@ class SeedRegistry:
         site = call_site()
         shared = self._shared
         with shared.lock:
-            self._check_use(stream, site)
-            if self._mark_use(stream, site):
+            shared.guard.check_use(stream, site)
+            if shared.guard.mark_use(stream, site):
                 shared.ledger.append(
                     records.Scoped(
                         master_seed=self._master_seed,
@@ -463,14 +383,14 @@ class SeedRegistry:
             InvalidNameError: its purpose is not a name.
             UnknownPurposeError: the set of purposes is closed and this one is not in it.
         """
-        if not isinstance(component, Component):
-            hint = " Pass an instance, not the class." if isinstance(component, type) else ""
-            message = f"register takes an instance of a Component subclass; got {component!r}.{hint}"
+        given: object = component
+        if not isinstance(given, Component):
+            hint = " Pass an instance, not the class." if isinstance(given, type) else ""
+            message = f"register takes an instance of a Component subclass; got {given!r}.{hint}"
             raise ComponentRegistrationError(message)
         purpose = derivation.validate_purpose(component.purpose)
         shared = self._shared
-        if shared.closed is not None:
-            require_member(purpose, shared.closed)
+        shared.guard.require_purpose(purpose)
         with shared.lock:
             if purpose in shared.components:
                 message = (
@@ -506,12 +426,12 @@ class SeedRegistry:
     def create(
         self,
         purpose: str,
-        factory: Any,  # noqa: ANN401 - whatever the component builds from
+        factory: Any,
         /,
-        *args: Any,  # noqa: ANN401
+        *args: Any,
         instance_id: InstanceId = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401 - whatever the component builds
+        **kwargs: Any,
+    ) -> Any:
         """Build with the component registered for a purpose, inside the scope of (purpose, instance id), and record it.
 
         Args:
@@ -532,9 +452,9 @@ class SeedRegistry:
         self,
         factory: Callable[..., _Model],
         /,
-        *args: Any,  # noqa: ANN401
+        *args: Any,
         instance_id: InstanceId = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> _Model:
         """Build a model: ``factory(*args, **kwargs)`` in the scope of ("model", instance id).
 
@@ -550,31 +470,29 @@ class SeedRegistry:
     def optimizer(
         self,
         cls: Callable[..., _Optimizer],
-        params: Any,  # noqa: ANN401 - what torch.optim takes
+        params: Any,
         /,
-        *args: Any,  # noqa: ANN401
+        *args: Any,
         instance_id: InstanceId = None,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> _Optimizer:
         """Build an optimizer: ``cls(params, *args, **kwargs)`` in the scope of ("optimizer", instance id).
 
         Raises:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
-        optimizer: _Optimizer = self._build(
-            self._component("optimizer"), cls, (params, *args), kwargs, instance_id
-        )
+        optimizer: _Optimizer = self._build(self._component("optimizer"), cls, (params, *args), kwargs, instance_id)
         return optimizer
 
     def scheduler(
         self,
-        cls_or_name: Any,  # noqa: ANN401 - a class or a name
+        cls_or_name: Any,
         optimizer: torch.optim.Optimizer,
         /,
-        *args: Any,  # noqa: ANN401
+        *args: Any,
         instance_id: InstanceId = None,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401 - torch's schedulers share no public base in 2.2
+        **kwargs: Any,
+    ) -> Any:
         """Build a scheduler in the scope of ("scheduler", instance id).
 
         Args:
@@ -592,12 +510,12 @@ class SeedRegistry:
 
     def dataloader(
         self,
-        source: Any,  # noqa: ANN401 - a dataset or a factory
+        source: Any,
         /,
         *,
         instance_id: InstanceId = None,
         epochs: str = "advance",
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,
     ) -> SeededDataLoader:
         """Build a loader whose order is that of ("dataloader", instance id).
 
@@ -616,39 +534,46 @@ class SeedRegistry:
         loader: SeededDataLoader = self._build(component, source, (), {**kwargs, "epochs": epochs}, instance_id)
         return loader
 
-    def _build(  # noqa: PLR0913 - the parts of one build
+    def _build(
         self,
         component: Component,
-        factory: Any,  # noqa: ANN401
+        factory: Any,
         args: Tuple[Any, ...],
         kwargs: Mapping[str, Any],
         instance_id: InstanceId,
         *,
         torch_only: bool = False,
         is_recorded: bool = True,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """Build one thing and record it. ``torch_only`` and unrecorded builds are those of the documented functions."""
         resolved = component.resolve(factory)
         stream = self.stream(component.purpose, instance_id)
         site = call_site()
-        self._check_use(stream, site)
+        shared = self._shared
+        with shared.lock:
+            shared.guard.check_use(stream, site)
         scope = None
         if component.draws(resolved):
             scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=is_recorded, late_seed=self.late_seed)
         product = build_in_scope(component, stream, scope, resolved, args, kwargs)
         if is_recorded:
             self._record_environment()
-            self._mark_use(stream, site)
+            with shared.lock:
+                shared.guard.mark_use(stream, site)
             description = records.freeze(component.describe(product))
             movement = None if scope is None else scope.movement
-            self._shared.ledger.append_later(_built, stream, resolved, description, movement, site)
+            shared.ledger.append_later(_built, stream, resolved, description, movement, site)
         if _log.isEnabledFor(logging.INFO):
             extra = self._extra(stream.purpose, stream.instance_id, stream.seed)
             _log.info("created %s with component seed %d", stream.label, stream.seed, extra=extra)
         return product
 
     def split(
-        self, dataset: Any, lengths: Sequence[Union[int, float]], *, instance_id: InstanceId = None  # noqa: ANN401
+        self,
+        dataset: Any,
+        lengths: Sequence[Union[int, float]],
+        *,
+        instance_id: InstanceId = None,
     ) -> List[Subset[Any]]:
         """Split a dataset as ``torch.utils.data.random_split`` does with the generator of ("split", instance id).
 
@@ -669,11 +594,11 @@ class SeedRegistry:
         counts = tuple(len(part) for part in parts)
         shared = self._shared
         with shared.lock:
-            key = (_identity(stream), counts)
+            key = (stream, counts)
             known = shared.splits.get(key)
             if known is None:
-                self._check_use(stream, site)
-                self._mark_use(stream, site)
+                shared.guard.check_use(stream, site)
+                shared.guard.mark_use(stream, site)
                 shared.splits[key] = digest
                 shared.ledger.append(
                     records.Split(
@@ -712,29 +637,23 @@ class SeedRegistry:
             InvalidOptionError: not one of these values; nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
-        if rng.in_scope():
-            message = "set_global_state was called inside a scope, whose end would undo it. Call it before, at the start."
-            raise ScopeError(message)
-        switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
-        try:
-            captured = rng.Captured()
-            if self._master_seed < 1 << _GLOBAL_SEED_BITS:
-                rng.seed_global(self._master_seed)
-            else:
-                captured.seed_from(self.stream("global"), None)
-        except BaseException:
-            switches.revert()
-            raise
+        is_small = self._master_seed < 1 << _GLOBAL_SEED_BITS
+        refuse_in_scope("set_global_state was called")
+        handle = set_global_state(
+            self._master_seed if is_small else self.stream("global"),
+            deterministic=deterministic,
+            fill_uninitialized_memory=fill_uninitialized_memory,
+            late_seed=self.late_seed,
+        )
         self._record_environment()
-        report = switches.report
         self._shared.ledger.append(
             records.Determinism(
                 mode=deterministic,
                 fill_uninitialized_memory=fill_uninitialized_memory,
-                ineffective=tuple(str(entry) for entry in report.ineffective),
+                ineffective=tuple(str(entry) for entry in handle.report.ineffective),
             )
         )
-        return GlobalState(captured, switches, self.late_seed)
+        return handle
 
     def _record_environment(self) -> None:
         shared = self._shared
@@ -756,7 +675,7 @@ class SeedRegistry:
         """
         return audit.Audit(mode, self._shared.ledger.append)
 
-    def note(self, **config: Any) -> None:  # noqa: ANN401 - the user's own settings
+    def note(self, **config: Any) -> None:
         """Put settings of your own into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
 
         Args:
@@ -785,9 +704,7 @@ class SeedRegistry:
             ScopeError: inside a scope, where the default generators are the scope's.
             RngStateError: NumPy's global generator is of a kind that cannot be saved.
         """
-        if rng.in_scope():
-            message = "state_dict was called inside a scope, where the default generators are the scope's. Call it outside."
-            raise ScopeError(message)
+        refuse_in_scope("state_dict was called")
         generators = rng.save_state(self._shared.handouts)
         self._shared.ledger.append(records.StateSaved(entries=tuple(sorted(generators))))
         return {
@@ -805,9 +722,7 @@ class SeedRegistry:
                 names it and nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
-        if rng.in_scope():
-            message = "load_state_dict was called inside a scope, whose end would undo it. Call it outside."
-            raise ScopeError(message)
+        refuse_in_scope("load_state_dict was called")
         if not isinstance(state, collections.abc.Mapping):
             raise RngStateError(f"A state is a dict; got {type(state).__name__}. Nothing was changed.")
         expected = {"format": _STATE_FORMAT, "master_seed": str(self._master_seed), "scheme": self.scheme}
@@ -837,7 +752,7 @@ class SeedRegistry:
         self._children = state["children"]
 
 
-def _derivation(  # noqa: PLR0913 - the parts of one record
+def _derivation(
     master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: str
 ) -> records.Derivation:
     return records.Derivation(
@@ -847,8 +762,8 @@ def _derivation(  # noqa: PLR0913 - the parts of one record
 
 def _built(
     stream: Stream,
-    factory: Any,  # noqa: ANN401
-    description: Any,  # noqa: ANN401
+    factory: Any,
+    description: Any,
     movement: Optional[rng.Movement],
     site: str,
 ) -> records.Built:
@@ -865,54 +780,3 @@ def _built(
         version=version,
         call_site=site,
     )
-
-
-def _identity(stream: Stream) -> Tuple[int, str, InstanceId, type]:
-    """Return the words of a stream as a dict key; the type keeps ``1`` from ``True`` in unpickled state."""
-    return stream.master_seed, stream.purpose, stream.instance_id, type(stream.instance_id)
-
-
-class GlobalState:
-    """What ``set_global_state`` did, and the way back. As a context manager it reverts at the end of the block.
-
-    Attributes:
-        report: what was asked of the determinism switches, what took effect, and what could not.
-    """
-
-    def __init__(self, captured: rng.Captured, switches: Switches, late_seed: Callable[[str], int]) -> None:
-        self._captured: Optional[rng.Captured] = captured
-        self._switches = switches
-        self._late_seed = late_seed
-
-    @property
-    def report(self) -> DeterminismReport:
-        """The report on the determinism switches."""
-        return self._switches.report
-
-    def revert(self) -> None:
-        """Put the default generators and the switches back as they were before the call. A second call does nothing.
-
-        Raises:
-            ScopeError: inside a scope, whose end would undo it.
-        """
-        if self._captured is None:
-            return
-        if rng.in_scope():
-            message = "The global state cannot be reverted inside a scope. Leave the scope first."
-            raise ScopeError(message)
-        captured, self._captured = self._captured, None
-        try:
-            captured.restore(self._late_seed)
-        finally:
-            self._switches.revert()
-
-    def __enter__(self) -> GlobalState:
-        return self
-
-    def __exit__(
-        self,
-        kind: Optional[type] = None,
-        error: Optional[BaseException] = None,
-        trace: Optional[TracebackType] = None,
-    ) -> None:
-        self.revert()

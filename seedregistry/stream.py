@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Optional, Protocol, Tuple, Union
 
 from seedregistry import derivation, distributed, rng
 from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
@@ -12,14 +12,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
-    from typing_extensions import Protocol
 
     from seedregistry.derivation import Coordinate, InstanceId
 
     class StreamHost(Protocol):
         """What a stream tells its registry."""
 
-        def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:  # noqa: ANN401
+        def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:
             """Record a generator at the stream's start, before it is handed out."""
 
         def note_scope(self, stream: Stream) -> None:
@@ -159,7 +158,7 @@ class Stream:
     def scope(
         self,
         *coordinates: Coordinate,
-        rank: Any = ...,  # noqa: ANN401 - int, None, or not given
+        rank: Any = ...,
         torch_only: bool = False,
         timeout_s: float = rng.DEFAULT_TIMEOUT_S,
     ) -> rng.Scope:
@@ -209,7 +208,7 @@ class Stream:
         return derivation.philox_seed(derivation.stream_key(self.master_seed, "global", kind))
 
     @staticmethod
-    def _check_rank(rank: Any) -> int:  # noqa: ANN401 - it is what is checked
+    def _check_rank(rank: Any) -> int:
         (checked,) = derivation.validate_coordinates((rank,))
         if isinstance(checked, str):
             message = f"A rank is an int >= 0 or None; got {rank!r}."

@@ -21,7 +21,7 @@ try:
     from pytest import fixture  # noqa: PT013 - imported where it may be missing
 except ImportError:  # pytest is not a dependency; without it there is no fixture
 
-    def fixture(function: Callable[..., Any]) -> Callable[..., Any]:
+    def fixture(function: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[no-redef]
         """Return the function."""
         return function
 
@@ -45,7 +45,7 @@ def assert_rng_untouched() -> Iterator[None]:
         raise AssertionError(message)
 
 
-def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, **kwargs: Any) -> Any:  # noqa: ANN401
+def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, **kwargs: Any) -> Any:
     """Call a function several times and fail unless every call returns the same, bit for bit.
 
     The generators are not set in between: the function has to be a function of its arguments. Results are compared through
@@ -81,7 +81,7 @@ def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, 
     return first
 
 
-def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:  # noqa: ANN401 - any result
+def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
     """Yield (place, comparable bytes) for every leaf of a result. Read at once: results may be changed in place later."""
     if isinstance(value, torch.nn.Module):
         yield from _leaves(value.state_dict(), f"{place}.state_dict()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import inspect
 import sys
@@ -43,7 +44,7 @@ class Component(abc.ABC):
     def purpose(self) -> str:
         """What the randomness is for."""
 
-    def resolve(self, factory: Any) -> Any:  # noqa: ANN401 - whatever the user passed
+    def resolve(self, factory: Any) -> Any:
         """Return what is to be called, or refuse it. Runs before anything is derived or set.
 
         Raises:
@@ -52,12 +53,12 @@ class Component(abc.ABC):
         refuse_reserved(factory, self.reserved, f"the {self.purpose} builder")
         return factory
 
-    def draws(self, factory: Any) -> bool:  # noqa: ANN401, ARG002 - what resolve returned
+    def draws(self, factory: Any) -> bool:  # noqa: ARG002 - what resolve returned
         """Return whether building from it can draw random numbers; only if not, no scope is opened for it."""
         return True
 
     @abc.abstractmethod
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Build one thing. Runs inside the stream's scope.
 
         Args:
@@ -68,7 +69,7 @@ class Component(abc.ABC):
         """
 
     @abc.abstractmethod
-    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever build returned
+    def describe(self, product: Any) -> Mapping[str, Any]:
         """Return what the ledger keeps of a product: content only, as scalars, sequences and mappings of them."""
 
 
@@ -82,7 +83,7 @@ def _code_names(code: types.CodeType) -> FrozenSet[str]:
     return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
-def _parameter_names(factory: Any) -> FrozenSet[str]:  # noqa: ANN401 - any callable
+def _parameter_names(factory: Any) -> FrozenSet[str]:
     """Return the names of a factory's parameters that a keyword can reach."""
     if isinstance(factory, functools.partial):
         return _parameter_names(factory.func) - frozenset(factory.keywords)
@@ -98,14 +99,12 @@ def _parameter_names(factory: Any) -> FrozenSet[str]:  # noqa: ANN401 - any call
         return frozenset()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
     names = frozenset(parameter.name for parameter in parameters if parameter.kind not in variadic)
-    try:
+    with contextlib.suppress(TypeError):  # cannot be referenced weakly, or not hashed
         _signatures[factory] = names
-    except TypeError:  # cannot be referenced weakly, or not hashed
-        pass
     return names
 
 
-def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> None:  # noqa: ANN401 - any object
+def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> None:
     """Refuse a factory that cannot be called through a builder.
 
     Args:
@@ -129,7 +128,7 @@ def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> Non
         raise FactorySignatureError(message)
 
 
-def describe_factory(factory: Any) -> str:  # noqa: ANN401 - any callable
+def describe_factory(factory: Any) -> str:
     """Return the qualified name of a factory, seen through ``functools.partial``; never an address."""
     while isinstance(factory, functools.partial):
         factory = factory.func
@@ -138,21 +137,21 @@ def describe_factory(factory: Any) -> str:  # noqa: ANN401 - any callable
     return f"{module}.{name}"
 
 
-def distribution_of(factory: Any) -> Tuple[str, str]:  # noqa: ANN401 - any callable
+def distribution_of(factory: Any) -> Tuple[str, str]:
     """Return the top-level package that a factory comes from and its version, each ``""`` where there is none."""
     package = describe_factory(factory).partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", None)
     return (package, str(version)) if version is not None else ("", "")
 
 
-def build_in_scope(  # noqa: PLR0913 - the parts of one build
+def build_in_scope(
     component: Component,
     stream: Stream,
     scope: Optional[Scope],
-    factory: Any,  # noqa: ANN401 - any factory
+    factory: Any,
     args: Tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> Any:  # noqa: ANN401 - whatever the factory returns
+) -> Any:
     """Build one thing inside a scope, or without one where nothing can draw.
 
     Raises:
@@ -170,6 +169,4 @@ def build_in_scope(  # noqa: PLR0913 - the parts of one build
             f"{describe_factory(factory)} failed while the {component.purpose} of stream '{stream.label}' was built: "
             f"{type(error).__name__}: {error}"
         )
-        raise ComponentCreationError(
-            message, purpose=stream.purpose, instance_id=stream.instance_id
-        ) from error
+        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error

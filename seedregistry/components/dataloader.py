@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, FrozenSet, Mapping
+from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, final
 
 from seedregistry.components.base import RESERVED, Component
 from seedregistry.data.loader import SeededDataLoader, build_loader, is_dataset
 
 if TYPE_CHECKING:
-    from typing_extensions import final
-
     from seedregistry.stream import Stream
-else:
-
-    def final(cls):
-        return cls
-
 
 __all__ = ["DataLoaderComponent"]
 
@@ -27,7 +20,7 @@ class DataLoaderComponent(Component):
     purpose = "dataloader"
     reserved: FrozenSet[str] = RESERVED | {"order", "shard", "global_batch_size", "epochs"}
 
-    def resolve(self, factory: Any) -> Any:  # noqa: ANN401 - a dataset or a factory
+    def resolve(self, factory: Any) -> Any:
         """Return the source: a dataset as it is, a factory after the checks of every component.
 
         Raises:
@@ -35,11 +28,11 @@ class DataLoaderComponent(Component):
         """
         return factory if is_dataset(factory) else super().resolve(factory)
 
-    def draws(self, factory: Any) -> bool:  # noqa: ANN401 - a dataset or a factory
+    def draws(self, factory: Any) -> bool:
         """Return whether a user's factory will be called; ``DataLoader``'s own constructor draws nothing."""
         return not is_dataset(factory)
 
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:  # noqa: ANN401
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:
         """Build from a dataset, or call the factory and rebuild its loader with every argument kept."""
         return build_loader(stream, factory, *args, **kwargs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Mapping, Optional, final
 
 import torch
 
@@ -10,14 +10,9 @@ from seedregistry.components.base import Component
 from seedregistry.digest import PartsDigest
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, final
+    from typing_extensions import Buffer
 
     from seedregistry.stream import Stream
-else:
-
-    def final(cls):
-        return cls
-
 
 __all__ = ["ModelComponent", "model_digest"]
 
@@ -32,8 +27,9 @@ def _tensor_bytes(tensor: torch.Tensor) -> Optional[Buffer]:
     if dense.is_quantized:
         dense = dense.int_repr()
     dense = dense.cpu().resolve_conj().resolve_neg().contiguous()
-    array: Buffer = dense.reshape(-1).view(torch.uint8).numpy()
-    return array
+    array: Any = dense.reshape(-1).view(torch.uint8).numpy()
+    buffer: Buffer = array
+    return buffer
 
 
 def model_digest(model: torch.nn.Module) -> Optional[str]:
@@ -65,11 +61,11 @@ class ModelComponent(Component):
 
     purpose = "model"
 
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Call the factory; its initialisation draws from the scope."""
         return factory(*args, **kwargs)
 
-    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever the factory returned
+    def describe(self, product: Any) -> Mapping[str, Any]:
         """Return the class, the number of parameters and the digest; for anything but a module, the class alone."""
         description = {"class": f"{type(product).__module__}.{type(product).__qualname__}"}
         if isinstance(product, torch.nn.Module):

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Mapping, final
 
 from seedregistry.components.base import Component
 
 if TYPE_CHECKING:
-    from typing_extensions import final
-
     from seedregistry.stream import Stream
-else:
-
-    def final(cls):
-        return cls
-
 
 __all__ = ["OptimizerComponent"]
 
@@ -25,11 +18,11 @@ class OptimizerComponent(Component):
 
     purpose = "optimizer"
 
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Call the class; most optimizers draw nothing, and the ledger says so."""
         return factory(*args, **kwargs)
 
-    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever the class made
+    def describe(self, product: Any) -> Mapping[str, Any]:
         """Return the class and, for each parameter group, its settings and how many tensors it has."""
         groups = []
         for group in getattr(product, "param_groups", ()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING, Any, List, Mapping
+from typing import TYPE_CHECKING, Any, List, Mapping, final
 
 import torch
 
@@ -12,14 +12,7 @@ from seedregistry.components.base import Component
 from seedregistry.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
-    from typing_extensions import final
-
     from seedregistry.stream import Stream
-else:
-
-    def final(cls):
-        return cls
-
 
 __all__ = ["SchedulerComponent", "find_scheduler"]
 
@@ -38,7 +31,7 @@ def _known() -> List[str]:
     )
 
 
-def find_scheduler(name: str) -> Any:  # noqa: ANN401 - a class, which torch types loosely
+def find_scheduler(name: str) -> Any:
     """Return the class of ``torch.optim.lr_scheduler`` with that name.
 
     Raises:
@@ -59,7 +52,7 @@ class SchedulerComponent(Component):
 
     purpose = "scheduler"
 
-    def resolve(self, factory: Any) -> Any:  # noqa: ANN401 - a class or a name
+    def resolve(self, factory: Any) -> Any:
         """Return the class, looked up in ``torch.optim.lr_scheduler`` where a name was given.
 
         Raises:
@@ -68,15 +61,13 @@ class SchedulerComponent(Component):
         """
         return super().resolve(find_scheduler(factory) if isinstance(factory, str) else factory)
 
-    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
+    def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
         """Call the class."""
         return factory(*args, **kwargs)
 
-    def describe(self, product: Any) -> Mapping[str, Any]:  # noqa: ANN401 - whatever the class made
+    def describe(self, product: Any) -> Mapping[str, Any]:
         """Return the class and its public settings."""
         settings = {
-            name: value
-            for name, value in vars(product).items()
-            if not name.startswith("_") and name not in _NOT_SETTINGS
+            name: value for name, value in vars(product).items() if not name.startswith("_") and name not in _NOT_SETTINGS
         }
         return {"class": f"{type(product).__module__}.{type(product).__qualname__}", "settings": settings}

@@ -110,7 +110,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
 class _Epoch:
     """One iteration of a loader; tells it when the last batch has been handed out."""
 
-    def __init__(self, loader: SeededDataLoader, batches: Any) -> None:  # noqa: ANN401 - torch's own iterator
+    def __init__(self, loader: SeededDataLoader, batches: Any) -> None:
         self._loader = loader
         self._batches = batches
         self._epoch = loader.epoch
@@ -122,7 +122,7 @@ class _Epoch:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __next__(self) -> Any:  # noqa: ANN401 - whatever the collate function returns
+    def __next__(self) -> Any:
         try:
             batch = next(self._batches)
         except StopIteration:
@@ -150,16 +150,16 @@ def _read_shuffle(loader: DataLoader) -> bool:  # type: ignore[type-arg]
     Raises:
         FactorySignatureError: its order is not one that can be rebuilt.
     """
-    sampler = loader.sampler
+    sampler: Any = loader.sampler
     batch_sampler = loader.batch_sampler
     if isinstance(sampler, DeterministicSampler):
         return sampler.shuffle
     known_batches = batch_sampler is None or type(batch_sampler) is BatchSampler
     if known_batches and type(sampler) is SequentialSampler:
         return False
-    if known_batches and type(sampler) is RandomSampler:
-        if not sampler.replacement and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
-            return True
+    plain_shuffle = known_batches and type(sampler) is RandomSampler and not sampler.replacement
+    if plain_shuffle and sampler.num_samples == len(loader.dataset):  # type: ignore[union-attr, arg-type]
+        return True
     message = (
         f"The factory's loader has a {type(sampler).__name__} under a {type(batch_sampler).__name__}, whose draws cannot be "
         "made a function of (stream, epoch). Pass shuffle=True or shuffle=False in the factory, or build the loader "
@@ -170,11 +170,11 @@ def _read_shuffle(loader: DataLoader) -> bool:  # type: ignore[type-arg]
 
 def build_loader(
     stream: Stream,
-    source: Any,  # noqa: ANN401 - a dataset, or anything that returns a loader
+    source: Any,
     /,
-    *args: Any,  # noqa: ANN401
+    *args: Any,
     epochs: str = "advance",
-    **kwargs: Any,  # noqa: ANN401
+    **kwargs: Any,
 ) -> SeededDataLoader:
     """Build a loader from a dataset, or from what a factory returns with every argument kept.
 
@@ -205,7 +205,7 @@ def build_loader(
     return _assemble(stream, settings, shuffle=shuffle, epochs=epochs)
 
 
-def build_documented_loader(stream: Stream, source: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:  # noqa: ANN401
+def build_documented_loader(stream: Stream, source: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:
     """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises: ``shuffle=`` alone decides, epochs repeat.
 
     Raises:
@@ -222,7 +222,7 @@ def build_documented_loader(stream: Stream, source: Any, /, *args: Any, **kwargs
     return _assemble(stream, _settings_of(loader), shuffle=shuffle, epochs="repeat")
 
 
-def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:  # noqa: ANN401
+def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:
     loader = source(*args, **kwargs)
     if not isinstance(loader, DataLoader):
         message = f"The factory returned a {type(loader).__name__}; a DataLoader was expected."

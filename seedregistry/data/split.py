@@ -25,7 +25,7 @@ def indices_digest(parts: Sequence[Sequence[int]]) -> str:
 
 
 def split_dataset(
-    dataset: Any,  # noqa: ANN401 - anything with a length
+    dataset: Any,
     lengths: Sequence[Union[int, float]],
     generator: torch.Generator,
 ) -> Tuple[List[Subset[Any]], str]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Callable, Dict, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
 
 import attrs
 
 from seedregistry.ledger import records
-from seedregistry.ledger.records import Record
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.records import Record
 
 __all__ = ["KINDS", "canonical", "content", "encode", "kind_of", "tag_id"]
 
-KINDS: Dict[str, Type[Record]] = {
+KINDS: Dict[str, Type[records.Record]] = {
     "audit": records.Audited,
     "built": records.Built,
     "derivation": records.Derivation,
@@ -45,7 +47,7 @@ def tag_id(instance_id: records.InstanceId) -> Optional[Dict[str, str]]:
     return {"s": instance_id} if isinstance(instance_id, str) else {"i": str(instance_id)}
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a record
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -67,8 +69,7 @@ _SPECIAL: Dict[str, Callable[[Any], Any]] = {
 
 def _field_table(cls: Type[Record]) -> Tuple[Tuple[str, Callable[[Any], Any], bool], ...]:
     return tuple(
-        (field.name, _SPECIAL.get(field.name, _plain), bool(field.metadata.get("circumstance")))
-        for field in attrs.fields(cls)
+        (field.name, _SPECIAL.get(field.name, _plain), bool(field.metadata.get("circumstance"))) for field in attrs.fields(cls)
     )
 
 
@@ -99,9 +100,7 @@ def content(record: Record) -> Optional[bytes]:
     if not record.IS_CONTENT:
         return None
     own = {
-        name: encoder(getattr(record, name))
-        for name, encoder, is_circumstance in _FIELDS[type(record)]
-        if not is_circumstance
+        name: encoder(getattr(record, name)) for name, encoder, is_circumstance in _FIELDS[type(record)] if not is_circumstance
     }
     return canonical({"content": own, "kind": _KIND_OF[type(record)]})
 

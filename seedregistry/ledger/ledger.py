@@ -45,7 +45,7 @@ class Ledger:
             raise LedgerError(message)
         self._records.append(record)
 
-    def append_later(self, make: Callable[..., Record], *args: Any) -> None:  # noqa: ANN401 - for make
+    def append_later(self, make: Callable[..., Record], *args: Any) -> None:
         """Add a record that is made when the ledger is first read: building is not held up by writing it down.
 
         Args:
@@ -90,8 +90,8 @@ class Ledger:
         self,
         record_type: Type[_R] = Record,  # type: ignore[assignment]
         *,
-        purpose: Any = _ANY,  # noqa: ANN401 - None is a value here
-        instance_id: Any = _ANY,  # noqa: ANN401
+        purpose: Any = _ANY,
+        instance_id: Any = _ANY,
     ) -> Tuple[_R, ...]:
         """Return the records of a class, in the order of appending.
 
@@ -151,7 +151,7 @@ class Ledger:
                 streams.setdefault(derivation.purpose, []).append(derivation)
         uses = Counter(
             record.purpose
-            for record in self.find()
+            for record in self._settle()
             if isinstance(record, (records.Built, records.HandedOut, records.Split, records.Scoped))
             and record.master_seed == master_seed
         )

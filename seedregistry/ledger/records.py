@@ -57,7 +57,7 @@ def is_plain(value: object) -> bool:
     return getattr(value, "ndim", None) == 0
 
 
-def freeze(value: object) -> Value:
+def freeze(value: object) -> Value:  # noqa: PLR0911 - one return a kind
     """Return a value as records hold it: scalars as they are, sequences as tuples, mappings as sorted pairs.
 
     Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified name and other objects by

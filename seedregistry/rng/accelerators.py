@@ -30,7 +30,7 @@ class LazyQueue:
 
     __slots__ = ("_calls", "_length", "_module", "_order", "_seed", "_seed_all")
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401 - torch's device modules share no type
+    def __init__(self, module: Any) -> None:
         tracker = module._lazy_seed_tracker
         self._module = module
         self._seed_all = tracker.manual_seed_all_cb
@@ -44,7 +44,7 @@ class LazyQueue:
 
     def replace(self, call: _SeedCall) -> None:
         """Make ``call`` the only seed that waits. No stack trace is taken: torch's own queueing spends 100 us on it."""
-        entry = (call, [])  # type: Tuple[_SeedCall, List[str]]
+        entry: Tuple[_SeedCall, List[str]] = (call, [])
         tracker = self._module._lazy_seed_tracker
         tracker.manual_seed_all_cb = entry
         tracker.manual_seed_cb = None
@@ -80,7 +80,7 @@ class Accelerator:
 
     __slots__ = ("kind", "module")
 
-    def __init__(self, kind: str, module: Any) -> None:  # noqa: ANN401 - torch's device modules share no type
+    def __init__(self, kind: str, module: Any) -> None:
         self.kind = kind
         self.module = module
 

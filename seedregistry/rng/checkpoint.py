@@ -55,7 +55,7 @@ class Handouts:
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
-def _tensor(words: Any) -> torch.Tensor:  # noqa: ANN401 - any sequence of uint32
+def _tensor(words: Any) -> torch.Tensor:
     return torch.from_numpy(np.asarray(words, dtype="<u4").view(np.uint8).copy())
 
 
@@ -63,7 +63,8 @@ def _words(entry: Entry, name: str, field: str = "words") -> np.ndarray[Any, Any
     tensor = entry[field]
     if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.uint8 or tensor.shape != (4 * _MT_WORDS,):
         raise _bad(name, f"'{field}' must be a uint8 tensor of {4 * _MT_WORDS} bytes")
-    return tensor.cpu().numpy().copy().view("<u4")
+    words: np.ndarray[Any, Any] = tensor.cpu().numpy().copy().view("<u4")
+    return words
 
 
 def _bad(name: str, what: str) -> RngStateError:
@@ -84,7 +85,7 @@ def _digest(entry: Mapping[str, Any]) -> str:
 # --- one encoder and one decoder a kind. A decoder checks its entry and returns the call that applies it. ---------------
 
 
-def _encode_python(generator: Any) -> Entry:  # noqa: ANN401 - the random module or a random.Random
+def _encode_python(generator: Any) -> Entry:
     version, words, gauss = generator.getstate()
     return {
         "kind": "python",
@@ -95,7 +96,7 @@ def _encode_python(generator: Any) -> Entry:  # noqa: ANN401 - the random module
     }
 
 
-def _decode_python(entry: Entry, name: str, generator: Any) -> Callable[[], object]:  # noqa: ANN401
+def _decode_python(entry: Entry, name: str, generator: Any) -> Callable[[], object]:
     if entry["version"] != _PYTHON_VERSION:
         raise _bad(name, f"version {entry['version']!r} of python's state is unknown; expected {_PYTHON_VERSION}")
     words = tuple(int(word) for word in _words(entry, name))
@@ -238,7 +239,7 @@ def _start_accelerators(names: List[str]) -> None:
             accelerator.initialize()
 
 
-def _plan(name: str, entry: object, generator: Any) -> Callable[[], object]:  # noqa: ANN401 - any generator
+def _plan(name: str, entry: object, generator: Any) -> Callable[[], object]:
     try:
         if name == "numpy":
             return _decode_numpy_legacy(_check_entry(name, entry, "numpy-legacy"), name)

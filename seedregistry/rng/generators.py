@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import struct
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from seedregistry.errors import DeviceError, RngStateError
 from seedregistry.rng import accelerators
 
 if TYPE_CHECKING:
-    from typing_extensions import Protocol
 
     class SeedSource(Protocol):
         """What generators are set from: a stream, a position, or a plain seed."""
@@ -49,7 +48,8 @@ def _check_cpu_layout() -> None:
     state = torch.Generator().manual_seed(seed).get_state().numpy()
     known = state.size == _STATE_BYTES and _HEADER.unpack(state[:_WORDS_START].tobytes()) == (seed, 1, 1, 0)
     if known:
-        words = np.random.RandomState(seed).get_state()[1]  # MT19937 init_genrand, as torch seeds it
+        legacy: Any = np.random.RandomState(seed).get_state()
+        words = legacy[1]  # MT19937 init_genrand, as torch seeds it
         known = bool(np.array_equal(state[_WORDS_START:_WORDS_END].view("<u8"), words))
     if not known:
         message = (

@@ -38,11 +38,11 @@ class _CachedNormalOnly(np.random.MT19937):
     """
 
     @property
-    def state(self) -> Dict[str, Any]:  # type: ignore[override]
+    def state(self) -> Any:
         return {"bit_generator": "MT19937", "state": {}}
 
     @state.setter
-    def state(self, value: Dict[str, Any]) -> None:
+    def state(self, value: Any) -> None:
         pass
 
 
@@ -78,7 +78,7 @@ def read_cached() -> Cached:
     return actual, int(state["has_gauss"]), float(state["gauss"])  # type: ignore[call-overload]
 
 
-def swap_in(bit_generator: Any) -> None:  # noqa: ANN401 - NumPy's stubs of 1.24 lack the common base
+def swap_in(bit_generator: Any) -> None:
     """Put a bit generator under the global state; this drops the cached normal."""
     np.random.set_bit_generator(bit_generator)  # type: ignore[attr-defined]
 

@@ -13,13 +13,15 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
 
 from seedregistry.errors import ScopeError
 from seedregistry.rng.state import Captured, Movement
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
+
+    from typing_extensions import Self
 
     from seedregistry.rng.generators import SeedSource
     from seedregistry.rng.state import LateSeed
@@ -189,7 +191,7 @@ class Scope:
         """Return ``file:line`` where the block was entered, or ``""``."""
         return "" if self._frame is None else f"{self._frame[0].co_filename}:{self._frame[1]}"
 
-    def __enter__(self) -> Scope:
+    def __enter__(self) -> Self:
         if self._captured is not None:
             message = (
                 f"Scope '{self.label}' was entered a second time. A scope is one block: make a new one with "
@@ -215,7 +217,7 @@ class Scope:
 
     def __exit__(
         self,
-        kind: Optional[type] = None,
+        kind: Optional[Type[BaseException]] = None,
         error: Optional[BaseException] = None,
         trace: Optional[TracebackType] = None,
     ) -> None:
@@ -285,7 +287,7 @@ class Scope:
             raise ScopeError(message)
 
         @functools.wraps(function)
-        def in_new_scope(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the decorated function's own types
+        def in_new_scope(*args: Any, **kwargs: Any) -> Any:
             scope = Scope(
                 self._source,
                 self.label,

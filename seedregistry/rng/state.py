@@ -155,9 +155,7 @@ class Movement:
         """Return the libraries and device kinds whose generator moved, sorted: ``"numpy"``, ``"python"``, ``"torch"``, ..."""
         source = self._source
         moved = {
-            name
-            for name, device, state_hash in self._torch
-            if state_hash != hash(_bytes_of(make_generator(device, source)))
+            name for name, device, state_hash in self._torch if state_hash != hash(_bytes_of(make_generator(device, source)))
         }
         if self._python_word is not None:
             if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(32):

@@ -1,0 +1,109 @@
+"""The state of the whole process, set once from a registry, and the way back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Optional, Type, Union
+
+from seedregistry import determinism, rng
+from seedregistry.errors import ScopeError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from seedregistry.determinism import DeterminismReport, Switches
+    from seedregistry.stream import Stream
+
+__all__ = ["GlobalState", "refuse_in_scope", "set_global_state"]
+
+
+def refuse_in_scope(what: str) -> None:
+    """Raise inside a scope.
+
+    Args:
+        what: how the message begins.
+
+    Raises:
+        ScopeError: the calling thread is in a scope.
+    """
+    if rng.in_scope():
+        message = f"{what} inside a scope, where the default generators are the scope's and its end puts back the caller's."
+        raise ScopeError(message + " Call it outside.")
+
+
+class GlobalState:
+    """What ``set_global_state`` did, and the way back. As a context manager it reverts at the end of the block.
+
+    Attributes:
+        report: what was asked of the determinism switches, what took effect, and what could not.
+    """
+
+    def __init__(self, captured: rng.Captured, switches: Switches, late_seed: Callable[[str], int]) -> None:
+        self._captured: Optional[rng.Captured] = captured
+        self._switches = switches
+        self._late_seed = late_seed
+
+    @property
+    def report(self) -> DeterminismReport:
+        """The report on the determinism switches."""
+        return self._switches.report
+
+    def revert(self) -> None:
+        """Put the default generators and the switches back as they were before the call. A second call does nothing.
+
+        Raises:
+            ScopeError: inside a scope.
+        """
+        if self._captured is None:
+            return
+        refuse_in_scope("The global state was reverted")
+        captured, self._captured = self._captured, None
+        try:
+            captured.restore(self._late_seed)
+        finally:
+            self._switches.revert()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]] = None,
+        error: Optional[BaseException] = None,
+        trace: Optional[TracebackType] = None,
+    ) -> None:
+        self.revert()
+
+
+def set_global_state(
+    source: Union[int, Stream],
+    *,
+    deterministic: str,
+    fill_uninitialized_memory: bool,
+    late_seed: Callable[[str], int],
+) -> GlobalState:
+    """Set the determinism switches, then the default generators: both, or neither.
+
+    Args:
+        source: an int below 2**32 for every library, as documented, or a stream.
+        deterministic: mode of the switches.
+        fill_uninitialized_memory: for the switches.
+        late_seed: seed of an accelerator that starts later, for the way back.
+
+    Raises:
+        ScopeError: inside a scope.
+        InvalidOptionError: not values of the switches; nothing was changed.
+    """
+    refuse_in_scope("The global state was set")
+    switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
+    try:
+        captured = rng.Captured()
+        if isinstance(source, int):
+            rng.seed_global(source)
+        else:
+            captured.seed_from(source, None)
+    except BaseException:
+        switches.revert()
+        raise
+    return GlobalState(captured, switches, late_seed)
