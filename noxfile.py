@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.10.9"
+nox.needs_version = ">=2025.2.9"  # the first with the form of dependency_groups used here
 nox.options.sessions = ["lint", "types", "tests", "docs"]
-nox.options.reuse_existing_virtualenvs = True
+nox.options.reuse_existing_virtualenvs = True  # torch is large; a session's environment is kept
+nox.options.error_on_missing_interpreters = True  # no session passes by being skipped
 
-ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = Path(__file__).parent / "constraints"
 FLOOR_PYTHON = "3.8"
 
 
 def install(session: nox.Session, *groups: str, constraints: str = "dev", library: bool = True) -> None:
     """Install dependency groups of pyproject.toml, and the library, under a constraints file."""
-    packages = nox.project.dependency_groups(PROJECT, *groups) if groups else ()
+    packages = nox.project.dependency_groups(PROJECT, *groups)
     own = ["-e", "."] if library else []
-    session.install("-q", "-c", f"constraints/{constraints}.txt", *own, *packages)
+    session.install("-c", str(CONSTRAINTS / f"{constraints}.txt"), *own, *packages)
 
 
 def find_python(version: str) -> str:
-    """Return an interpreter of a version: from the PATH, or from pyenv, whose shims hide what is not selected."""
-    roots = [Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")), Path("/root/.pyenv")]
-    for root in roots:
-        found = sorted(root.glob(f"versions/{version}.*/bin/python"))
+    """Return an interpreter of a version: from pyenv, whose shims on the PATH hide what is not selected, or from the PATH."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    beside_this_one = Path(sys.base_prefix).parent  # pyenv's too, where the home directory is another
+    for versions in (pyenv, beside_this_one):
+        found = sorted(versions.glob(f"{version}.*/bin/python"), key=lambda path: int(path.parts[-3].split(".")[2]))
         if found:
             return str(found[-1])
     return shutil.which(f"python{version}") or version
@@ -39,8 +43,9 @@ def find_python(version: str) -> str:
 def lint(session: nox.Session) -> None:
     """Check the style with ruff: every rule, formatting included."""
     install(session, "lint", library=False)
-    session.run("ruff", "check", *(session.posargs or ["."]))
-    session.run("ruff", "format", "--check", *(session.posargs or ["."]))
+    where = session.posargs or ["."]
+    session.run("ruff", "check", *where)
+    session.run("ruff", "format", "--check", *where)
 
 
 @nox.session
@@ -57,9 +62,10 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session(python=find_python(FLOOR_PYTHON))
+# The venv of Python 3.8 itself, because virtualenv no longer makes environments for it.
+@nox.session(python=find_python(FLOOR_PYTHON), venv_backend="venv")
 def floor(session: nox.Session) -> None:
-    """Run the whole suite on the oldest supported pair: Python 3.8 with torch 2.2.2."""
+    """Run the whole suite on the oldest supported set: Python 3.8, torch 2.2.2, NumPy 1.24, attrs 22.2."""
     install(session, "test", constraints="floor")
     session.run("pytest", *session.posargs)
 
@@ -68,12 +74,12 @@ def floor(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation with warnings as errors."""
     install(session, "docs")
-    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "-b", "html", *session.posargs, "docs", "docs/_build/html")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the figures of the project, and print them as a table."""
+    """Measure the figures of the project, and print and write them as a table."""
     install(session, "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
@@ -87,18 +93,30 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the distributions, look into the wheel, and import it from a fresh environment."""
-    session.install("-q", "build")
+    """Build the distributions, look into them, and import the wheel in a fresh environment."""
+    session.install("build")
     out = Path(session.create_tmp()) / "dist"
     shutil.rmtree(out, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(out), *session.posargs, silent=True)
-    wheel = next(out.glob("*.whl"))
-    names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("seedregistry/py.typed", "seedregistry/rng/scope.py"):
-        if wanted not in names:
-            session.error(f"{wanted} is missing from {wheel.name}")
-    if any(name.startswith(("tests/", "docs/", "benchmarks/")) for name in names):
-        session.error(f"{wheel.name} holds more than the library")
-    session.install("-q", "-c", "constraints/dev.txt", str(wheel))
-    session.chdir(session.create_tmp())
-    session.run("python", "-c", "import seedregistry; print(seedregistry.SeedRegistry(42).seed('model', 'training'))")
+    wheel, sdist = next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    modules = {
+        path.as_posix() for path in Path("seedregistry").rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    }
+    if modules - in_wheel or modules - in_sdist:
+        session.error(f"missing: {sorted(modules - in_wheel)} from the wheel, {sorted(modules - in_sdist)} from the sdist")
+    strangers = sorted(name for name in in_wheel if not name.startswith(("seedregistry/", "seedregistry-")))
+    if strangers:
+        session.error(f"{wheel.name} holds more than the library: {strangers}")
+    if "seedregistry/py.typed" not in in_wheel or not any(name.endswith("licenses/LICENSE") for name in in_wheel):
+        session.error(f"{wheel.name} lacks its type marker or its licence")
+    fresh = out.parent / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    python = str(fresh / ("Scripts" if os.name == "nt" else "bin") / "python")
+    session.run(python, "-m", "pip", "install", "-q", "-c", str(CONSTRAINTS / "dev.txt"), str(wheel), external=True)
+    session.chdir(out)  # away from the checkout, so that the installed package is what is imported
+    line = "import seedregistry as s; print(s.__version__, s.__file__, s.SeedRegistry(42).seed('model', 'training'))"
+    session.run(python, "-W", "error", "-c", line, external=True)
