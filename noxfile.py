@@ -13,6 +13,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"  # the first with the form of dependency_groups used here
 nox.options.sessions = ["lint", "types", "tests", "docs"]
+nox.options.default_venv_backend = "virtualenv"  # pip in it, whose settings of this machine decide which torch comes
 nox.options.reuse_existing_virtualenvs = True  # torch is large; a session's environment is kept
 nox.options.error_on_missing_interpreters = True  # no session passes by being skipped
 
