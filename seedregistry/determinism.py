@@ -11,9 +11,12 @@ torch 2.2.2 and 2.13.0.
 
 from __future__ import annotations
 
+import ctypes
+import difflib
 import os
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type, Union
 
 import attrs
@@ -32,17 +35,25 @@ MODES = ("off", "warn", "strict")
 
 Value = Union[None, bool, str]
 
-CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_WANTED = ":4096:8"
-_CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
-# Until pytorch#161749 (autumn 2025) deterministic mode refused cuBLAS without the variable; since then workspaces are
-# allocated per handle and stream, which cuBLAS documents as sufficient.
+_CUBLAS_ACCEPTED = (":4096:8", ":16:8")
+# pytorch#161749 removed the check: the variable's name is in libtorch 2.9.1 and no longer in 2.10.0.
 _LAST_TORCH_THAT_ASKS = (2, 9)
 
+_ALGORITHMS = "torch.deterministic_algorithms"
+_INDUCTOR = "torch._inductor.config.deterministic"
+_FILL = "torch.utils.deterministic.fill_uninitialized_memory"
+_CUDNN_DETERMINISTIC = "torch.backends.cudnn.deterministic"
+_CUDNN_BENCHMARK = "torch.backends.cudnn.benchmark"
+
+# Source: at::native, transformers/cuda/attention_backward.cu (pytorch#91979, pytorch#101847).
 _WARN_NOTE = (
     "mode 'warn' does not make everything deterministic: operators without a deterministic form run and warn, and the backward "
     "passes of flash and memory-efficient attention stay nondeterministic"
 )
+# Source: ContextVar in torch/utils/_config_module.py, torch 2.13.0; 2.10.0 still had one value for the process.
+_INDUCTOR_NOTE = f"{_INDUCTOR} is kept for each thread by newer versions of torch: read and set for the calling thread only"
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -60,7 +71,7 @@ class SwitchReport:
 
 @attrs.frozen(kw_only=True)
 class Ineffective:
-    """Something that could not take effect."""
+    """Something that could not take effect: its name, what was wanted, what was found, and why."""
 
     name: str
     wanted: str
@@ -89,6 +100,11 @@ class DeterminismReport:
     ineffective: Tuple[Ineffective, ...] = ()
     notes: Tuple[str, ...] = ()
 
+    @property
+    def applied(self) -> Tuple[str, ...]:
+        """Names of the switches that were set and read back as wanted."""
+        return tuple(s.name for s in self.switches if s.wanted is not None and s.found == s.wanted)
+
     def __str__(self) -> str:
         lines = [f"determinism mode {self.mode}"]
         lines += [f"  {switch.name} = {switch.found}" for switch in self.switches]
@@ -110,78 +126,93 @@ class _Switch:
 
 
 def _get_algorithms() -> str:
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if not torch.are_deterministic_algorithms_enabled():
-        return "off"
-    return "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else "strict"
+        return "off, warn_only" if warn_only else "off"  # torch remembers warn_only while the mode is off
+    return "warn" if warn_only else "strict"
 
 
 def _set_algorithms(mode: str) -> None:
-    torch.use_deterministic_algorithms(mode != "off", warn_only=mode == "warn")
+    torch.use_deterministic_algorithms(mode in ("warn", "strict"), warn_only="warn" in mode)
 
 
-def _get_inductor() -> Optional[bool]:
-    """Return Inductor's switch without importing Inductor; before its import the environment decides."""
+def _get_inductor() -> bool:
+    """Return Inductor's switch (torch 2.10) without importing Inductor; before its import the environment decides."""
     config = sys.modules.get("torch._inductor.config")
     if config is None:
         return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-    return getattr(config, "deterministic", None)
+    return bool(getattr(config, "deterministic", False))
 
 
-def _set_inductor(value: Optional[bool]) -> None:
+def _set_inductor(value: bool) -> None:
     config: Any = sys.modules.get("torch._inductor.config")
-    if config is not None and value is not None:
+    if hasattr(config, "deterministic"):
         config.deterministic = value
-
-
-def _set_cudnn_deterministic(value: bool) -> None:
-    torch.backends.cudnn.deterministic = value
-
-
-def _set_cudnn_benchmark(value: bool) -> None:
-    torch.backends.cudnn.benchmark = value
-
-
-def _get_fill() -> bool:
-    return bool(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
-
-
-def _set_fill(value: bool) -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = value  # type: ignore[attr-defined]
 
 
 def _set_cublas(value: Optional[str]) -> None:
     if value is None:
-        os.environ.pop(CUBLAS, None)
+        os.environ.pop(_CUBLAS, None)
     else:
-        os.environ[CUBLAS] = value
+        os.environ[_CUBLAS] = value
 
 
-# In the order of setting: use_deterministic_algorithms also sets Inductor's switch (torch 2.13), so that one comes after it.
+def _flag(name: str) -> _Switch:
+    """Return a switch that is an attribute of a module of torch."""
+    module_name, _, attribute = name.rpartition(".")
+    module = sys.modules[module_name]
+    return _Switch(name, lambda: bool(getattr(module, attribute)), lambda value: setattr(module, attribute, value))
+
+
+# In the order of setting: use_deterministic_algorithms also sets Inductor's switch, so that one comes after it.
 _SWITCHES: Tuple[_Switch, ...] = (
-    _Switch(CUBLAS, lambda: os.environ.get(CUBLAS), _set_cublas),
-    _Switch("torch.deterministic_algorithms", _get_algorithms, _set_algorithms),
-    _Switch("torch._inductor.config.deterministic", _get_inductor, _set_inductor),
-    _Switch("torch.utils.deterministic.fill_uninitialized_memory", _get_fill, _set_fill),
-    _Switch("torch.backends.cudnn.deterministic", lambda: torch.backends.cudnn.deterministic, _set_cudnn_deterministic),
-    _Switch("torch.backends.cudnn.benchmark", lambda: torch.backends.cudnn.benchmark, _set_cudnn_benchmark),
+    _Switch(_CUBLAS, lambda: os.environ.get(_CUBLAS), _set_cublas),
+    _Switch(_ALGORITHMS, _get_algorithms, _set_algorithms),
+    _Switch(_INDUCTOR, _get_inductor, _set_inductor),
+    _flag(_FILL),
+    _flag(_CUDNN_DETERMINISTIC),
+    _flag(_CUDNN_BENCHMARK),
 )
 
-_INDUCTOR = "torch._inductor.config.deterministic"
+
+def _read(switch: _Switch) -> Value:
+    try:
+        return switch.get()
+    except Exception as error:
+        raise DeterministicStateError(f"The switch {switch.name} could not be read ({error}).") from error
 
 
-def _wanted(mode: str, *, fill: bool) -> Dict[str, Value]:
-    """Return the value that each switch is to have; a switch that is not in it is left alone."""
-    if mode == "off":
-        return {}
-    wanted: Dict[str, Value] = {
-        "torch.deterministic_algorithms": mode,
-        "torch.utils.deterministic.fill_uninitialized_memory": fill,
-        "torch.backends.cudnn.deterministic": True,
-        "torch.backends.cudnn.benchmark": False,
-    }
-    if CUBLAS not in os.environ:
-        wanted[CUBLAS] = _CUBLAS_WANTED
-    return wanted
+def _set(switch: _Switch, value: Value) -> None:
+    try:
+        switch.set(value)
+    except Exception as error:
+        message = f"The switch {switch.name} could not be set to {value!r} ({error}). Every switch is as it was."
+        raise DeterministicStateError(message) from error
+
+
+def _put_back(saved: Dict[str, Value]) -> None:
+    """Set switches to saved values, and take those that succeeded out of ``saved``.
+
+    A switch that has its value already is not set: where torch refuses (``torch.backends.disable_global_flags``), one that
+    was never changed is no failure.
+
+    Raises:
+        DeterministicStateError: names the switches that could not be set; the others were.
+    """
+    failures: List[Tuple[str, Exception]] = []
+    for switch in _SWITCHES:
+        if switch.name not in saved:
+            continue
+        try:
+            if switch.get() != saved[switch.name]:
+                switch.set(saved[switch.name])
+        except Exception as error:  # noqa: BLE001 - the others must still be set back
+            failures.append((switch.name, error))
+        else:
+            del saved[switch.name]
+    if failures:
+        names = ", ".join(f"{name} ({error})" for name, error in failures)
+        raise DeterministicStateError(f"These switches could not be set back: {names}.") from failures[0][1]
 
 
 # --- what cannot take effect --------------------------------------------------------------------------------------------
@@ -192,69 +223,112 @@ def _torch_version() -> Tuple[int, int]:
     return int(major), int(minor)
 
 
-def _ineffective(switches: Tuple[SwitchReport, ...], *, cuda_had_started: bool) -> Tuple[Ineffective, ...]:
-    found: List[Ineffective] = [
-        Ineffective(
-            name=switch.name,
-            wanted=str(switch.wanted),
-            found=str(switch.found),
-            reason="the value did not stay after it was set",
-        )
-        for switch in switches
-        if switch.wanted is not None and switch.found != switch.wanted
+def _cublas_problem(cublas: SwitchReport, *, cuda_had_started: bool) -> Optional[Ineffective]:
+    asks = _torch_version() <= _LAST_TORCH_THAT_ASKS
+    if cublas.wanted is None and cublas.found not in _CUBLAS_ACCEPTED:
+        tail = "this torch refuses deterministic cuBLAS with it" if asks else "this torch does not check it"
+        reason = f"the launcher set it, so it was not overwritten; not a value documented as deterministic, and {tail}"
+        return Ineffective(name=_CUBLAS, wanted=" or ".join(_CUBLAS_ACCEPTED), found=str(cublas.found), reason=reason)
+    if cublas.wanted is not None and cuda_had_started and asks:
+        # Source: aten/src/ATen/Context.cpp checks it once, in a static, at the first call of cuBLAS.
+        reason = "this torch and cuBLAS read it once, perhaps before now; set it in the environment before python starts"
+        return Ineffective(name=_CUBLAS, wanted=_CUBLAS_WANTED, found="set after CUDA started", reason=reason)
+    return None
+
+
+def _allows_nvls(algorithms: str) -> bool:
+    """Return whether a value of ``NCCL_ALGO`` lets NCCL choose NVLS.
+
+    Source: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo: ``ring,tree``, ``^nvls``, and for
+    each collective ``allreduce:tree;broadcast:ring``.
+    """
+    for clause in algorithms.upper().split(";"):
+        names = clause.rpartition(":")[2].strip()
+        listed = [name.strip() for name in names.lstrip("^").split(",")]
+        if "NVLS" not in listed if names.startswith("^") else any(name.startswith("NVLS") for name in listed):
+            return True
+    return False
+
+
+def _nccl_problem() -> Optional[Ineffective]:
+    value = os.environ.get("NCCL_ALGO", "")
+    if not value or not _allows_nvls(value):
+        return None
+    # Source: ProcessGroupNCCL.cpp (pytorch#156381): NVLS "can lead to non-deterministic reduction"; torch excludes it by
+    # itself in deterministic mode, unless the variable is set.
+    reason = "the launcher set it, so it was not overwritten; it allows NVLS, whose reductions may not repeat bit for bit"
+    return Ineffective(name="NCCL_ALGO", wanted="unset, or without NVLS", found=value, reason=reason)
+
+
+def _started_with_hash_seed(seed: int) -> Optional[bool]:
+    """Return whether this interpreter's string hashes come from ``seed``, or None where that cannot be told.
+
+    The environment does not say: it may have been changed after the start, or ignored (``python -I``).
+
+    Source: ``lcg_urandom`` and ``_Py_HashSecret`` in CPython's Python/bootstrap_hash.c, the same from 3.8 to 3.13.
+    """
+    try:
+        secret = bytes((ctypes.c_ubyte * 24).in_dll(ctypes.pythonapi, "_Py_HashSecret"))
+    except (AttributeError, ValueError):
+        return None
+    expected, state = [], seed
+    for _ in secret:
+        state = (state * 214013 + 2531011) & 0xFFFFFFFF
+        expected.append(state >> 16 & 0xFF)
+    return bytes(expected) == secret
+
+
+def _hash_problem() -> Optional[Ineffective]:
+    if not sys.flags.hash_randomization:
+        return None
+    value = os.environ.get("PYTHONHASHSEED", "unset")
+    fixed = _started_with_hash_seed(int(value)) if value.isdecimal() else False
+    if fixed:  # the flag is on for every seed but 0
+        return None
+    reason = "it is read when python starts only; in this process hashes of str are random, and so is the order of sets"
+    if fixed is None:
+        reason = "it is read when python starts only, and this interpreter does not tell whether it was set by then"
+    return Ineffective(name="PYTHONHASHSEED", wanted="a number, before python starts", found=value, reason=reason)
+
+
+def _report(mode: str, before: Dict[str, Value], wanted: Dict[str, Value], *, cuda_had_started: bool) -> DeterminismReport:
+    found = {switch.name: _read(switch) for switch in _SWITCHES}
+    switches = tuple(SwitchReport(name=name, before=before[name], wanted=wanted.get(name), found=found[name]) for name in found)
+    if mode == "off":
+        return DeterminismReport(mode=mode, switches=switches)
+    did_not_stick = [
+        Ineffective(name=s.name, wanted=str(s.wanted), found=str(s.found), reason="it was set and did not stay so")
+        for s in switches
+        if s.wanted is not None and s.found != s.wanted
     ]
-    cublas = next(switch for switch in switches if switch.name == CUBLAS)
-    if cublas.wanted is None and cublas.found not in _CUBLAS_DETERMINISTIC:
-        found.append(
-            Ineffective(
-                name=CUBLAS,
-                wanted=" or ".join(_CUBLAS_DETERMINISTIC),
-                found=str(cublas.found),
-                reason="the launcher set it, so it was not overwritten; cuBLAS is not deterministic with it",
-            )
-        )
-    if cublas.wanted is not None and cuda_had_started and _torch_version() <= _LAST_TORCH_THAT_ASKS:
-        found.append(
-            Ineffective(
-                name=CUBLAS,
-                wanted=_CUBLAS_WANTED,
-                found="set after CUDA started",
-                reason="cuBLAS reads it when it starts, and this torch asks for it; set it in the environment",
-            )
-        )
-    nccl = os.environ.get("NCCL_ALGO", "")
-    if "NVLS" in nccl and not nccl.startswith("^"):
-        found.append(
-            Ineffective(
-                name="NCCL_ALGO",
-                wanted="unset, or without NVLS",
-                found=nccl,
-                reason="the launcher set it, so it was not overwritten; NVLS reductions do not repeat bit for bit",
-            )
-        )
-    if sys.flags.hash_randomization:
-        found.append(
-            Ineffective(
-                name="PYTHONHASHSEED",
-                wanted="0 before python starts",
-                found=os.environ.get("PYTHONHASHSEED", "unset"),
-                reason="hashes of str are random in this process, and so is the order of sets; it is read at start only",
-            )
-        )
-    return tuple(found)
+    cublas = next(switch for switch in switches if switch.name == _CUBLAS)
+    problems = (_cublas_problem(cublas, cuda_had_started=cuda_had_started), _nccl_problem(), _hash_problem())
+    notes = (_WARN_NOTE,) if mode == "warn" else ()
+    return DeterminismReport(
+        mode=mode,
+        switches=switches,
+        ineffective=(*did_not_stick, *(problem for problem in problems if problem is not None)),
+        notes=(*notes, _INDUCTOR_NOTE) if found[_INDUCTOR] else notes,
+    )
 
 
 # --- applying and reverting ---------------------------------------------------------------------------------------------
 
 _lock = threading.RLock()
-_active: List[Switches] = []
+# Weak: a handle that nobody holds can never be reverted, so it must not keep an older one from giving everything back.
+_active: List[weakref.ref[Switches]] = []
 
 
 class Switches:
     """The switches as one call of :func:`apply` set them, and the way back. As a context manager it reverts at the end.
 
-    Handles may be reverted in any order: a switch that a newer handle set too stays as the newer one wants it, and goes
-    back to the caller's value with that one.
+    Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the process (Inductor's, in
+    newer versions of torch, to the thread), so handles of all threads form one history. They may be reverted in any order:
+    a switch that a newer handle set too stays as the newer one wants it, and goes back to the caller's value with that one.
+    A newer handle that nobody holds any more counts as a change by hand and is undone.
+
+    Not undone: what torch did because of the switches, such as ``NCCL_ALGO=^NVLS`` in its own environment at the first
+    NCCL process group.
 
     Attributes:
         report: what was asked for and what was read back.
@@ -265,21 +339,19 @@ class Switches:
         self.report = report
 
     def revert(self) -> None:
-        """Give the caller's values back. A second call does nothing.
+        """Give the caller's values back, also where a switch was changed by hand since. A second call does nothing.
 
         Raises:
-            DeterministicStateError: a switch could not be set back; the others were.
+            DeterministicStateError: names the switches that could not be set back; the others were. A second call tries
+                these again.
         """
         with _lock:
-            if self not in _active:
-                return
-            newer = _active[_active.index(self) + 1 :]
-            _active.remove(self)
-            mine = dict(self._saved)
+            handles = _handles()
+            newer = handles[handles.index(self) + 1 :] if self in handles else []
             for handle in newer:
-                for name in [name for name in mine if name in handle._saved]:
-                    handle._saved[name] = mine.pop(name)
-            _restore(mine)
+                for name in self._saved.keys() & handle._saved.keys():
+                    handle._saved[name] = self._saved.pop(name)
+            _put_back(self._saved)
 
     def __enter__(self) -> Self:
         return self
@@ -293,37 +365,38 @@ class Switches:
         self.revert()
 
 
-def _restore(saved: Dict[str, Value]) -> None:
-    failures = []
-    for switch in _SWITCHES:
-        if switch.name in saved:
-            try:
-                switch.set(saved[switch.name])
-            except Exception as error:  # noqa: BLE001 - the others must still be set back
-                failures.append((switch.name, error))
-    if failures:
-        names = ", ".join(name for name, _ in failures)
-        raise DeterministicStateError(f"These switches could not be set back: {names}.") from failures[0][1]
+def _handles() -> List[Switches]:
+    """Return the handles that still have something to give back, oldest first, and forget the others."""
+    alive = [handle for handle in (reference() for reference in _active) if handle is not None and handle._saved]
+    _active[:] = [weakref.ref(handle) for handle in alive]
+    return alive
 
 
-def _set_all(wanted: Dict[str, Value], saved: Dict[str, Value]) -> None:
-    """Set switches, or on a failure put all of them back."""
-    name = ""
-    try:
-        for switch in _SWITCHES:
-            if switch.name in wanted:
-                name = switch.name
-                switch.set(wanted[name])
-    except BaseException as error:
-        _restore(saved)
-        if not isinstance(error, Exception):
-            raise
-        message = f"The switch {name} could not be set to {wanted[name]!r}. Nothing was changed."
-        raise DeterministicStateError(message) from error
+def _wanted(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value]:
+    """Return the value that each switch is to have; a switch that is not in it is left alone."""
+    if mode == "off":
+        return {}
+    wanted: Dict[str, Value] = {_ALGORITHMS: mode, _FILL: fill, _CUDNN_DETERMINISTIC: True, _CUDNN_BENCHMARK: False}
+    is_ours = before[_CUBLAS] == _CUBLAS_WANTED and any(_CUBLAS in handle._saved for handle in _handles())
+    if before[_CUBLAS] is None or is_ours:
+        wanted[_CUBLAS] = _CUBLAS_WANTED
+    return wanted
+
+
+def _validate(mode: object, fill: object) -> None:
+    if not isinstance(mode, str) or mode not in MODES:
+        nearest = difflib.get_close_matches(mode.lower(), MODES, n=1) if isinstance(mode, str) else []
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise InvalidOptionError(f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.{hint}")
+    if not isinstance(fill, bool):
+        raise InvalidOptionError(f"fill_uninitialized_memory is True or False; got {fill!r}.")
 
 
 def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
     """Set the switches: all of them, or none.
+
+    In torch 2.10 and later the first call imports Inductor's configuration, as ``torch.use_deterministic_algorithms`` does:
+    about a second.
 
     Args:
         mode: ``"off"`` leaves every switch alone and reads it; ``"warn"`` asks for deterministic algorithms and warns where
@@ -332,36 +405,29 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
             algorithms, and most of their cost; off here unless asked for. Ignored by mode ``"off"``.
 
     Returns:
-        A handle with ``.report`` and ``.revert()``.
+        A handle with ``.report`` and ``.revert()``; as a context manager it reverts at the end of the block, also when the
+        block raises. Without either the switches stay.
 
     Raises:
         InvalidOptionError: not one of these values; nothing was changed.
-        DeterministicStateError: a switch could not be set; the others were set back.
+        DeterministicStateError: a switch could not be read or set; all were put back, or the message names those that were
+            not.
     """
-    if mode not in MODES:
-        message = f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}."
-        raise InvalidOptionError(message)
-    fill: object = fill_uninitialized_memory
-    if not isinstance(fill, bool):
-        message = f"fill_uninitialized_memory is True or False; got {fill!r}."
-        raise InvalidOptionError(message)
+    _validate(mode, fill_uninitialized_memory)
     with _lock:
-        before = {switch.name: switch.get() for switch in _SWITCHES}
-        wanted = _wanted(mode, fill=fill)
-        cuda_had_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        before = {switch.name: _read(switch) for switch in _SWITCHES}
+        wanted = _wanted(mode, before, fill=fill_uninitialized_memory)
         saved = {name: before[name] for name in wanted}
         if saved:
             saved[_INDUCTOR] = before[_INDUCTOR]  # use_deterministic_algorithms sets it too
-        _set_all(wanted, saved)
-        switches = tuple(
-            SwitchReport(name=s.name, before=before[s.name], wanted=wanted.get(s.name), found=s.get()) for s in _SWITCHES
-        )
-        report = DeterminismReport(
-            mode=mode,
-            switches=switches,
-            ineffective=() if mode == "off" else _ineffective(switches, cuda_had_started=cuda_had_started),
-            notes=(_WARN_NOTE,) if mode == "warn" else (),
-        )
-        handle = Switches(saved, report)
-        _active.append(handle)
+        cuda_had_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+        try:
+            for switch in _SWITCHES:
+                if switch.name in wanted:
+                    _set(switch, wanted[switch.name])
+            handle = Switches(saved, _report(mode, before, wanted, cuda_had_started=cuda_had_started))
+            _active.append(weakref.ref(handle))
+        except BaseException:
+            _put_back(dict(saved))
+            raise
     return handle

@@ -1,15 +1,16 @@
 """The environment of the process, by name, from an allow-list. Circumstance: it is outside every digest.
 
 Recorded so that a reader can see under what conditions numbers were made. Never the host name, the user, a path or the
-command line. Reading it starts no accelerator and moves no generator.
+command line. Reading it starts no accelerator, imports nothing of torch, sets no switch and moves no generator.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from typing import Any, Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple, Union
 
 import attrs
 import numpy as np
@@ -19,78 +20,99 @@ __all__ = ["Environment", "snapshot"]
 
 Value = Union[None, bool, int, str]
 
-_VARIABLES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUDA_LAUNCH_BLOCKING",
-    "MKL_NUM_THREADS",
-    "NCCL_ALGO",
-    "NCCL_PROTO",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "PYTHONHASHSEED",
-    "TORCHINDUCTOR_DETERMINISTIC",
+NOT_INITIALISED = "not initialised"
+WITHHELD = "<withheld>"
+
+# Environment variables, each with what its value may look like. Anything else (a path, a host, the UUID of a GPU) is not
+# repeated: it could tell whose machine this was.
+_PLAIN = re.compile(r"[A-Za-z0-9_:;,^+. -]{0,80}")
+_NUMBERS = re.compile(r"[0-9, -]{0,80}")
+_VARIABLES: Tuple[Tuple[str, re.Pattern[str]], ...] = (
+    ("CUBLAS_WORKSPACE_CONFIG", _PLAIN),
+    ("CUDA_LAUNCH_BLOCKING", _NUMBERS),
+    ("CUDA_VISIBLE_DEVICES", _NUMBERS),
+    ("MKL_NUM_THREADS", _NUMBERS),
+    ("NCCL_ALGO", _PLAIN),
+    ("NCCL_PROTO", _PLAIN),
+    ("NVIDIA_TF32_OVERRIDE", _NUMBERS),
+    ("OMP_NUM_THREADS", _NUMBERS),
+    ("PYTHONHASHSEED", re.compile(r"[0-9]{0,10}|random")),
+    ("TORCHINDUCTOR_DETERMINISTIC", _NUMBERS),
 )
-_LONGEST = 80
 
 
 @attrs.frozen(kw_only=True)
 class Environment:
-    """Named facts about the process: str, int, bool, or None where a fact cannot be had here.
+    """Named facts about the process: str, int, bool, or None where there is none.
+
+    Circumstance, never content: two runs that are equal number for number may have been made in different environments.
 
     Attributes:
-        values: pairs (name, value), in a fixed order.
+        IS_CONTENT: False, for the ledger's digest.
+        values: pairs (name, value), in a fixed order, the same names in every process.
+        unreadable: pairs (name, reason) for the facts that are None because this build lacks them or refused to tell.
     """
+
+    IS_CONTENT: ClassVar[bool] = False
 
     values: Tuple[Tuple[str, Value], ...]
+    unreadable: Tuple[Tuple[str, str], ...] = ()
 
     def to_dict(self) -> Dict[str, Value]:
-        """Return the facts by name."""
-        return dict(self.values)
+        """Return the facts by name, and the reason for each that could not be read under ``<name>.unreadable``."""
+        facts = dict(self.values)
+        facts.update((f"{name}.unreadable", reason) for name, reason in self.unreadable)
+        return facts
 
 
-def _read(get: Callable[[], Any]) -> Value:
-    """Return a fact, or None where this build or this combination of settings refuses to tell.
-
-    Reading TF32 settings through both the old and the new interface raises in torch 2.9 and later, for one.
-    """
-    try:
-        value = get()
-    except (AttributeError, RuntimeError, AssertionError, ImportError, OSError):
-        return None
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    return str(value)[:_LONGEST]
-
-
-def _inductor(name: str) -> Value:
-    config = sys.modules.get("torch._inductor.config")  # never imported for this: it takes a second
-    return None if config is None else _read(lambda: getattr(config, name))
-
-
-def _cudnn_sdp() -> bool:
-    enabled: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call] # absent from torch 2.2
-    return enabled
-
-
-def _cudnn_version() -> Optional[int]:
-    return torch.backends.cudnn.version() if _cuda_runs() else None  # type: ignore[no-untyped-call]
+# --- facts that take more than one look-up ----------------------------------------------------------------------------
 
 
 def _cuda_runs() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def _devices() -> str:
-    """Return the models of the GPUs, where CUDA runs; asking for them would start it."""
+def _inductor(name: str) -> Optional[bool]:
+    config = sys.modules.get("torch._inductor.config")  # never imported for this: it takes a second
+    return None if config is None else bool(getattr(config, name))
+
+
+def _cudnn_version() -> Optional[int]:
+    """Return cuDNN's version, also before CUDA runs.
+
+    Not through ``torch.backends.cudnn.version``: in torch 2.13.0 it asks every GPU for its capability, which starts CUDA
+    (``_init`` in torch/backends/cudnn/__init__.py).
+    """
+    module = getattr(torch._C, "_cudnn", None)
+    return None if module is None else int(module.getVersionInt())
+
+
+def _sdp_cudnn() -> bool:
+    return bool(torch.backends.cuda.cudnn_sdp_enabled())  # type: ignore[no-untyped-call] # looked up late: not in torch 2.2
+
+
+def _gpu_count() -> Union[int, str]:
+    return torch.cuda.device_count() if _cuda_runs() else NOT_INITIALISED
+
+
+def _gpus() -> str:
+    """Return the models of the GPUs in order, as in ``2 x NVIDIA H200 (sm_90)``. Asking for them would start CUDA."""
     if not _cuda_runs():
-        return "not started"
-    names = []
+        return NOT_INITIALISED
+    runs: List[Tuple[str, int]] = []
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
-        names.append(f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})")
-    return ", ".join(names)
+        name = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+        if runs and runs[-1][0] == name:
+            runs[-1] = (name, runs[-1][1] + 1)
+        else:
+            runs.append((name, 1))
+    return ", ".join(f"{count} x {name}" for name, count in runs)
 
 
+# --- the allow-list -----------------------------------------------------------------------------------------------------
+
+# Each through a function: what is looked up may be absent from a build, or refuse.
 _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
     ("python", platform.python_version),
     ("python.implementation", platform.python_implementation),
@@ -99,14 +121,15 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
     ("machine", platform.machine),
     ("cpu_count", os.cpu_count),
     ("numpy", lambda: np.__version__),
-    ("torch", lambda: torch.__version__),
+    ("torch", lambda: str(torch.__version__)),
     ("torch.cuda", lambda: torch.version.cuda),
-    ("torch.hip", lambda: getattr(torch.version, "hip", None)),
+    ("torch.hip", lambda: torch.version.hip),
     ("torch.cudnn", _cudnn_version),
-    ("torch.gpus", _devices),
+    ("torch.gpu_count", _gpu_count),
+    ("torch.gpus", _gpus),
     ("torch.num_threads", torch.get_num_threads),
     ("torch.num_interop_threads", torch.get_num_interop_threads),
-    ("torch.default_dtype", torch.get_default_dtype),
+    ("torch.default_dtype", lambda: str(torch.get_default_dtype())),
     ("torch.float32_matmul_precision", torch.get_float32_matmul_precision),
     ("torch.fp32_precision", lambda: torch.backends.fp32_precision),  # type: ignore[attr-defined]
     ("cuda.matmul.allow_tf32", lambda: torch.backends.cuda.matmul.allow_tf32),
@@ -119,15 +142,17 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
         "cuda.matmul.allow_bf16_reduced_precision_reduction",
         lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
     ),
+    ("cuda.matmul.allow_fp16_accumulation", lambda: torch.backends.cuda.matmul.allow_fp16_accumulation),
     ("cudnn.enabled", lambda: torch.backends.cudnn.enabled),
     ("cudnn.benchmark", lambda: torch.backends.cudnn.benchmark),
+    ("cudnn.benchmark_limit", lambda: torch.backends.cudnn.benchmark_limit),
     ("cudnn.deterministic", lambda: torch.backends.cudnn.deterministic),
     ("cudnn.allow_tf32", lambda: torch.backends.cudnn.allow_tf32),
     ("cudnn.conv.fp32_precision", lambda: torch.backends.cudnn.conv.fp32_precision),  # type: ignore[attr-defined]
     ("sdp.flash", torch.backends.cuda.flash_sdp_enabled),
     ("sdp.mem_efficient", torch.backends.cuda.mem_efficient_sdp_enabled),
     ("sdp.math", torch.backends.cuda.math_sdp_enabled),
-    ("sdp.cudnn", _cudnn_sdp),
+    ("sdp.cudnn", _sdp_cudnn),
     ("mkldnn.enabled", lambda: torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
     ("mkldnn.deterministic", lambda: torch.backends.mkldnn.deterministic),  # type: ignore[attr-defined]
     ("deterministic_algorithms", torch.are_deterministic_algorithms_enabled),
@@ -138,8 +163,36 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
 )
 
 
+def _read(get: Callable[[], Any]) -> Tuple[Value, Optional[str]]:
+    """Return a fact and None, or None and why it cannot be had.
+
+    Torch's own words are left out of the reason: they may quote paths.
+    """
+    try:
+        value = get()
+    except AttributeError:
+        return None, "not in this version"
+    except Exception as error:  # noqa: BLE001 - a fact that refuses to be read must not end an experiment
+        # For one, TF32 settings made through the new interface and read through the old: RuntimeError in torch 2.13.
+        return None, f"refused: {type(error).__name__}"
+    if value is None or isinstance(value, (bool, int, str)):
+        return value, None
+    return None, f"refused: a {type(value).__name__}"
+
+
+def _variable(name: str, allowed: re.Pattern[str]) -> Optional[str]:
+    value = os.environ.get(name)
+    return value if value is None or allowed.fullmatch(value) else WITHHELD
+
+
 def snapshot() -> Environment:
-    """Return the environment of this process, now."""
-    facts = [(name, _read(get)) for name, get in _FACTS]
-    facts += [(f"env.{name}", _read(lambda name=name: os.environ.get(name))) for name in _VARIABLES]  # type: ignore[misc]
-    return Environment(values=tuple(facts))
+    """Return the environment of this process, now. Never raises for a fact that cannot be read."""
+    values: List[Tuple[str, Value]] = []
+    unreadable: List[Tuple[str, str]] = []
+    for name, get in _FACTS:
+        value, reason = _read(get)
+        values.append((name, value))
+        if reason is not None:
+            unreadable.append((name, reason))
+    values += [(f"env.{name}", _variable(name, allowed)) for name, allowed in _VARIABLES]
+    return Environment(values=tuple(values), unreadable=tuple(unreadable))

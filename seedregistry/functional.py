@@ -7,6 +7,7 @@ wherever ``master_seed`` stands; then the registry's seed is used and its ledger
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
@@ -350,6 +351,8 @@ def make_reproducible(seed: int = 42) -> None:
     ``PYTHONHASHSEED`` has no effect once python has started and is not set; where hashes are random, a warning is logged.
     """
     set_global_deterministic_state(seed, enable_deterministic=True)
+    if sys.flags.hash_randomization:
+        _log.warning("hashes of str are random in this process; set PYTHONHASHSEED=0 before python starts to fix them")
 
 
 def get_generator(seed: int, device: Union[str, torch.device] = "cpu") -> torch.Generator:

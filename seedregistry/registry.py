@@ -180,9 +180,9 @@ class SeedRegistry:
         return iter(tuple(self._seeds))
 
     def __repr__(self) -> str:
-        count = len(self)
-        children = f", {len(self._children)} children" if self._children else ""
+        count, offspring = len(self), len(self._children)
         streams = f"{count} stream{'' if count == 1 else 's'}"
+        children = f", {offspring} {'child' if offspring == 1 else 'children'}" if offspring else ""
         return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {len(self.ledger)} records>"
 
     # --- derivation ---------------------------------------------------------------------------------------------------

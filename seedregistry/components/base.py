@@ -80,7 +80,7 @@ _CODE_HAS_NAMES = (types.FunctionType, types.MethodType)
 
 
 def _code_names(code: types.CodeType) -> FrozenSet[str]:
-    return frozenset(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+    return frozenset(code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount])
 
 
 def _parameter_names(factory: Any) -> FrozenSet[str]:

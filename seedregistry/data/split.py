@@ -35,6 +35,8 @@ def split_dataset(
         ComponentCreationError: ``random_split`` refuses the lengths, or the dataset has none.
     """
     try:
+        if any(length < 0 for length in lengths):
+            raise ValueError("A length is negative.")  # noqa: TRY301 - random_split takes it and returns nonsense
         parts = random_split(dataset, lengths, generator=generator)
     except (TypeError, ValueError) as error:
         size = len(dataset) if hasattr(dataset, "__len__") else "no length"

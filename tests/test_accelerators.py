@@ -1,0 +1,189 @@
+"""Accelerators through one path: late start, queued seeds, capture, and a stand-in for a device that is not here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seedregistry import SeedRegistry, deterministic_context, rng
+from seedregistry.errors import DeviceError, ScopeError
+from seedregistry.ledger import LateSeeded
+from seedregistry.rng import accelerators, generators
+
+
+def states(device) -> list:
+    return [generator.get_state().tolist() for generator in device.default_generators]
+
+
+def draws(device) -> list:
+    return [torch.rand(2, generator=generator).tolist() for generator in device.default_generators]
+
+
+def test_initialised_devices_are_set_and_restored(fake_device):
+    """Every default generator of a running device is set in a scope and back after it, on an exception too."""
+    fake_device.init()
+    fake_device.manual_seed_all(5)
+    before = states(fake_device)
+    stream = SeedRegistry(42).stream("dropout", "training")
+    with stream.scope(0, 1):
+        first = draws(fake_device)
+    assert states(fake_device) == before
+    with pytest.raises(ValueError, match="body"), stream.scope(0, 1):
+        assert draws(fake_device) == first
+        raise ValueError("body")
+    assert states(fake_device) == before
+
+
+def test_a_device_that_starts_inside_draws_from_the_scope(fake_device):
+    """If the body is the first to use a device its draws come from the scope; after it the seed queued before holds."""
+    fake_device.manual_seed_all(123)
+    stream = SeedRegistry(42).stream("dropout", "training")
+    with stream.scope(7):
+        fake_device.init()
+        inside = draws(fake_device)
+    expected = torch.rand(2, generator=stream.at(7).generator()).tolist()
+    assert inside == [expected, expected]
+    assert states(fake_device) == [torch.Generator().manual_seed(123).get_state().tolist()] * 2
+
+
+def test_a_device_that_starts_inside_without_a_seed_gets_a_recorded_one(fake_device):
+    """Without a queued seed the generators get one derived from the master seed after the scope, and the ledger has it."""
+    registry = SeedRegistry(42)
+    with registry.stream("dropout", "training").scope(7):
+        fake_device.init()
+        draws(fake_device)
+    (record,) = registry.ledger.find(LateSeeded)
+    assert record.kind == "cuda"
+    assert states(fake_device) == [torch.Generator().manual_seed(record.seed).get_state().tolist()] * 2
+    with_seed = SeedRegistry(42).ledger.digest
+    assert registry.ledger.find(LateSeeded)[0].IS_CONTENT is False
+    assert with_seed != registry.ledger.digest  # the derivation differs, the late seed is circumstance
+
+
+def test_a_scope_whose_body_leaves_the_device_alone_keeps_the_queue(fake_device):
+    """The seeds that wait for a device are as before after a scope, and those queued inside are gone."""
+    fake_device.manual_seed_all(123)
+    before = list(fake_device._lazy_seed_tracker.call_order)
+    with SeedRegistry(1).stream("x").scope(0):
+        fake_device.manual_seed_all(999)
+        with SeedRegistry(2).stream("y").scope(0):
+            pass
+    assert fake_device._lazy_seed_tracker.call_order == before
+    fake_device.init()
+    assert states(fake_device) == [torch.Generator().manual_seed(123).get_state().tolist()] * 2
+
+
+def test_generator_states_queued_before_are_replayed(fake_device):
+    """A set_rng_state that waited for the device holds after a scope in which the device started."""
+    saved = torch.Generator().manual_seed(77).get_state()
+
+    def set_state() -> None:
+        fake_device.default_generators[0].set_state(saved)
+
+    set_state.__module__ = "torch.fake.random"
+    fake_device._queued_calls.append((set_state, []))
+    with SeedRegistry(1).stream("x").scope(0):
+        fake_device.init()
+        draws(fake_device)
+    assert torch.equal(fake_device.default_generators[0].get_state(), saved)
+
+
+def test_nested_scopes_around_a_late_start(fake_device):
+    """A device that starts in an inner scope is, after it, as the outer scope sets it, and then as before both."""
+    fake_device.manual_seed_all(9)
+    registry = SeedRegistry(42)
+    outer = registry.stream("outer", 0)
+    with outer.scope(1):
+        with registry.stream("inner", 0).scope(2):
+            fake_device.init()
+            draws(fake_device)
+        assert draws(fake_device)[0] == torch.rand(2, generator=outer.at(1).generator()).tolist()
+    assert states(fake_device) == [torch.Generator().manual_seed(9).get_state().tolist()] * 2
+
+
+def test_the_documented_context_covers_devices(fake_device):
+    """deterministic_context seeds and restores initialised devices as well."""
+    fake_device.init()
+    before = states(fake_device)
+    with deterministic_context(7):
+        assert draws(fake_device) == [torch.rand(2, generator=torch.Generator().manual_seed(7)).tolist()] * 2
+    assert states(fake_device) == before
+
+
+def test_graph_capture_is_a_clear_error(fake_device):
+    """A scope inside CUDA graph capture is refused with the way out, and leaves nothing open."""
+    fake_device.init()
+    fake_device.capturing = True
+    with pytest.raises(ScopeError, match="captured"), SeedRegistry(1).stream("x").scope(0):
+        pass
+    fake_device.capturing = False
+    assert not rng.in_scope()
+
+
+def test_what_a_factory_draws_on_a_device_is_recorded(fake_device):
+    """The entry of a build names the device kind whose generator moved."""
+    fake_device.init()
+    from seedregistry.ledger import Built
+
+    registry = SeedRegistry(42)
+
+    def factory():
+        torch.rand(1, generator=fake_device.default_generators[1])
+        return torch.nn.Identity()
+
+    registry.model(factory)
+    (built,) = registry.ledger.find(Built)
+    assert built.drew == ("cpu",)  # the stand-in's generators live on the CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("meta", "no generator"),
+        ("nonsense", "not a torch device"),
+        (3.5, "not a torch device"),
+        ("cuda:99", "not available"),
+        ("mps", "not available"),
+        ("xpu", "not available"),
+        ("hpu", "not available"),
+    ],
+)
+def test_devices_without_generators_are_refused(device, message):
+    """An unknown or unavailable device, and meta, is a typed error that says what there is; the ledger records no handing out."""
+    registry = SeedRegistry(1)
+    with pytest.raises(DeviceError, match=message):
+        registry.generator("noise", device=device)
+    assert [type(record).__name__ for record in registry.ledger] == ["Run", "Derivation"]
+
+
+def test_more_devices_than_there_are(fake_device):
+    """An index past the last device is refused with the count."""
+    with pytest.raises(DeviceError, match=r"2 device\(s\)"):
+        generators.resolve_device("cuda:2")
+
+
+def test_discovery_matches_the_build():
+    """The kinds handled are those that this torch was built with."""
+    kinds = {accelerator.kind for accelerator in accelerators.ACCELERATORS}
+    assert ("cuda" in kinds) == (torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None)
+
+
+@pytest.mark.cuda
+@pytest.mark.moves_global_state
+def test_cuda_scopes_and_generators():
+    """On a real GPU: a scope sets and restores its default generators, and generators draw what the scope draws."""
+    registry = SeedRegistry(42)
+    for scheme in ("sha256-31", "sha256-256"):
+        stream = SeedRegistry(42, scheme=scheme).stream("dropout", "training")
+        torch.cuda.init()
+        before = [g.get_state() for g in torch.cuda.default_generators]
+        with stream.scope(1, 2):
+            first = torch.rand(8, device="cuda")
+        assert all(torch.equal(a, g.get_state()) for a, g in zip(before, torch.cuda.default_generators))
+        with stream.scope(1, 2):
+            assert torch.equal(torch.rand(8, device="cuda"), first)
+        assert torch.equal(torch.rand(8, device="cuda", generator=stream.at(1, 2).generator("cuda")), first)
+    model = registry.model(lambda: torch.nn.Linear(3, 2, device="cuda"), instance_id="training")
+    torch.cuda.manual_seed(registry.seed("model", "training"))
+    assert torch.equal(model.weight, torch.nn.Linear(3, 2, device="cuda").weight)
+    assert registry.ledger.find(purpose="model")[-1].drew == ("cuda",)

@@ -1,0 +1,509 @@
+"""Scopes: set from a position, and everything as before after the block, to the byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seedregistry import SeedRegistry, rng
+from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
+from seedregistry.rng import numpy_state
+from seedregistry.rng import scope as scope_module
+
+
+def draw_all() -> tuple:
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(2).tolist(), torch.randn(1).item()
+
+
+@pytest.fixture
+def stream():
+    return SeedRegistry(42).stream("dropout", "training")
+
+
+@pytest.fixture(params=["sha256-31", "sha256-256"])
+def any_stream(request):
+    return SeedRegistry(42, scheme=request.param).stream("dropout", "training")
+
+
+def untouched(before: dict) -> bool:
+    return rng.fingerprint() == before
+
+
+def test_state_is_back_on_return(any_stream):
+    """After a scope every default generator is as it was, and inside it draws the same at every visit."""
+    before = rng.fingerprint()
+    with any_stream.scope(1, 2):
+        first = draw_all()
+    assert untouched(before)
+    with any_stream.scope(1, 2):
+        assert draw_all() == first
+    with any_stream.scope(2, 1):
+        assert draw_all() != first
+    assert untouched(before)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
+def test_state_is_back_on_exceptions(stream, error):
+    """An exception of any kind in the body leaves every generator byte as it was, and goes on."""
+    before = rng.fingerprint()
+    with pytest.raises(error), stream.scope(0, 0):
+        draw_all()
+        raise error
+    assert untouched(before)
+
+
+def test_state_is_back_on_close_and_throw(stream):
+    """A generator function that is closed or thrown into inside its scope puts the state back."""
+
+    def training():
+        with stream.scope(0, 0):
+            draw_all()
+            yield 1
+            draw_all()
+
+    before = rng.fingerprint()
+    steps = training()
+    next(steps)
+    steps.close()
+    assert untouched(before)
+    steps = training()
+    next(steps)
+    with pytest.raises(RuntimeError, match="thrown"):
+        steps.throw(RuntimeError("thrown"))
+    assert untouched(before)
+
+
+@given(depths=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=5))
+def test_any_nesting_and_any_failure_restore(depths):
+    """Five scopes deep, with draws anywhere and a failure at any depth, every level finds its state again."""
+    registry = SeedRegistry(7)
+    before = rng.fingerprint()
+
+    def enter(level: int) -> None:
+        torch_only, fails, draws = depths[level]
+        outer = rng.fingerprint()
+        try:
+            with registry.stream("nest", level).scope(level, torch_only=torch_only):
+                for _ in range(draws):
+                    np.random.randn()
+                    if not torch_only or level:
+                        torch.rand(1)
+                if level + 1 < len(depths):
+                    enter(level + 1)
+                if fails:
+                    raise RuntimeError
+        finally:
+            after = rng.fingerprint()
+            if not torch_only:
+                assert after == outer
+            assert after["torch:cpu"] == outer["torch:cpu"]
+
+    try:
+        with registry.stream("nest", "outer").scope():
+            enter(0)
+    except RuntimeError:
+        pass
+    assert untouched(before)
+
+
+@pytest.mark.moves_global_state
+def test_the_cached_normal_of_numpy_survives(stream):
+    """A normal that NumPy has cached before a scope is the next one after it, and is not seen inside."""
+    np.random.seed(3)
+    np.random.randn()
+    expected = np.random.RandomState(3)
+    expected.randn()
+    with stream.scope(0):
+        inside = np.random.randn()
+    with stream.scope(0):
+        np.random.randn()
+        np.random.seed(99)
+        np.random.set_state(np.random.get_state())
+    assert inside != expected.randn()
+    expected.seed(3)
+    expected.randn()
+    assert np.random.randn() == expected.randn()
+    assert np.random.rand() == expected.rand()
+
+
+
+
+@pytest.mark.moves_global_state
+def test_a_swap_without_the_cached_normal_is_caught(stream, monkeypatch):
+    """The test above fails when the cached normal is not put back."""
+    monkeypatch.setattr(numpy_state, "swap_out", lambda cached: np.random.set_bit_generator(cached[0]))
+    np.random.seed(3)
+    np.random.randn()
+    before = rng.fingerprint()
+    with stream.scope(0):
+        pass
+    assert not untouched(before)
+
+
+@pytest.mark.moves_global_state
+def test_a_numpy_that_hides_its_bit_generator_still_works(stream, monkeypatch):
+    """Where the cached normal cannot be read the short way, the public way keeps it too."""
+
+    class Hidden:
+        __slots__ = ()
+
+    monkeypatch.setattr(numpy_state, "_global", Hidden())
+    np.random.seed(3)
+    np.random.randn()
+    before = rng.fingerprint()
+    with stream.scope(0):
+        draw_all()
+    assert untouched(before)
+
+
+@pytest.mark.moves_global_state
+def test_another_bit_generator_under_numpy_is_kept(stream):
+    """A caller's own global bit generator comes back as the same object, not moved."""
+    original = np.random.get_bit_generator()
+    mine = np.random.MT19937(5)
+    np.random.set_bit_generator(mine)
+    try:
+        state = np.random.get_state(legacy=False)["state"]["key"].tolist()
+        with stream.scope(1):
+            np.random.rand(1000)
+        assert np.random.get_bit_generator() is mine
+        assert np.random.get_state(legacy=False)["state"]["key"].tolist() == state
+    finally:
+        np.random.set_bit_generator(original)
+
+
+
+
+def test_torch_only_leaves_python_and_numpy_alone(stream):
+    """With torch_only, python's and NumPy's generators are the caller's inside the block."""
+    before = rng.fingerprint()
+    with stream.scope(0, torch_only=True):
+        inside = rng.fingerprint()
+        assert inside["python"] == before["python"]
+        assert inside["numpy"] == before["numpy"]
+        assert inside["torch:cpu"] != before["torch:cpu"]
+    assert untouched(before)
+
+
+def test_the_start_of_a_stream_is_manual_seed():
+    """Under sha256-31 a scope without coordinates sets torch as manual_seed(seed) does."""
+    stream = SeedRegistry(42).stream("model", "training")
+    with stream.scope():
+        found = torch.rand(5)
+    assert torch.equal(found, torch.rand(5, generator=torch.Generator().manual_seed(1958051794)))
+
+
+def test_scope_and_generators_agree(any_stream):
+    """The default generators in a scope draw what the position's own generators draw."""
+    position = any_stream.at(3, 4)
+    with position.scope():
+        inside = torch.rand(4), random.random()
+    assert torch.equal(inside[0], torch.rand(4, generator=position.generator()))
+    assert inside[1] == position.python().random()
+    with any_stream.scope(3, 4):
+        assert torch.equal(torch.rand(4), inside[0])
+
+
+def test_the_libraries_share_no_words(any_stream):
+    """Inside a scope python, NumPy and torch draw different 32-bit words, where one integer seed gives NumPy torch's."""
+    for coordinates in ((), (0,), (5, 7)):
+        with any_stream.scope(*coordinates):
+            from_torch = {int(word) for word in torch.randint(0, 2**32, (624,), dtype=torch.int64)}
+            from_numpy = {int(word) for word in np.random.randint(0, 2**32, 624, dtype=np.uint32)}
+            from_python = {random.getrandbits(32) for _ in range(624)}
+        assert len(from_torch & from_numpy) + len(from_torch & from_python) + len(from_numpy & from_python) <= 2
+
+
+def test_one_integer_for_all_is_caught():
+    """The classic recipe gives torch and NumPy one bit stream, which the test above would find."""
+    from_torch = torch.randint(0, 8, (64,), generator=torch.Generator().manual_seed(0))
+    from_numpy = np.random.RandomState(0).randint(0, 8, 64)
+    assert from_torch.tolist() == from_numpy.tolist()
+
+
+def test_decorator_returns_the_value(stream):
+    """As a decorator every call runs in a new scope at the same position, and the function's value comes back."""
+
+    @stream.scope(1)
+    def noise(count: int, *, scale: float = 1.0) -> list:
+        """Some noise."""
+        return (torch.rand(count) * scale).tolist()
+
+    before = rng.fingerprint()
+    assert noise(3) == noise(3)
+    assert noise(2, scale=0.0) == [0.0, 0.0]
+    assert noise.__doc__ == "Some noise."
+    assert untouched(before)
+
+
+def test_decorator_allows_recursion(stream):
+    """A decorated function may call itself."""
+
+    @stream.scope(1)
+    def countdown(n: int) -> float:
+        return torch.rand(1).item() if n == 0 else countdown(n - 1)
+
+    assert countdown(4) == countdown(0)
+
+
+def test_decorator_refuses_bodies_that_run_later(stream):
+    """Generator functions, async functions and classes are refused: their bodies run outside the scope."""
+
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    async def async_generator():
+        yield
+
+    for function in (generator, coroutine, async_generator, type("Body", (), {}), 3):
+        with pytest.raises(ScopeError, match="inside the body"):
+            stream.scope(1)(function)
+
+
+def test_a_scope_is_one_block(stream):
+    """One scope object cannot be entered twice."""
+    scope = stream.scope(0)
+    with scope, pytest.raises(ScopeError, match="second time"):
+        scope.__enter__()
+    with pytest.raises(ScopeError, match="second time"):
+        scope.__enter__()
+
+
+def test_leaving_out_of_order_restores_the_outermost(stream):
+    """A scope that is left while another is innermost puts the outermost state back and says so; the other closes quietly."""
+    before = rng.fingerprint()
+    outer, inner = stream.scope(0), stream.scope(1)
+    outer.__enter__()
+    torch.rand(3)
+    inner.__enter__()
+    draw_all()
+    with pytest.raises(ScopeError, match="reverse order"):
+        outer.__exit__()
+    assert untouched(before)
+    inner.__exit__()
+    assert untouched(before)
+    assert not rng.in_scope()
+
+
+def test_leaving_in_another_thread_is_an_error(stream):
+    """A scope that another thread leaves is closed, the state is back, and the error names the holder."""
+    before = rng.fingerprint()
+    scope = stream.scope(0)
+    scope.__enter__()
+    caught = []
+
+    def leave() -> None:
+        try:
+            scope.__exit__()
+        except ScopeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    assert "MainThread" in caught[0].holder
+    assert untouched(before)
+    with stream.scope(0):
+        pass
+
+
+def test_a_thread_that_waits_too_long_is_told_who_holds(stream):
+    """A thread waits for another's scope, and after timeout_s it gets the holder's name and line."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with stream.scope(0):
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold, name="holder-of-the-scope")
+    thread.start()
+    entered.wait(20)
+    started = time.monotonic()
+    try:
+        with pytest.raises(ScopeError, match=r"holder-of-the-scope.*test_scope\.py:\d+"), stream.scope(1, timeout_s=0.2):
+            pass
+        assert 0.1 < time.monotonic() - started < 10
+        assert not rng.in_scope()
+    finally:
+        leave.set()
+        thread.join()
+    with stream.scope(1, timeout_s=0):
+        pass
+
+
+def test_threads_take_turns(stream):
+    """Eight threads that use scopes at once each draw what their position says."""
+    expected = {}
+    for i in range(8):
+        with stream.scope(i):
+            expected[i] = draw_all()
+    found, failures = {}, []
+
+    def work(i: int) -> None:
+        try:
+            for _ in range(10):
+                with stream.scope(i):
+                    found[i] = draw_all()
+                    time.sleep(0)
+        except Exception as error:
+            failures.append(error)
+
+    before = rng.fingerprint()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert found == expected
+    assert untouched(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_while_another_thread_holds_a_scope(stream):
+    """A child forked while another thread is in a scope can enter scopes at once, and is not inside the other's."""
+    entered, leave = threading.Event(), threading.Event()
+    before = rng.fingerprint()
+
+    def hold() -> None:
+        with stream.scope(0):
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if rng.fingerprint() == before and not rng.in_scope():
+                with stream.scope(1, timeout_s=0):
+                    draw_all()
+                code = 0 if rng.fingerprint() == before else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    leave.set()
+    thread.join()
+    assert os.WEXITSTATUS(status) == 0
+    assert untouched(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_inside_a_scope_keeps_it(stream):
+    """A child forked by the thread in a scope is inside it too, and leaves it like the parent."""
+    before = rng.fingerprint()
+    with stream.scope(0):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                torch.rand(3)
+                if rng.in_scope():
+                    scope_module._stack.open[-1].__exit__()
+                    code = 0 if rng.fingerprint() == before else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+    assert os.WEXITSTATUS(status) == 0
+    assert untouched(before)
+
+
+def test_ranks_must_be_told_apart(stream, monkeypatch):
+    """With more than one rank, silence is an error that names both ways; rank=None is shared, rank=r is a rank's own."""
+    from seedregistry import distributed
+
+    with stream.scope(0):
+        alone = torch.rand(3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ScopeError, match=r"rank=r.*rank=None"):
+        stream.scope(0)
+    with stream.scope(0, rank=None):
+        assert torch.equal(torch.rand(3), alone)
+    draws = []
+    for rank in range(2):
+        with stream.scope(0, rank=rank):
+            draws.append(torch.rand(3))
+        assert torch.equal(draws[-1], torch.rand(3, generator=stream.at(0, "rank", rank).generator()))
+    assert not torch.equal(*draws)
+    registry = SeedRegistry(42)
+    assert torch.equal(registry.model(torch.nn.Linear, 2, 2).weight, SeedRegistry(42).model(torch.nn.Linear, 2, 2).weight)
+
+
+@pytest.mark.parametrize("rank", [-1, True, "0", 1.0])
+def test_bad_ranks_are_refused(stream, rank):
+    """A rank is an int >= 0 or None."""
+    with pytest.raises(InvalidNameError):
+        stream.scope(0, rank=rank)
+
+
+@pytest.mark.parametrize("timeout_s", [-1, "1", True, float("nan"), None])
+def test_bad_timeouts_are_refused(stream, timeout_s):
+    """A timeout is a number of seconds >= 0."""
+    with pytest.raises(InvalidOptionError, match="seconds"):
+        stream.scope(0, timeout_s=timeout_s)
+
+
+def test_a_failure_while_entering_leaves_nothing_open(stream, monkeypatch):
+    """An error in the middle of entering, an interrupt too, puts back what was set and frees the place."""
+    before = rng.fingerprint()
+    for error in (RuntimeError, KeyboardInterrupt):
+
+        def fail(*args, error=error, **kwargs):
+            torch.rand(1)
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr("seedregistry.rng.state.numpy_state.borrow", fail)
+            with pytest.raises(error), stream.scope(0):
+                pytest.fail("the body must not run")
+        assert untouched(before)
+        assert not rng.in_scope()
+    with stream.scope(0, timeout_s=0):
+        pass
+
+
+def test_an_interrupt_while_leaving_still_restores(stream, monkeypatch):
+    """An interrupt in the middle of restoring finishes the restoring, then goes on."""
+    before = rng.fingerprint()
+    real = random.setstate
+    calls = []
+
+    def interrupted(state):
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(random, "setstate", interrupted)
+        with pytest.raises(KeyboardInterrupt), stream.scope(0):
+            draw_all()
+    assert untouched(before)
+    assert not rng.in_scope()
+
+
+@pytest.mark.moves_global_state
+def test_a_scope_that_does_not_restore_is_caught(stream, monkeypatch):
+    """The fingerprint finds a scope whose restoring was taken away."""
+    before = rng.fingerprint()
+    with monkeypatch.context() as patch:
+        patch.setattr(rng.Captured, "restore", lambda self, late_seed=None: None)
+        with stream.scope(0):
+            pass
+    assert not untouched(before)
+
+
