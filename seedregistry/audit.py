@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seedregistry import rng
-from seedregistry.callsite import stack_level, user_line
+from seedregistry.callsite import user_line
 from seedregistry.errors import InvalidOptionError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
 from seedregistry.ledger.records import Audited
 
@@ -36,7 +36,7 @@ _WAY_OUT = "Run it inside stream.scope(...), or give it generator=stream.at(...)
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Reports the random operators that run outside every stream."""
 
-    def __init__(self, report: Callable[[str, str], None]) -> None:
+    def __init__(self, report: Callable[[str, str, rng.Captured], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._report = report
 
@@ -53,7 +53,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = rng.Captured(torch_only=True)
         result = func(*args, **kwargs)
         for device in before.moved_devices():
-            self._report(func._schema.name, device)
+            self._report(func._schema.name, device, before)
         return result
 
 
@@ -106,14 +106,16 @@ class Audit:
             raise
         self._record(Audited(mode=self._mode, undeclared=self.undeclared, completed=error is None))
 
-    def _seen_operator(self, name: str, device: str) -> None:
+    def _seen_operator(self, name: str, device: str, before: rng.Captured) -> None:
         path, number = user_line(_TORCH)
+        if self._mode == "error":
+            before.restore()  # the draw is taken back
         self._explained.append(f"torch:{device}")
         self._report(
             f"{name} drew from the default generator of '{device}' outside every stream, at {path}:{number}. {_WAY_OUT}",
             source=name,
             device=device,
-            line=f"{path}:{number}",
+            place=(path, number),
         )
 
     def _compare(self) -> None:
@@ -127,13 +129,16 @@ class Audit:
                 f"The default generator of {library} was drawn from {where}, outside every stream. {_WAY_OUT}",
                 source=library,
                 device=source[6:] if source.startswith("torch:") else "",
-                line="",
+                place=user_line(),
+                is_exact=False,
             )
 
-    def _report(self, message: str, *, source: str, device: str, line: str) -> None:
+    def _report(self, message: str, *, source: str, device: str, place: Tuple[str, int], is_exact: bool = True) -> None:
+        """Raise or warn; ``place`` is the line that drew, or, where that is not known, the end of the block."""
         self.undeclared += 1
+        line = f"{place[0]}:{place[1]}" if is_exact else ""
         if self._mode == "error":
             raise UndeclaredRandomnessError(message, source=source, device=device, line=line)
         if (source, line) not in self._warned:
             self._warned.add((source, line))
-            warnings.warn(message, UndeclaredRandomnessWarning, stacklevel=stack_level())
+            warnings.warn_explicit(message, UndeclaredRandomnessWarning, *place)
