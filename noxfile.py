@@ -13,7 +13,9 @@ import nox
 
 nox.needs_version = ">=2025.2.9"  # the first with the form of dependency_groups used here
 nox.options.sessions = ["lint", "types", "tests", "docs"]
-nox.options.default_venv_backend = "virtualenv"  # pip in it, whose settings of this machine decide which torch comes
+# Python's own venv: virtualenv has no seed for 3.8 any more. pip installs, so that its settings on a machine decide which
+# build of torch comes.
+nox.options.default_venv_backend = "venv"
 nox.options.reuse_existing_virtualenvs = True  # torch is large; a session's environment is kept
 nox.options.error_on_missing_interpreters = True  # no session passes by being skipped
 
@@ -63,8 +65,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-# The venv of Python 3.8 itself, because virtualenv no longer makes environments for it.
-@nox.session(python=find_python(FLOOR_PYTHON), venv_backend="venv")
+@nox.session(python=find_python(FLOOR_PYTHON))
 def floor(session: nox.Session) -> None:
     """Run the whole suite on the oldest supported set: Python 3.8, torch 2.2.2, NumPy 1.24, attrs 22.2."""
     install(session, "test", constraints="floor")
@@ -96,7 +97,7 @@ def demo(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build the distributions, look into them, and import the wheel in a fresh environment."""
     session.install("build")
-    out = Path(session.create_tmp()) / "dist"
+    out = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(out, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(out), *session.posargs, silent=True)
     wheel, sdist = next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
