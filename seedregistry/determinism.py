@@ -322,10 +322,11 @@ _active: List[weakref.ref[Switches]] = []
 class Switches:
     """The switches as one call of :func:`apply` set them, and the way back. As a context manager it reverts at the end.
 
-    Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the process (Inductor's, in
-    newer versions of torch, to the thread), so handles of all threads form one history. They may be reverted in any order:
-    a switch that a newer handle set too stays as the newer one wants it, and goes back to the caller's value with that one.
-    A newer handle that nobody holds any more counts as a change by hand and is undone.
+    Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the process, so handles of all
+    threads form one history. They may be reverted in any order: a switch that a newer handle set too stays as the newer one
+    wants it, and goes back to the caller's value with that one. A newer handle that nobody holds any more counts as a
+    change by hand and is undone. Inductor's switch belongs to the thread in newer versions of torch: revert where you
+    applied.
 
     Not undone: what torch did because of the switches, such as ``NCCL_ALGO=^NVLS`` in its own environment at the first
     NCCL process group.
@@ -336,6 +337,7 @@ class Switches:
 
     def __init__(self, saved: Dict[str, Value], report: DeterminismReport) -> None:
         self._saved = saved
+        self._thread = threading.get_ident()
         self.report = report
 
     def revert(self) -> None:
@@ -350,7 +352,8 @@ class Switches:
             newer = handles[handles.index(self) + 1 :] if self in handles else []
             for handle in newer:
                 for name in self._saved.keys() & handle._saved.keys():
-                    handle._saved[name] = self._saved.pop(name)
+                    if name != _INDUCTOR or handle._thread == self._thread:  # the other thread has a value of its own
+                        handle._saved[name] = self._saved.pop(name)
             _put_back(self._saved)
 
     def __enter__(self) -> Self:

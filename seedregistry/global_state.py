@@ -97,6 +97,7 @@ def set_global_state(
     """
     refuse_in_scope("The global state was set")
     switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
+    captured = None
     try:
         captured = rng.Captured()
         if isinstance(source, int):
@@ -104,6 +105,8 @@ def set_global_state(
         else:
             captured.seed_from(source, None)
     except BaseException:
+        if captured is not None:
+            captured.restore(late_seed)
         switches.revert()
         raise
     return GlobalState(captured, switches, late_seed)

@@ -34,6 +34,9 @@ CALLERS = {
     "mixed": {CUBLAS: ":4096:8", ALGORITHMS: "warn", FILL: False, DETERMINISTIC: False, BENCHMARK: True},
 }
 
+# What torch.backends.disable_global_flags sets, and has no way back from.
+FROZEN = (torch.backends.flags_frozen.__globals__, "__allow_nonbracketed_mutation_flag", False)
+
 HAS_INDUCTOR_SWITCH = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
 
 
@@ -137,15 +140,13 @@ def test_strict_raises_and_warn_warns():
 
 def test_fresh_memory_is_filled_only_when_asked():
     """Fresh memory is NaN (the largest value for integers) with ``fill_uninitialized_memory`` and as it was found without."""
-    size = 54_321  # a size that no other test allocates, so that no block full of NaN comes back from the allocator
-    torch.ones(size)
+    size = 1_234_567  # a size that no other test allocates, so that no block full of NaN comes back from the allocator
     with determinism.apply("strict"):
-        assert not torch.empty(size).isnan().any()
+        assert not torch.empty(size).isnan().all()
     with determinism.apply("strict", fill_uninitialized_memory=True):
-        assert torch.empty(size + 1).isnan().all()
+        assert torch.empty(7).isnan().all()
         assert (torch.empty(7, dtype=torch.int16) == torch.iinfo(torch.int16).max).all()
-    torch.ones(size)
-    assert not torch.empty(size).isnan().any()
+    assert not torch.empty(size).isnan().all()
 
 
 def test_no_generator_moves():
@@ -163,12 +164,17 @@ def test_no_generator_moves():
 def test_the_callers_values_come_back(caller, way_out):
     """Every way out of the block gives the caller's values back, the environment variable included."""
     if way_out is None:
-        with determinism.apply("strict", fill_uninitialized_memory=True):
+        with determinism.apply("strict", fill_uninitialized_memory=not caller[FILL]):
             assert read() != caller
     else:
-        with pytest.raises(way_out), determinism.apply("strict", fill_uninitialized_memory=not caller[FILL]):
-            assert read() != caller
-            raise way_out
+
+        def body() -> None:
+            with determinism.apply("strict", fill_uninitialized_memory=not caller[FILL]):
+                assert read() != caller
+                raise way_out
+
+        with pytest.raises(way_out):
+            body()
     assert read() == caller
 
 
@@ -272,23 +278,20 @@ def test_two_threads(caller):
 
 @pytest.mark.skipif(not HAS_INDUCTOR_SWITCH, reason="torch before 2.10 has no such switch")
 @pytest.mark.parametrize("value", [False, True])
-def test_inductor_is_put_back(value):
+def test_inductor_is_put_back(monkeypatch, value):
     """Inductor's switch, which torch sets along with its own, goes back to the caller's value too."""
-    import torch._inductor.config as config
+    from torch._inductor import config
 
-    original, config.deterministic = config.deterministic, value
+    monkeypatch.setattr(config, "deterministic", value)
     with determinism.apply("strict") as handle:
         assert config.deterministic
         assert any(INDUCTOR in note for note in handle.report.notes)
     assert config.deterministic is value
-    config.deterministic = original
 
 
 def test_off_does_not_import_inductor():
     """Mode "off" reads Inductor's switch without the second that importing Inductor takes."""
-    code = (
-        "import sys; from seedregistry import determinism as d; d.apply('off'); print('torch._inductor.config' in sys.modules)"
-    )
+    code = "import sys; from seedregistry import determinism; determinism.apply('off'); print('torch._inductor' in sys.modules)"
     assert python(code) == "False"
 
 
@@ -299,9 +302,10 @@ def broken(name: str, error: BaseException, *, at: str) -> tuple:
     """The table of switches with one whose setter raises, before or after it has set the value."""
 
     def set_and_raise(value: object) -> None:
-        if at == "after" and value != CALLERS["defaults"][name]:
+        is_way_back = value == CALLERS["defaults"][name]
+        if at == "after" or is_way_back:
             real.set(value)
-        if value != CALLERS["defaults"][name]:
+        if not is_way_back:
             raise error
 
     real = next(switch for switch in determinism._SWITCHES if switch.name == name)
@@ -350,8 +354,8 @@ def test_a_switch_that_cannot_be_read_back(monkeypatch, no_cublas):
 def test_flags_frozen_by_torch(monkeypatch):
     """``torch.backends.disable_global_flags`` makes cuDNN's flags read-only: an error that says so, and nothing has changed."""
     before = read()
-    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
-    with pytest.raises(DeterministicStateError, match="cudnn.deterministic could not be set.*disable_global_flags"):
+    monkeypatch.setitem(*FROZEN)
+    with pytest.raises(DeterministicStateError, match=r"cudnn\.deterministic could not be set.*disable_global_flags"):
         determinism.apply("strict")
     assert read() == before
 
@@ -361,8 +365,8 @@ def test_a_revert_that_fails(monkeypatch):
     before = read()
     handle = determinism.apply("strict")
     with monkeypatch.context() as frozen:
-        frozen.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
-        with pytest.raises(DeterministicStateError, match="could not be set back: torch.backends.cudnn.deterministic"):
+        frozen.setitem(*FROZEN)
+        with pytest.raises(DeterministicStateError, match=r"could not be set back: torch\.backends\.cudnn\.deterministic"):
             handle.revert()
         assert read() == {**before, DETERMINISTIC: True}
     handle.revert()

@@ -1,0 +1,202 @@
+"""The architecture: imports run one way, public names have one home, tests say what they guarantee."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import seedregistry
+
+ROOT = Path(seedregistry.__file__).parent
+TESTS = Path(__file__).parent
+
+LAYERS = {
+    0: {"errors"},
+    1: {"derivation", "digest", "callsite", "purposes", "ledger"},
+    2: {"rng", "determinism", "environment", "distributed"},
+    3: {"stream", "components", "data", "audit", "guard", "global_state"},
+    4: {"registry"},
+    5: {"functional", "testing"},
+}
+# Inside a layer, who may import whom; a package's own modules are one unit.
+SIDEWAYS = {
+    ("purposes", "derivation"),
+    ("ledger", "digest"),
+    ("components", "data"),
+    ("components", "stream"),
+    ("data", "stream"),
+    ("guard", "stream"),
+    ("global_state", "stream"),
+}
+WITHOUT_TORCH = {"errors", "derivation", "digest", "callsite", "purposes", "ledger"}
+LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
+
+
+def modules() -> dict:
+    return {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
+
+
+def imports(path: Path) -> set:
+    """The modules that a file imports, at run time or for types, each with its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            if node.module == "seedregistry":
+                found |= {f"seedregistry.{alias.name}" for alias in node.names}
+    return found
+
+
+def unit_of(name: str) -> str:
+    return name.replace("/", ".").split(".")[0]
+
+
+def violations() -> list:
+    wrong = []
+    for name, path in modules().items():
+        if name == "__init__":
+            continue
+        unit = unit_of(name)
+        for imported in imports(path):
+            if not imported.startswith("seedregistry."):
+                continue
+            other = unit_of(imported[len("seedregistry.") :])
+            if other == unit:
+                continue
+            lower = LAYER_OF[other] < LAYER_OF[unit]
+            if not lower and (unit, other) not in SIDEWAYS:
+                wrong.append((unit, other))
+    return wrong
+
+
+def test_every_module_has_a_layer():
+    """Every module and package stands in the table, and the table names nothing else."""
+    units = {unit_of(name) for name in modules()} - {"__init__"}
+    assert units == set(LAYER_OF)
+
+
+def test_imports_run_one_way():
+    """Modules import from lower layers, and sideways only where the table says."""
+    assert violations() == []
+
+
+def test_a_wrong_import_is_caught(monkeypatch):
+    """The check above finds an import that runs upwards."""
+    monkeypatch.setitem(LAYER_OF, "rng", 4)
+    assert ("stream", "rng") in violations()
+
+
+def test_sideways_has_no_cycle_and_no_spare():
+    """What the table allows sideways is used, and no two units allow each other."""
+    used = {
+        (unit_of(name), unit_of(imported[len("seedregistry.") :]))
+        for name, path in modules().items()
+        for imported in imports(path)
+        if imported.startswith("seedregistry.")
+    }
+    assert used >= SIDEWAYS
+    assert not {(b, a) for a, b in SIDEWAYS} & SIDEWAYS
+
+
+def test_derivation_and_ledger_need_no_torch():
+    """The ground of the library and its ledger import neither torch nor anything that does."""
+    for name, path in modules().items():
+        if unit_of(name) in WITHOUT_TORCH:
+            assert not any(unit_of(imported) == "torch" for imported in imports(path)), name
+
+
+def test_global_state_is_touched_in_two_places_only():
+    """Outside seedregistry.rng and seedregistry.determinism the linter's ban on global state is never lifted."""
+    for name, path in modules().items():
+        if unit_of(name) not in {"rng", "determinism"}:
+            text = path.read_text(encoding="utf-8")
+            assert "TID251" not in text, name
+            assert "default_generator" not in text, name
+            assert "random.getstate" not in text, name
+
+
+def test_init_files_hold_no_logic():
+    """An __init__ file re-exports: a docstring, imports, __all__ and the version."""
+    for name, path in modules().items():
+        if not name.endswith("__init__"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            allowed = isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr))
+            if isinstance(node, ast.Assign):
+                allowed = node.targets[0].id in {"__all__", "__version__"}
+            assert allowed, f"{name}: {ast.dump(node)[:80]}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_all_is_complete_and_literal(name):
+    """Every module has a docstring and a literal, sorted-or-grouped __all__ of names that exist, each public thing in it."""
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    module = importlib.import_module("seedregistry." + name.replace("/__init__", "").replace("/", ".") if name != "__init__" else "seedregistry")
+    exported = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    )
+    assert len(exported) == len(set(exported))
+    for public in exported:
+        assert hasattr(module, public)
+    own = {n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")}
+    internal = {"resolve_device", "read", "fixture"}
+    assert own - set(exported) - internal == set(), "public but not in __all__"
+
+
+def test_one_public_home():
+    """What is exported at top level is the same object as in its home, and errors are all there."""
+    from seedregistry import errors, functional
+
+    for name in errors.__all__:
+        assert getattr(seedregistry, name) is getattr(errors, name)
+    for name in set(functional.__all__) & set(seedregistry.__all__):
+        assert getattr(seedregistry, name) is getattr(functional, name)
+    assert seedregistry.__version__ in (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_no_module_is_left_out():
+    """Every module of the package can be imported."""
+    for module in pkgutil.walk_packages([str(ROOT)], "seedregistry."):
+        importlib.import_module(module.name)
+
+
+def test_importing_moves_nothing():
+    """Importing the library moves no generator, sets no switch and starts no accelerator."""
+    script = (
+        "import random, numpy, torch; a = random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[2];"
+        "b = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark;"
+        "import seedregistry, seedregistry.testing, seedregistry.audit;"
+        "assert a == (random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[2]);"
+        "assert b == (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark);"
+        "assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_every_test_says_what_is_guaranteed():
+    """Every test has a docstring of one sentence."""
+    for path in TESTS.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                text = ast.get_docstring(node)
+                assert text, f"{path.name}: {node.name}"
+                assert text.endswith((".", "?")), f"{path.name}: {node.name}"
+
+
+def test_files_have_one_reason_to_exist():
+    """No file of the library grows past 800 lines, and the median is a page or three."""
+    sizes = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values())
+    assert sizes[-1] <= 800
+    assert 60 <= sizes[len(sizes) // 2] <= 270

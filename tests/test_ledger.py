@@ -1,0 +1,254 @@
+"""The ledger in memory: records, content and circumstance, digest."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from seedregistry import Ledger, SeedRegistry
+from seedregistry.errors import InvalidOptionError, LedgerError
+from seedregistry.ledger import Built, Derivation, HandedOut, Note, Record, Run, codec, records
+
+
+def experiment(master: int = 42, *, width: int = 4, order: int = 0) -> SeedRegistry:
+    registry = SeedRegistry(master)
+    registry.note(batch_size=32, lr=0.1)
+
+    def model():
+        return registry.model(nn.Linear, 3, width, instance_id="training")
+
+    if order:
+        registry.seed("dropout")
+        net = model()
+    else:
+        net = model()
+        registry.seed("dropout")
+    registry.optimizer(torch.optim.SGD, net.parameters(), instance_id="training", lr=0.1)
+    return registry
+
+
+def test_records_are_frozen_and_plain():
+    """Every record class is frozen, and every field holds str, int, bool, float, None or tuples."""
+    registry = experiment()
+    registry.generator("noise", "x")
+    registry.split(range(10), [4, 6])
+    for record in registry.ledger:
+        assert isinstance(record, Record)
+        for field in attrs.fields(type(record)):
+            check_plain(getattr(record, field.name))
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            record.purpose = "x"
+
+
+def check_plain(value) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            check_plain(item)
+    else:
+        assert value is None or type(value) in (str, int, bool, float), value
+
+
+def test_every_record_class_has_a_kind():
+    """The table of kinds is complete, and every class and kind is in it once."""
+    classes = {cls for cls in vars(records).values() if isinstance(cls, type) and issubclass(cls, Record) and cls is not Record}
+    assert set(codec.KINDS.values()) == classes
+    assert len(codec.KINDS) == len(classes)
+
+
+def test_equal_runs_have_equal_digests():
+    """Two runs of one experiment have one digest, and the order of building does not count."""
+    assert experiment().ledger.digest == experiment().ledger.digest == experiment(order=1).ledger.digest
+    assert len(experiment().ledger.digest) == 64
+    assert experiment().ledger.short_digest == experiment().ledger.digest[:12]
+
+
+def test_what_changes_the_digest():
+    """Another seed, another model, another setting, one more derivation or one more use is another digest."""
+    reference = experiment().ledger.digest
+    digests = {experiment(43).ledger.digest, experiment(width=5).ledger.digest}
+    noted, derived, built = experiment(), experiment(), experiment()
+    noted.note(epochs=3)
+    derived.seed("extra")
+    built.model(nn.Linear, 3, 4, instance_id="training")
+    digests |= {noted.ledger.digest, derived.ledger.digest, built.ledger.digest}
+    assert len(digests) == 5
+    assert reference not in digests
+
+
+def test_circumstance_does_not_change_the_digest():
+    """Versions, call sites and devices' indices are kept, and outside the digest."""
+    ledger = experiment().ledger
+    other = Ledger()
+    for record in ledger:
+        fields = {f.name for f in attrs.fields(type(record)) if f.metadata.get("circumstance")}
+        other.append(attrs.evolve(record, **{name: "elsewhere" for name in fields if isinstance(getattr(record, name), str)}))
+    assert other.digest == ledger.digest
+    assert other.to_dict() != ledger.to_dict()
+    content = [f.name for f in attrs.fields(Derivation) if not f.metadata.get("circumstance")]
+    for name in content:
+        changed = Ledger()
+        for record in ledger:
+            if isinstance(record, Derivation):
+                value = getattr(record, name)
+                record = attrs.evolve(record, **{name: f"{value}x" if isinstance(value, str) or value is None else value + 1})
+            changed.append(record)
+        assert changed.digest != ledger.digest, name
+
+
+@given(st.permutations(range(6)))
+def test_the_digest_is_of_a_multiset(order):
+    """Any order of the same records has one digest; a record more or less has another."""
+    made = [Note(name=str(i % 4), value=i % 4) for i in range(6)]
+    ledgers = []
+    for picks in (range(6), order, list(order)[:5]):
+        ledger = Ledger()
+        for i in picks:
+            ledger.append(made[i])
+        ledgers.append(ledger)
+    assert ledgers[0].digest == ledgers[1].digest != ledgers[2].digest
+
+
+def test_ids_and_seeds_are_written_apart():
+    """7 and "7" are two ids on the wire, and seeds are strings."""
+    registry = SeedRegistry(2**100, scheme="sha256-256")
+    for instance_id in (7, "7", None, ""):
+        registry.seed("x", instance_id)
+    written = [codec.encode(record)["content"] for record in registry.ledger.find(Derivation)]
+    assert [entry["instance_id"] for entry in written] == [{"i": "7"}, {"s": "7"}, None, {"s": ""}]
+    assert all(isinstance(entry["seed"], str) and entry["master_seed"] == str(2**100) for entry in written)
+
+
+def test_find():
+    """Records are found by class, purpose and id, in which type counts."""
+    registry = SeedRegistry(42, scheme="sha256-256")
+    registry.seed("x", 7)
+    registry.seed("x", "7")
+    registry.generator("y")
+    assert len(registry.ledger.find()) == len(registry.ledger) == 5
+    assert [r.instance_id for r in registry.ledger.find(Derivation, purpose="x")] == [7, "7"]
+    assert len(registry.ledger.find(purpose="x", instance_id="7")) == 1
+    assert len(registry.ledger.find(instance_id=None)) == 3
+    assert registry.ledger.find(HandedOut)[0].kind == "torch:cpu"
+    assert registry.ledger.find(purpose="nothing") == ()
+
+
+def test_append_refuses_what_is_no_record():
+    """Only records of known kinds are appended."""
+
+    class Own(Record):
+        pass
+
+    ledger = Ledger()
+    for bad in (None, "x", {}, Own(), Record()):
+        with pytest.raises(LedgerError, match="derivation"):
+            ledger.append(bad)
+    assert len(ledger) == 0
+
+
+def test_to_dict_is_json():
+    """to_dict is plain data in which content and circumstance stand apart."""
+    data = json.loads(json.dumps(experiment().ledger.to_dict()))
+    assert data["format"] == "seedregistry.ledger/1"
+    kinds = [record["kind"] for record in data["records"]]
+    assert kinds == ["run", "note", "note", "derivation", "environment", "built", "derivation", "derivation", "built"]
+    derivation = data["records"][3]
+    assert derivation["content"]["seed"] == "1958051794"
+    assert derivation["circumstance"]["call_site"].startswith("test_ledger.py:")
+    environment = next(record for record in data["records"] if record["kind"] == "environment")
+    assert "content" not in environment
+
+
+def test_summary_and_str():
+    """The summary is flat, and printing has a line per purpose, the scheme, the master seed and the digest."""
+    registry = SeedRegistry(42)
+    registry.reserve("model", [f"lds_{i}" for i in range(300)])
+    registry.child("fold", 0).seed("model", "training")
+    registry.generator("noise", "x" * 100)
+    text = str(registry.ledger)
+    assert "master seed 42  scheme sha256-31" in text
+    assert "lds_0 .. lds_299" in text
+    assert "300 streams, 0 uses" in text
+    assert "child fold 0" in text
+    assert f"digest {registry.ledger.short_digest}" in text
+    assert max(len(line) for line in text.splitlines()) < 120
+    summary = registry.ledger.summary()
+    assert summary["seedregistry/digest"] == registry.ledger.digest
+    assert all(type(value) in (str, int) for value in summary.values())
+    assert repr(registry.ledger) == f"<Ledger of {len(registry.ledger)} records, digest {registry.ledger.short_digest}>"
+    assert str(Ledger()).startswith("digest")
+
+
+def test_notes():
+    """note takes plain values as content, and refuses others before it records anything."""
+    registry = SeedRegistry(42)
+    registry.note(lr=0.1, epochs=np.int64(3), name="x", flags=[True, None], nested={"b": 1, "a": (2, 3)})
+    values = {note.name: note.value for note in registry.ledger.find(Note)}
+    assert values == {"lr": 0.1, "epochs": 3, "name": "x", "flags": (True, None), "nested": (("a", (2, 3)), ("b", 1))}
+    for bad in (object(), torch.zeros(3), {1, 2}, lambda: 3, {3: 4}, b"x"):
+        with pytest.raises(InvalidOptionError):
+            registry.note(good=1, bad=bad)
+    assert len(registry.ledger.find(Note)) == 5
+
+
+def test_infinities_are_written():
+    """A setting that is not finite is written with a tag, since JSON has no number for it."""
+    registry = SeedRegistry(1)
+    registry.note(high=float("inf"), low=float("-inf"), none=float("nan"))
+    text = json.dumps(registry.ledger.to_dict(), allow_nan=False)
+    assert '{"f": "inf"}' in text
+    assert registry.ledger.digest
+
+
+def test_copies_are_independent():
+    """Pickles and copies of a ledger hold the same records and go on by themselves."""
+    ledger = experiment().ledger
+    for twin in (pickle.loads(pickle.dumps(ledger)), copy.copy(ledger), copy.deepcopy(ledger)):
+        assert twin.digest == ledger.digest
+        assert list(twin) == list(ledger)
+        twin.append(Run(master_seed=1, scheme="sha256-31"))
+        assert len(twin) == len(ledger) + 1
+
+
+def test_readers_and_writers_at_once():
+    """Reading while eight threads write loses nothing and shows whole records only."""
+    registry = SeedRegistry(42, scheme="sha256-256")
+    stop = threading.Event()
+    seen = []
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(all(isinstance(record, Record) for record in registry.ledger))
+
+    def write(worker: int) -> None:
+        for i in range(200):
+            registry.seed(f"purpose {worker}", i)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    writers = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    reader.join()
+    assert all(seen)
+    assert len(registry.ledger.find(Derivation)) == 1600
+
+
+def test_the_same_digest_whatever_drew_late():
+    """A build's record that is made when it is read is the one that would have been made at once."""
+    early, late = experiment(), experiment()
+    for record in early.ledger.find(Built):
+        assert record.drew in ((), ("torch",))
+    assert early.ledger.digest == late.ledger.digest
