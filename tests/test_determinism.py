@@ -178,6 +178,15 @@ def test_the_callers_values_come_back(caller, way_out):
     assert read() == caller
 
 
+def test_warn_only_comes_back_while_the_mode_is_off():
+    """Torch keeps ``warn_only`` while deterministic algorithms are off, and so it does after a block."""
+    torch.use_deterministic_algorithms(mode=False, warn_only=True)
+    determinism.apply("strict").revert()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode=False, warn_only=False)
+
+
 def test_nested_blocks(caller):
     """Blocks nest: at the end of each the values of the block around it stand again."""
     with determinism.apply("warn"):

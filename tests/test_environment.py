@@ -64,6 +64,14 @@ def test_settings_are_read_now(monkeypatch):
     assert {name for name in after if before[name] != after[name]} <= {"inductor.deterministic", "inductor.fallback_random"}
 
 
+def test_threads_are_counted_now():
+    """After a change of the number of threads the next snapshot has the new number."""
+    torch.set_num_threads(1)
+    assert environment.snapshot().to_dict()["torch.num_threads"] == 1
+    torch.set_num_threads(2)
+    assert environment.snapshot().to_dict()["torch.num_threads"] == 2
+
+
 @pytest.mark.parametrize(
     ("fact", "change"),
     [
@@ -126,7 +134,7 @@ def test_gpus(monkeypatch):
     assert facts["torch.gpu_count"] == 10
 
 
-@pytest.mark.skipif(not HAS_NEW_PRECISION, reason="torch before 2.9 has one interface for TF32")
+@pytest.mark.skipif(not HAS_NEW_PRECISION, reason="this torch has one interface for TF32")
 def test_mixed_precision_interfaces():
     """Where torch refuses to tell (TF32 set through its new interface, read through the old) a fact is None, with a reason."""
     original = torch.backends.cuda.matmul.fp32_precision
@@ -216,7 +224,7 @@ def test_nobody_is_identified(monkeypatch):
         str(Path.cwd()),
         str(Path.home()),
         sys.executable,
-        sys.argv[0],
+        *sys.argv,
         torch.__file__,
         "canary",
         "hunter2",
