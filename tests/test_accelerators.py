@@ -149,7 +149,7 @@ def test_what_a_factory_draws_on_a_device_is_recorded(fake_device):
     ],
 )
 def test_devices_without_generators_are_refused(device, message):
-    """An unknown or unavailable device, and meta, is a typed error that says what there is; the ledger records no handing out."""
+    """An unknown or unavailable device, and meta, is a typed error that says what there is; nothing is handed out."""
     registry = SeedRegistry(1)
     with pytest.raises(DeviceError, match=message):
         registry.generator("noise", device=device)

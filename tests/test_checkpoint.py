@@ -29,9 +29,17 @@ def make() -> tuple:
 def draw(held: tuple) -> tuple:
     _, from_torch, from_numpy, from_python = held
     return (
-        random.random(), random.gauss(0, 1), np.random.randn(), np.random.rand(), torch.rand(2).tolist(), torch.randn(1).item(),
-        torch.rand(2, generator=from_torch).tolist(), from_numpy.random(), from_numpy.integers(0, 2**31, dtype=np.int32).item(),
-        from_python.random(), from_python.gauss(0, 1),
+        random.random(),
+        random.gauss(0, 1),
+        np.random.randn(),
+        np.random.rand(),
+        torch.rand(2).tolist(),
+        torch.randn(1).item(),
+        torch.rand(2, generator=from_torch).tolist(),
+        from_numpy.random(),
+        from_numpy.integers(0, 2**31, dtype=np.int32).item(),
+        from_python.random(),
+        from_python.gauss(0, 1),
     )
 
 
@@ -122,7 +130,13 @@ def test_every_kind_of_damage_is_named_and_changes_nothing():
     flipped = state["generators"]["torch:cpu"]["state"].clone()
     flipped[100] ^= 1
     cases = {
-        "torch:cpu": [("state", flipped), ("state", torch.zeros(3, dtype=torch.uint8)), ("state", "x"), ("device", "cuda"), ("kind", "python")],
+        "torch:cpu": [
+            ("state", flipped),
+            ("state", torch.zeros(3, dtype=torch.uint8)),
+            ("state", "x"),
+            ("device", "cuda"),
+            ("kind", "python"),
+        ],
         "python": [("position", 9999), ("words", torch.zeros(4)), ("version", 2), ("gauss", "zebra"), ("sha256", "0" * 64)],
         "numpy": [("position", -1), ("has_gauss", "x"), ("words", torch.zeros(2496, dtype=torch.uint8))],
         handed: [("bit_generator", "Philox"), ("state", "-5"), ("extra", 1)],
@@ -166,9 +180,15 @@ def resealed(state: dict, name: str, field: str, value) -> dict:
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("python", "position", 625), ("python", "version", 9), ("python", "gauss", "x"), ("python", "position", "a"),
-        ("numpy", "position", 700), ("numpy", "words", torch.zeros(5, dtype=torch.uint8)), ("numpy", "gauss", "y"),
-        ("torch:cpu", "state", torch.zeros(5056, dtype=torch.uint8)), ("torch:cpu", "device", "mps"),
+        ("python", "position", 625),
+        ("python", "version", 9),
+        ("python", "gauss", "x"),
+        ("python", "position", "a"),
+        ("numpy", "position", 700),
+        ("numpy", "words", torch.zeros(5, dtype=torch.uint8)),
+        ("numpy", "gauss", "y"),
+        ("torch:cpu", "state", torch.zeros(5056, dtype=torch.uint8)),
+        ("torch:cpu", "device", "mps"),
     ],
 )
 def test_values_are_checked_beside_the_digest(name, field, value):

@@ -31,7 +31,9 @@ class Net(nn.Module):
 
 
 @pytest.mark.moves_global_state
-@pytest.mark.parametrize("factory", [lambda: nn.Linear(3, 2), Net, lambda: nn.LSTM(3, 4, 2), lambda: nn.TransformerEncoderLayer(8, 2, 16)])
+@pytest.mark.parametrize(
+    "factory", [lambda: nn.Linear(3, 2), Net, lambda: nn.LSTM(3, 4, 2), lambda: nn.TransformerEncoderLayer(8, 2, 16)]
+)
 def test_three_ways_to_one_model(factory):
     """registry.model, the documented function and manual_seed with the bare constructor give bit-equal models."""
     registry = SeedRegistry(42)
@@ -272,7 +274,7 @@ def test_registering():
     with pytest.raises(ComponentRegistrationError, match="unregister"):
         registry.register(Augmentation())
     assert registry.unregister("augmentation") is component
-    with pytest.raises(UnknownPurposeError, match="No component for purpose 'optimiser'.*Did you mean 'optimizer'"):
+    with pytest.raises(UnknownPurposeError, match=r"No component for purpose 'optimiser'.*Did you mean 'optimizer'"):
         registry.create("optimiser", torch.optim.SGD)
     with pytest.raises(UnknownPurposeError):
         registry.unregister("augmentation")
@@ -332,9 +334,10 @@ def test_a_split_that_changed_is_found(monkeypatch):
 
     registry = SeedRegistry(42)
     registry.split(range(10), [5, 5])
-    monkeypatch.setattr("seedregistry.data.split.random_split", lambda d, n, generator: [
-        torch.utils.data.Subset(d, range(5)), torch.utils.data.Subset(d, range(5, 10))
-    ])
+    monkeypatch.setattr(
+        "seedregistry.data.split.random_split",
+        lambda d, n, generator: [torch.utils.data.Subset(d, range(5)), torch.utils.data.Subset(d, range(5, 10))],
+    )
     with pytest.raises(LedgerIntegrityError):
         registry.split(range(10), [5, 5])
 

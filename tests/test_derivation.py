@@ -20,8 +20,10 @@ from seedregistry.errors import InvalidNameError, InvalidOptionError, InvalidSee
 VECTORS = json.loads((Path(__file__).parent / "data" / "derivation.json").read_text(encoding="utf-8"))
 
 master_seeds = st.integers(0, 2**128 - 1)
-names = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable() or True).filter(
-    lambda text: not any(0xD800 <= ord(c) <= 0xDFFF for c in text)
+names = (
+    st.text(min_size=1, max_size=20)
+    .filter(lambda text: text.isprintable() or True)
+    .filter(lambda text: not any(0xD800 <= ord(c) <= 0xDFFF for c in text))
 )
 instance_ids = st.one_of(st.none(), st.integers(-(2**70), 2**70), names, st.just(""))
 coordinates = st.lists(st.one_of(st.integers(0, 2**70), names, st.just("")), min_size=1, max_size=4).map(tuple)
@@ -216,7 +218,11 @@ def test_hash_randomisation_changes_nothing():
     """Fresh interpreters with different PYTHONHASHSEED derive the same seeds."""
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", SCRIPT], env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin"}, capture_output=True, check=True, text=True
+            [sys.executable, "-c", SCRIPT],
+            env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin"},
+            capture_output=True,
+            check=True,
+            text=True,
         ).stdout
         for seed in ("0", "1", "random")
     }

@@ -9,7 +9,9 @@ import pytest
 
 from seedregistry import errors
 
-CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, (errors.SeedRegistryError, Warning))]
+CLASSES = [
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, (errors.SeedRegistryError, Warning))
+]
 
 TREE = {
     "SeedRegistryError": (Exception,),
@@ -45,7 +47,9 @@ TREE = {
 
 def test_the_tree():
     """Every class stands where the tree says, under the builtin that callers expect; KeyError is never one of them."""
-    found = {cls.__name__: tuple(b.__name__ if b.__module__ == errors.__name__ else b for b in cls.__bases__) for cls in CLASSES}
+    found = {
+        cls.__name__: tuple(b.__name__ if b.__module__ == errors.__name__ else b for b in cls.__bases__) for cls in CLASSES
+    }
     assert found == TREE
     assert not any(issubclass(cls, KeyError) for cls in CLASSES)
 

@@ -50,7 +50,18 @@ def test_golden_seeds(words, seed):
 
 
 @pytest.mark.parametrize(
-    "words", [(True, "model"), (4.2, "model"), ("42", "model"), (-1, "m"), (2**128, "m"), (42, 3), (42, None), (42, "m", 1.5), (42, "m", True)]
+    "words",
+    [
+        (True, "model"),
+        (4.2, "model"),
+        ("42", "model"),
+        (-1, "m"),
+        (2**128, "m"),
+        (42, 3),
+        (42, None),
+        (42, "m", 1.5),
+        (42, "m", True),
+    ],
 )
 def test_bad_words(words):
     """What is not int, str, or int/str/None is one of the derivation errors."""
@@ -124,7 +135,9 @@ def test_global_switches(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.0, True, "42", None])
-@pytest.mark.parametrize("function", [functional.set_global_deterministic_state, functional.set_seed, functional.make_reproducible])
+@pytest.mark.parametrize(
+    "function", [functional.set_global_deterministic_state, functional.set_seed, functional.make_reproducible]
+)
 def test_global_seeds_must_fit_numpy(function, seed):
     """A seed outside NumPy's range is refused, and neither a generator nor a switch has changed."""
     with pytest.raises(InvalidSeedError):
@@ -207,14 +220,31 @@ def test_the_loader_keeps_every_argument():
 
     def factory(shuffle):
         return DataLoader(
-            TEN, batch_size=4, shuffle=shuffle, num_workers=2, collate_fn=collate, drop_last=True, timeout=30,
-            worker_init_fn=init, multiprocessing_context="spawn", prefetch_factor=3, persistent_workers=True, pin_memory=False,
+            TEN,
+            batch_size=4,
+            shuffle=shuffle,
+            num_workers=2,
+            collate_fn=collate,
+            drop_last=True,
+            timeout=30,
+            worker_init_fn=init,
+            multiprocessing_context="spawn",
+            prefetch_factor=3,
+            persistent_workers=True,
+            pin_memory=False,
         )
 
     loader = functional.create_deterministic_dataloader(42, factory, "training", shuffle=True)
     for name, value in {
-        "batch_size": 4, "num_workers": 2, "collate_fn": collate, "drop_last": True, "timeout": 30, "worker_init_fn": init,
-        "prefetch_factor": 3, "persistent_workers": True, "dataset": TEN,
+        "batch_size": 4,
+        "num_workers": 2,
+        "collate_fn": collate,
+        "drop_last": True,
+        "timeout": 30,
+        "worker_init_fn": init,
+        "prefetch_factor": 3,
+        "persistent_workers": True,
+        "dataset": TEN,
     }.items():
         assert getattr(loader, name) == value, name
     assert loader.multiprocessing_context.get_start_method() == "spawn"
@@ -335,7 +365,9 @@ def test_signatures_are_the_documented_ones():
         "deterministic_context": "(component_seed, component_name='operation')",
         "create_deterministic_model": "(master_seed, creator_func, instance_id=None, **kwargs)",
         "create_deterministic_optimizer": "(master_seed, optimizer_class, model_params, instance_id=None, **kwargs)",
-        "create_deterministic_scheduler": "(master_seed, optimizer, schedule_type, total_steps, instance_id=None, **scheduler_params)",
+        "create_deterministic_scheduler": (
+            "(master_seed, optimizer, schedule_type, total_steps, instance_id=None, **scheduler_params)"
+        ),
         "create_deterministic_dataloader": "(master_seed, creator_func, instance_id=None, **kwargs)",
         "DeterministicSampler": "(dataset_size, shuffle=True, seed=42, epoch=0)",
         "update_dataloader_epoch": "(dataloader, epoch)",

@@ -141,7 +141,9 @@ def test_all_is_complete_and_literal(name):
     """Every module has a docstring and a literal, sorted-or-grouped __all__ of names that exist, each public thing in it."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    module = importlib.import_module("seedregistry." + name.replace("/__init__", "").replace("/", ".") if name != "__init__" else "seedregistry")
+    module = importlib.import_module(
+        "seedregistry." + name.replace("/__init__", "").replace("/", ".") if name != "__init__" else "seedregistry"
+    )
     exported = next(
         ast.literal_eval(node.value)
         for node in tree.body

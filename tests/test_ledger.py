@@ -97,10 +97,11 @@ def test_circumstance_does_not_change_the_digest():
     content = [f.name for f in attrs.fields(Derivation) if not f.metadata.get("circumstance")]
     for name in content:
         changed = Ledger()
-        for record in ledger:
-            if isinstance(record, Derivation):
-                value = getattr(record, name)
-                record = attrs.evolve(record, **{name: f"{value}x" if isinstance(value, str) or value is None else value + 1})
+        for original in ledger:
+            record = original
+            if isinstance(original, Derivation):
+                value = getattr(original, name)
+                record = attrs.evolve(original, **{name: f"{value}x" if isinstance(value, str) or value is None else value + 1})
             changed.append(record)
         assert changed.digest != ledger.digest, name
 

@@ -177,9 +177,11 @@ def test_a_child_shares_the_map_of_seeds(monkeypatch):
     registry = SeedRegistry(42)
     child = registry.child("fold", 0)
     taken = registry.seed("model", "training")
-    monkeypatch.setattr(child, "_scheme", derivation.Scheme(
-        name="sha256-31", derive=lambda *words: taken, full_width=False, refuses_shared_seeds=True
-    ))
+    monkeypatch.setattr(
+        child,
+        "_scheme",
+        derivation.Scheme(name="sha256-31", derive=lambda *words: taken, full_width=False, refuses_shared_seeds=True),
+    )
     with pytest.raises(SeedCollisionError, match="related registry of master seed 42"):
         child.seed("model", "training")
 
@@ -414,7 +416,9 @@ def test_generators_of_a_stream():
     assert torch.equal(registry.generator("noise", "train").get_state(), expected.get_state())
     key = int.from_bytes(stream.key, "big")
     assert registry.numpy("noise", "train").random() == np.random.Generator(np.random.PCG64(key)).random()
-    assert registry.python("noise", "train").random() == __import__("random").Random(derivation.python_seed(stream.key)).random()
+    assert (
+        registry.python("noise", "train").random() == __import__("random").Random(derivation.python_seed(stream.key)).random()
+    )
     assert isinstance(registry.numpy("noise", "a"), np.random.Generator)
 
 
@@ -488,8 +492,10 @@ def test_pickle_and_deepcopy_are_independent():
             for _ in range(2):
                 twin.generator("noise", "x")
         assert len(registry.ledger) == before
-        assert torch.equal(twin.model(torch.nn.Linear, 2, 2, instance_id="b").weight,
-                           SeedRegistry(42).model(torch.nn.Linear, 2, 2, instance_id="b").weight)
+        assert torch.equal(
+            twin.model(torch.nn.Linear, 2, 2, instance_id="b").weight,
+            SeedRegistry(42).model(torch.nn.Linear, 2, 2, instance_id="b").weight,
+        )
     assert generator is not None
 
 
@@ -558,7 +564,10 @@ def test_logging_has_structured_extra(caplog):
             pass
     created = next(record for record in caplog.records if record.levelname == "INFO")
     assert (created.purpose, created.instance_id, created.component_seed, created.master_seed) == (
-        "model", "training", 1958051794, 42,
+        "model",
+        "training",
+        1958051794,
+        42,
     )
     messages = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
     assert any("derived model/training" in message for message in messages)

@@ -20,7 +20,14 @@ from seedregistry.rng import scope as scope_module
 
 
 def draw_all() -> tuple:
-    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(2).tolist(), torch.randn(1).item()
+    return (
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        torch.rand(2).tolist(),
+        torch.randn(1).item(),
+    )
 
 
 @pytest.fixture
@@ -134,8 +141,6 @@ def test_the_cached_normal_of_numpy_survives(stream):
     assert np.random.rand() == expected.rand()
 
 
-
-
 @pytest.mark.moves_global_state
 def test_a_swap_without_the_cached_normal_is_caught(stream, monkeypatch):
     """The test above fails when the cached normal is not put back."""
@@ -178,8 +183,6 @@ def test_another_bit_generator_under_numpy_is_kept(stream):
         assert np.random.get_state(legacy=False)["state"]["key"].tolist() == state
     finally:
         np.random.set_bit_generator(original)
-
-
 
 
 def test_torch_only_leaves_python_and_numpy_alone(stream):
@@ -357,7 +360,7 @@ def test_threads_take_turns(stream):
                 with stream.scope(i):
                     found[i] = draw_all()
                     time.sleep(0)
-        except Exception as error:
+        except ScopeError as error:
             failures.append(error)
 
     before = rng.fingerprint()
@@ -505,5 +508,3 @@ def test_a_scope_that_does_not_restore_is_caught(stream, monkeypatch):
         with stream.scope(0):
             pass
     assert not untouched(before)
-
-

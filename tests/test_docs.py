@@ -1,0 +1,129 @@
+"""Every example in the README, the documentation and the docstrings runs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = [page for page in PAGES if "_build" not in page]
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+RUNNER = """
+import sys, warnings
+import torch, sklearn.datasets
+from seedregistry import determinism, rng
+path = sys.argv[1]
+before = rng.fingerprint(), {switch.name: switch.get() for switch in determinism._SWITCHES}
+warnings.simplefilter("error")
+namespace = {"__name__": "__main__"}
+exec(compile(open(path, encoding="utf-8").read(), path, "exec"), namespace)
+after = rng.fingerprint(), {switch.name: switch.get() for switch in determinism._SWITCHES}
+assert after[0] == before[0], "the page moved a default generator"
+assert after[1] == before[1], "the page changed a switch"
+"""
+
+
+def blocks(page: str) -> str:
+    """The Python of a page, each block at its own line, so that errors point into the page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = [""] * text.count("\n")
+    for match in FENCE.finditer(text):
+        start = text.count("\n", 0, match.start(1))
+        for offset, line in enumerate(match.group(1).splitlines()):
+            lines[start + offset] = line
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_run(page, tmp_path):
+    """All Python of a page runs in order in a fresh interpreter, without a warning, and leaves the process's state alone."""
+    source = blocks(page)
+    if not source.strip():
+        return
+    script = tmp_path / "page.py"
+    script.write_text(source, encoding="utf-8")
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_there_are_examples():
+    """The README, the tutorial and most other pages have examples that run."""
+    with_code = [page for page in PAGES if blocks(page).strip()]
+    assert {"README.md", "docs/tutorial.md", "docs/leaving.md", "docs/derivation.md"} <= set(with_code)
+    assert len(with_code) >= 12
+
+
+def test_pages_use_known_fences():
+    """Every fence names its language, so that no Python escapes the test above."""
+    for page in PAGES:
+        for fence in re.findall(r"^```+(.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+            assert fence == "" or fence.split()[0].strip("{}") in {
+                "python",
+                "text",
+                "console",
+                "bash",
+                "toctree",
+                "eval-rst",
+                "list-table",
+                "note",
+                "warning",
+                "toml",
+                "tip",
+                "important",
+                "json",
+            }, f"{page}: {fence}"
+
+
+def test_docstring_examples_run():
+    """Docstrings show their examples in doctest form or not at all; each runs."""
+    import doctest
+
+    for path in (ROOT / "seedregistry").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                text = ast.get_docstring(node) or ""
+                test = doctest.DocTestParser().get_doctest(text, {}, getattr(node, "name", "module"), str(path), 0)
+                result = doctest.DocTestRunner().run(test)
+                assert result.failed == 0
+
+
+@pytest.mark.parametrize("arguments", [["--epochs", "2"], ["--epochs", "1", "--seed", "7"]])
+def test_the_main_job_runs(arguments, tmp_path):
+    """The example of the README's main command trains, writes its ledger and repeats bit for bit."""
+    import json
+
+    out = tmp_path / "ledger.json"
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "docs/examples/digits.py"), *arguments, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    data = json.loads(out.read_text(encoding="utf-8"))
+    assert data["format"] == "seedregistry.ledger/1"
+    assert data["digest"][:12] in run.stdout
+
+
+def test_no_page_names_a_registry_host():
+    """No file of the project names the host of a package registry."""
+    hosts = ["pypi" + ".org", "python" + "hosted.org", "registry." + "npmjs", "download." + "pytorch.org"]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    for name in listed or PAGES:
+        path = ROOT / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            assert not any(host in text for host in hosts), name
