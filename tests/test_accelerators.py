@@ -166,24 +166,3 @@ def test_discovery_matches_the_build():
     """The kinds handled are those that this torch was built with."""
     kinds = {accelerator.kind for accelerator in accelerators.ACCELERATORS}
     assert ("cuda" in kinds) == (torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None)
-
-
-@pytest.mark.cuda
-@pytest.mark.moves_global_state
-def test_cuda_scopes_and_generators():
-    """On a real GPU: a scope sets and restores its default generators, and generators draw what the scope draws."""
-    registry = SeedRegistry(42)
-    for scheme in ("sha256-31", "sha256-256"):
-        stream = SeedRegistry(42, scheme=scheme).stream("dropout", "training")
-        torch.cuda.init()
-        before = [g.get_state() for g in torch.cuda.default_generators]
-        with stream.scope(1, 2):
-            first = torch.rand(8, device="cuda")
-        assert all(torch.equal(a, g.get_state()) for a, g in zip(before, torch.cuda.default_generators))
-        with stream.scope(1, 2):
-            assert torch.equal(torch.rand(8, device="cuda"), first)
-        assert torch.equal(torch.rand(8, device="cuda", generator=stream.at(1, 2).generator("cuda")), first)
-    model = registry.model(lambda: torch.nn.Linear(3, 2, device="cuda"), instance_id="training")
-    torch.cuda.manual_seed(registry.seed("model", "training"))
-    assert torch.equal(model.weight, torch.nn.Linear(3, 2, device="cuda").weight)
-    assert registry.ledger.find(purpose="model")[-1].drew == ("cuda",)
