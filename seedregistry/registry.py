@@ -560,7 +560,7 @@ class SeedRegistry:
             self._record_environment()
             with shared.lock:
                 shared.guard.mark_use(stream, site)
-            description = records.freeze(component.describe(product))
+            description = records.freeze({**component.describe_call(args, kwargs), **component.describe(product)})
             movement = None if scope is None else scope.movement
             shared.ledger.append_later(_built, stream, resolved, description, movement, site)
         if _log.isEnabledFor(logging.INFO):
@@ -651,6 +651,7 @@ class SeedRegistry:
                 mode=deterministic,
                 fill_uninitialized_memory=fill_uninitialized_memory,
                 ineffective=tuple(str(entry) for entry in handle.report.ineffective),
+                switches=tuple((switch.name, switch.found) for switch in handle.report.switches),
             )
         )
         return handle

@@ -68,6 +68,10 @@ class Component(abc.ABC):
             **kwargs: for the factory.
         """
 
+    def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return what the ledger keeps of the arguments, where the product does not show them; nothing by default."""
+        return {}
+
     @abc.abstractmethod
     def describe(self, product: Any) -> Mapping[str, Any]:
         """Return what the ledger keeps of a product: content only, as scalars, sequences and mappings of them."""

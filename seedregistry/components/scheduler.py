@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING, Any, List, Mapping, final
+from typing import TYPE_CHECKING, Any, Mapping, Tuple, final
 
 import torch
 
@@ -16,30 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ["SchedulerComponent", "find_scheduler"]
 
-_NOT_SETTINGS = frozenset({"optimizer", "last_epoch", "verbose"})
 
-
-def _known() -> List[str]:
+def _is_scheduler(member: Any) -> bool:
     module = torch.optim.lr_scheduler
-    return sorted(
-        name
-        for name, member in vars(module).items()
-        if inspect.isclass(member)
-        and not name.startswith("_")
-        and (issubclass(member, module.LRScheduler) or name == "ReduceLROnPlateau")
-        and name != "LRScheduler"
-    )
+    if not inspect.isclass(member) or member is module.LRScheduler or member.__name__.startswith("_"):
+        return False
+    return issubclass(member, module.LRScheduler) or member is module.ReduceLROnPlateau  # not a subclass in torch 2.2
 
 
 def find_scheduler(name: str) -> Any:
     """Return the class of ``torch.optim.lr_scheduler`` with that name.
 
     Raises:
-        UnsupportedSchedulerError: there is none.
+        UnsupportedSchedulerError: there is none; the message has them all and the nearest.
     """
-    known = _known()
-    if name in known:
-        return getattr(torch.optim.lr_scheduler, name)
+    found = getattr(torch.optim.lr_scheduler, name, None)
+    if _is_scheduler(found):
+        return found
+    known = sorted(known for known, member in vars(torch.optim.lr_scheduler).items() if _is_scheduler(member))
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     message = f"Unsupported scheduler type {name!r}. torch.optim.lr_scheduler has: {', '.join(known)}.{hint}"
@@ -65,9 +59,13 @@ class SchedulerComponent(Component):
         """Call the class."""
         return factory(*args, **kwargs)
 
+    def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the settings as they were given, the optimizer apart: schedulers keep them under names that change."""
+        return {"args": args[1:], "kwargs": kwargs}
+
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return the class and its public settings."""
-        settings = {
-            name: value for name, value in vars(product).items() if not name.startswith("_") and name not in _NOT_SETTINGS
+        """Return the class and the learning rates that it starts from."""
+        return {
+            "class": f"{type(product).__module__}.{type(product).__qualname__}",
+            "base_lrs": getattr(product, "base_lrs", None),
         }
-        return {"class": f"{type(product).__module__}.{type(product).__qualname__}", "settings": settings}
