@@ -13,6 +13,7 @@ Source: FIPS 180-4 (SHA-256), FIPS 202 (SHAKE-128).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Callable, Dict, Iterable, List, Tuple, Union
 
@@ -235,10 +236,14 @@ def encode_coordinates(coordinates: Tuple[object, ...]) -> bytes:
 # --- keys and seeds ---------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1024)  # an experiment has few purposes and many instances
+def _stream_prefix(master_seed: int, purpose: str) -> bytes:
+    return _TAG + encode_field(master_seed) + encode_field(purpose)
+
+
 def stream_key(master_seed: int, purpose: str, instance_id: InstanceId = None) -> bytes:
     """Return the key of a stream: 32 bytes, SHA-256 over the tag and the fields of the three validated words."""
-    fields = encode_field(master_seed) + encode_field(purpose) + encode_field(instance_id)
-    return hashlib.sha256(_TAG + fields).digest()
+    return hashlib.sha256(_stream_prefix(master_seed, purpose) + encode_field(instance_id)).digest()
 
 
 def position_key(key: bytes, encoded_coordinates: bytes) -> bytes:

@@ -80,7 +80,18 @@ class Stream:
         seed: int, ``0 <= seed < 2**31``.
     """
 
-    __slots__ = ("__weakref__", "_host", "_key", "full_width", "instance_id", "master_seed", "purpose", "scheme", "seed")
+    __slots__ = (
+        "__weakref__",
+        "_hash",
+        "_host",
+        "_key",
+        "full_width",
+        "instance_id",
+        "master_seed",
+        "purpose",
+        "scheme",
+        "seed",
+    )
 
     def __init__(
         self,
@@ -101,6 +112,7 @@ class Stream:
         self.seed = rule.derive(master_seed, purpose, instance_id) if seed is None else seed
         self._host = host
         self._key: Optional[bytes] = None
+        self._hash: Optional[int] = None
 
     @property
     def key(self) -> bytes:
@@ -216,12 +228,16 @@ class Stream:
         return checked
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         if not isinstance(other, Stream):
             return NotImplemented
         return self._words() == other._words()
 
     def __hash__(self) -> int:
-        return hash(self._words())
+        if self._hash is None:
+            self._hash = hash(self._words())
+        return self._hash
 
     def _words(self) -> Tuple[object, ...]:
         return (self.master_seed, self.scheme, self.purpose, type(self.instance_id), self.instance_id)

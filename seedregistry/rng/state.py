@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Captured", "Movement", "fingerprint", "seed_global"]
 
+_HEAD_BYTES = 64
+
 LateSeed = Callable[[str], int]
 """Called with a device kind that started inside a scope with no seed waiting; returns a 64-bit seed for after it."""
 
@@ -29,6 +31,11 @@ LateSeed = Callable[[str], int]
 def _bytes_of(generator: torch.Generator) -> bytes:
     """Return the state of a torch generator as bytes; half the price of ``torch.equal`` on two states."""
     return generator.get_state().numpy().tobytes()
+
+
+def _head_of(generator: torch.Generator) -> bytes:
+    """Return the first bytes of a generator's state, which change with every draw on every kind of device."""
+    return generator.get_state().numpy()[:_HEAD_BYTES].tobytes()
 
 
 class Captured:
@@ -133,18 +140,18 @@ class Movement:
     """What shows, after a scope's body, which libraries drew in it. For the ledger: most optimizers draw nothing.
 
     Taken before the state is restored, from the next word of python's and NumPy's generators and the state of torch's (1 us);
-    compared only when somebody asks, with new generators set from the same source. States are kept as hashes, because a
-    ledger of many builds would hold 5 KB for each. A generator that moved shows the same word with a chance of 2**-32.
-    Not pickled: hashes of bytes are the process's own.
+    compared only when somebody asks, with new generators set from the same source. Of a torch state its head is kept, in
+    which every draw shows: the position in the words on the CPU, the offset of Philox. A generator that moved shows the same
+    word with a chance of 2**-32.
     """
 
     __slots__ = ("_numpy_word", "_python_word", "_source", "_torch")
 
     def __init__(self, captured: Captured, source: SeedSource) -> None:
         self._source = source
-        self._torch = [("torch", torch.device("cpu"), hash(_bytes_of(torch.default_generator)))]
+        self._torch = [("torch", torch.device("cpu"), _head_of(torch.default_generator))]
         for generator in captured.accelerator_generators():
-            self._torch.append((generator.device.type, generator.device, hash(_bytes_of(generator))))
+            self._torch.append((generator.device.type, generator.device, _head_of(generator)))
         self._python_word: Optional[int] = None
         self._numpy_word: Optional[int] = None
         if not captured.torch_only:
@@ -154,9 +161,7 @@ class Movement:
     def drew(self) -> Tuple[str, ...]:
         """Return the libraries and device kinds whose generator moved, sorted: ``"numpy"``, ``"python"``, ``"torch"``, ..."""
         source = self._source
-        moved = {
-            name for name, device, state_hash in self._torch if state_hash != hash(_bytes_of(make_generator(device, source)))
-        }
+        moved = {name for name, device, head in self._torch if head != _head_of(make_generator(device, source))}
         if self._python_word is not None:
             if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(32):
                 moved.add("python")
