@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
     Name = Tuple[int, str, InstanceId]
+    Words = Tuple[object, ...]
 
 __all__ = ["Guard"]
 
@@ -52,8 +53,9 @@ class Guard:
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
         self._seen: Set[str] = set(LIBRARY_PURPOSES)
         self._owners: Dict[int, Name] = {}
-        self._first_use: Dict[Stream, str] = {}
-        self._generator_sites: Set[Tuple[Stream, str, str]] = set()
+        self._first_use: Dict[Words, str] = {}
+        self._generator_sites: Set[Tuple[Words, str, str]] = set()
+        self._scoped: Set[Words] = set()
 
     def warn(self, category: Type[SeedRegistryWarning], message: str, purpose: str, instance_id: InstanceId = None) -> None:
         """Issue a warning at the user's line, and record it."""
@@ -147,10 +149,11 @@ class Guard:
         rule = self._on_reuse
         if rule == "allow":
             return
-        first = self._first_use.get(stream)
+        words = stream.words()
+        first = self._first_use.get(words)
         if first is None:
             return
-        starts_over = bool(kind) and (stream, kind, site) in self._generator_sites
+        starts_over = bool(kind) and (words, kind, site) in self._generator_sites
         if rule == "auto" and stream.instance_id is not None and not starts_over:
             return
         if starts_over:
@@ -168,11 +171,17 @@ class Guard:
             raise StreamReuseError(message)
         self.warn(StreamReuseWarning, message, stream.purpose, stream.instance_id)
 
-    def mark_use(self, stream: Stream, site: str, kind: str = "") -> bool:
-        """Remember a use; return whether it is the stream's first."""
+    def mark_use(self, stream: Stream, site: str, kind: str = "") -> None:
+        """Remember a use, with the kind of the generator where one is handed out."""
+        words = stream.words()
+        self._first_use.setdefault(words, site)
         if kind:
-            self._generator_sites.add((stream, kind, site))
-        is_first = stream not in self._first_use
-        if is_first:
-            self._first_use[stream] = site
+            self._generator_sites.add((words, kind, site))
+
+    def mark_scope(self, stream: Stream, site: str) -> bool:
+        """Remember a scope at the stream's start; return whether it is the first."""
+        words = stream.words()
+        self._first_use.setdefault(words, site)
+        is_first = words not in self._scoped
+        self._scoped.add(words)
         return is_first

@@ -10,7 +10,6 @@ import collections.abc
 import difflib
 import logging
 import secrets
-import threading
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -43,8 +42,8 @@ from seedregistry.errors import (
     UnknownPurposeError,
 )
 from seedregistry.global_state import GlobalState, refuse_in_scope, set_global_state
-from seedregistry.guard import Guard
-from seedregistry.ledger import Ledger, codec, records
+from seedregistry.host import Host, Shared
+from seedregistry.ledger import records
 from seedregistry.stream import Stream
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
 
     from seedregistry.data.loader import SeededDataLoader
     from seedregistry.derivation import InstanceId
+    from seedregistry.ledger import Ledger
 
 __all__ = ["SeedRegistry"]
 
@@ -71,29 +71,6 @@ _Model = TypeVar("_Model")
 _Optimizer = TypeVar("_Optimizer")
 
 
-class _Shared:
-    """What a registry and its children have in common. Lives as long as any of them; guarded by one lock."""
-
-    def __init__(self, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
-        self.ledger = Ledger()
-        self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
-        self.components: Dict[str, Component] = {}
-        self.splits: Dict[Tuple[Stream, Tuple[int, ...]], str] = {}
-        self.has_environment = False
-        self._make_transient()
-
-    def _make_transient(self) -> None:
-        self.lock = threading.RLock()
-        self.handouts = rng.Handouts()
-
-    def __getstate__(self) -> Dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_transient()
-
-
 class SeedRegistry:
     """Owns the master seed of an experiment; derives, hands out, builds and records.
 
@@ -101,8 +78,8 @@ class SeedRegistry:
     asked for, added or left out changes nothing for the others.
 
     Lifetime: one object for an experiment; pass it on. Thread-safe. It pickles and deep-copies into an independent registry
-    with the same seeds, components and records; generators that were handed out stay with the original, and so does nothing
-    else. Equal words give equal numbers in every process.
+    with the same seeds, components and records; only the generators that were handed out stay with the original. Equal words
+    give equal numbers in every process.
 
     Args:
         master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits from the operating system,
@@ -133,7 +110,7 @@ class SeedRegistry:
         drawn = master_seed is None
         number = secrets.randbits(derivation.MASTER_SEED_BITS) if drawn else derivation.validate_master_seed(master_seed)
         rule = derivation.find_scheme(scheme)
-        shared = _Shared(on_reuse=on_reuse, purposes=purposes)
+        shared = Shared(on_reuse=on_reuse, purposes=purposes)
         for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
             shared.components[component.purpose] = component
         self._begin(number, rule, shared)
@@ -141,10 +118,11 @@ class SeedRegistry:
         if drawn:
             _log.info("No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number)
 
-    def _begin(self, master_seed: int, scheme: derivation.Scheme, shared: _Shared) -> None:
+    def _begin(self, master_seed: int, scheme: derivation.Scheme, shared: Shared) -> None:
         self._master_seed = master_seed
         self._scheme = scheme
         self._shared = shared
+        self._host = Host(master_seed, shared)
         self._seeds: Dict[StreamName, int] = {}
         self._streams: Dict[Tuple[str, Any, type], Stream] = {}
         self._children: Dict[Tuple[str, Any, type], SeedRegistry] = {}
@@ -274,7 +252,7 @@ class SeedRegistry:
         name = (str.__str__(purpose), identity, type(identity))
         stream = self._streams.get(name)
         if stream is None:
-            made = Stream(self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self)
+            made = Stream(self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self._host)
             stream = self._streams.setdefault(name, made)
         return stream
 
@@ -320,58 +298,6 @@ class SeedRegistry:
                 )
                 self._children[name] = child
         return child
-
-    # --- uses of a stream: the registry is the host of its streams ----------------------------------------------------
-
-    def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:
-        """Record a generator that is being handed out; called by the stream.
-
-        Raises:
-            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
-        """
-        site = call_site()
-        shared = self._shared
-        with shared.lock:
-            shared.guard.check_use(stream, site, device or kind)
-            shared.guard.mark_use(stream, site, device or kind)
-            tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
-            shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator)
-            shared.ledger.append(
-                records.HandedOut(
-                    master_seed=self._master_seed,
-                    purpose=stream.purpose,
-                    instance_id=stream.instance_id,
-                    kind=kind,
-                    device=device,
-                    call_site=site,
-                )
-            )
-
-    def note_scope(self, stream: Stream) -> None:
-        """Record a scope at a stream's start; called by the stream. Only the first is an entry in the ledger.
-
-        Raises:
-            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
-        """
-        site = call_site()
-        shared = self._shared
-        with shared.lock:
-            shared.guard.check_use(stream, site)
-            if shared.guard.mark_use(stream, site):
-                shared.ledger.append(
-                    records.Scoped(
-                        master_seed=self._master_seed,
-                        purpose=stream.purpose,
-                        instance_id=stream.instance_id,
-                        call_site=site,
-                    )
-                )
-
-    def late_seed(self, kind: str) -> int:
-        """Return and record the seed of an accelerator that started inside a scope; called when the scope ends."""
-        seed = derivation.philox_seed(derivation.stream_key(self._master_seed, "global", kind))
-        self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
-        return seed
 
     # --- components ---------------------------------------------------------------------------------------------------
 
@@ -554,7 +480,7 @@ class SeedRegistry:
             shared.guard.check_use(stream, site)
         scope = None
         if component.draws(resolved):
-            scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=is_recorded, late_seed=self.late_seed)
+            scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=is_recorded, late_seed=self._host.late_seed)
         product = build_in_scope(component, stream, scope, resolved, args, kwargs)
         if is_recorded:
             self._record_environment()
@@ -594,7 +520,7 @@ class SeedRegistry:
         counts = tuple(len(part) for part in parts)
         shared = self._shared
         with shared.lock:
-            key = (stream, counts)
+            key = (stream.words(), counts)
             known = shared.splits.get(key)
             if known is None:
                 shared.guard.check_use(stream, site)
@@ -643,7 +569,7 @@ class SeedRegistry:
             self._master_seed if is_small else self.stream("global"),
             deterministic=deterministic,
             fill_uninitialized_memory=fill_uninitialized_memory,
-            late_seed=self.late_seed,
+            late_seed=self._host.late_seed,
         )
         self._record_environment()
         self._shared.ledger.append(

@@ -232,14 +232,15 @@ class Stream:
             return True
         if not isinstance(other, Stream):
             return NotImplemented
-        return self._words() == other._words()
+        return self.words() == other.words()
 
     def __hash__(self) -> int:
         if self._hash is None:
-            self._hash = hash(self._words())
+            self._hash = hash(self.words())
         return self._hash
 
-    def _words(self) -> Tuple[object, ...]:
+    def words(self) -> Tuple[object, ...]:
+        """Return what makes the stream what it is, as a dict key that holds nothing else alive."""
         return (self.master_seed, self.scheme, self.purpose, type(self.instance_id), self.instance_id)
 
     def __repr__(self) -> str:

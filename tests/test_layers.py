@@ -20,7 +20,7 @@ LAYERS = {
     0: {"errors"},
     1: {"derivation", "digest", "callsite", "purposes", "ledger"},
     2: {"rng", "determinism", "environment", "distributed"},
-    3: {"stream", "components", "data", "audit", "guard", "global_state"},
+    3: {"stream", "components", "data", "audit", "guard", "global_state", "host"},
     4: {"registry"},
     5: {"functional", "testing"},
 }
@@ -33,6 +33,9 @@ SIDEWAYS = {
     ("data", "stream"),
     ("guard", "stream"),
     ("global_state", "stream"),
+    ("host", "components"),
+    ("host", "guard"),
+    ("host", "stream"),
 }
 WITHOUT_TORCH = {"errors", "derivation", "digest", "callsite", "purposes", "ledger"}
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}

@@ -334,6 +334,34 @@ def test_scopes_at_the_start_count_and_positions_do_not():
     assert len(registry.ledger.find(Scoped)) == 1
 
 
+def test_the_order_of_uses_changes_no_digest():
+    """A scope at the start and a generator of one stream leave the same content in either order."""
+    digests = []
+    for order in ((0, 1), (1, 0)):
+        registry = SeedRegistry(42)
+        uses = [lambda: registry.stream("noise", "x").scope(), lambda: registry.generator("noise", "x")]  # noqa: B023
+        for i in order:
+            uses[i]()
+        digests.append(registry.ledger.digest)
+    assert digests[0] == digests[1]
+
+
+def test_a_copy_does_not_keep_the_original_alive():
+    """A deep copy holds nothing of the registry that it was made from."""
+    import gc
+    import weakref
+
+    registry = SeedRegistry(42)
+    registry.generator("noise", "x")
+    registry.split(range(10), [5, 5])
+    twin = copy.deepcopy(registry)
+    gone = weakref.ref(registry._shared)
+    del registry
+    gc.collect()
+    assert gone() is None
+    assert len(twin) == 2
+
+
 @pytest.mark.parametrize("use", ["model", "generator", "scope"])
 def test_reuse_can_be_forbidden_allowed_or_warned_about(use):
     """on_reuse="forbid" raises at any second use, "warn" warns, "allow" is silent."""

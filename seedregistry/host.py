@@ -1,0 +1,105 @@
+"""What a registry shares with its children, and what its streams tell it when they are used."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Tuple
+
+from seedregistry import derivation, rng
+from seedregistry.callsite import call_site
+from seedregistry.guard import Guard
+from seedregistry.ledger import Ledger, codec, records
+
+if TYPE_CHECKING:
+    from seedregistry.components.base import Component
+    from seedregistry.stream import Stream
+
+__all__ = ["Host", "Shared"]
+
+
+class Shared:
+    """What a registry and its children have in common. Lives as long as any of them; guarded by one lock.
+
+    Pickles and deep-copies without the generators that were handed out.
+    """
+
+    def __init__(self, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
+        self.ledger = Ledger()
+        self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
+        self.components: Dict[str, Component] = {}
+        self.splits: Dict[Tuple[object, ...], str] = {}
+        self.has_environment = False
+        self._make_transient()
+
+    def _make_transient(self) -> None:
+        self.lock = threading.RLock()
+        self.handouts = rng.Handouts()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        with self.lock:
+            return {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_transient()
+
+
+class Host:
+    """Takes notice of the uses of one registry's streams: the streams hold it, and the registry stays out of their sight.
+
+    Thread-safe. Lives as long as the registry or one of its streams.
+    """
+
+    def __init__(self, master_seed: int, shared: Shared) -> None:
+        self._master_seed = master_seed
+        self._shared = shared
+
+    def note_generator(self, stream: Stream, kind: str, device: str, generator: Any) -> None:
+        """Record a generator that is being handed out.
+
+        Raises:
+            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
+        """
+        site = call_site()
+        shared = self._shared
+        with shared.lock:
+            shared.guard.check_use(stream, site, device or kind)
+            shared.guard.mark_use(stream, site, device or kind)
+            tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
+            shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator)
+            shared.ledger.append(
+                records.HandedOut(
+                    master_seed=self._master_seed,
+                    purpose=stream.purpose,
+                    instance_id=stream.instance_id,
+                    kind=kind,
+                    device=device,
+                    call_site=site,
+                )
+            )
+
+    def note_scope(self, stream: Stream) -> None:
+        """Record a scope at a stream's start. Only the first is an entry in the ledger.
+
+        Raises:
+            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
+        """
+        site = call_site()
+        shared = self._shared
+        with shared.lock:
+            shared.guard.check_use(stream, site)
+            if shared.guard.mark_scope(stream, site):
+                shared.ledger.append(
+                    records.Scoped(
+                        master_seed=self._master_seed,
+                        purpose=stream.purpose,
+                        instance_id=stream.instance_id,
+                        call_site=site,
+                    )
+                )
+
+    def late_seed(self, kind: str) -> int:
+        """Return and record the seed of an accelerator that started inside a scope; called when the scope ends."""
+        seed = derivation.philox_seed(derivation.stream_key(self._master_seed, "global", kind))
+        self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
+        return seed
