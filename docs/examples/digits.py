@@ -1,8 +1,8 @@
 """Train a small classifier of handwritten digits from one registry, twice, and check that the runs are equal.
 
-Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the batches and the dropout of each
-step. The ledger says what was derived and built; its digest and the weights of the second run must be those of the first, bit
-for bit. The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn, so nothing is downloaded.
+Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the batches and the dropout of
+each step. The ledger says what was derived and built; its digest and the weights of the second run must be those of the
+first, bit for bit. The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn, so nothing is downloaded.
 
     python docs/examples/digits.py --seed 42 --epochs 20 --out out/ledger.json
 """
@@ -112,13 +112,13 @@ def train(seed: int, epochs: int, title: str) -> Run:
 
 def is_equal(first: nn.Module, second: nn.Module) -> bool:
     """Return whether two models have the same parameters and buffers, bit for bit."""
-    states = first.state_dict(), second.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    here, there = first.state_dict(), second.state_dict()
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description="Train on scikit-learn's digits from one registry, twice, and compare.")
+    parser = argparse.ArgumentParser(description="Train on digits from one registry, twice, and compare.")
     parser.add_argument("--seed", type=int, default=42, help="master seed (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out/ledger.json"), help="ledger file (default: %(default)s)")
