@@ -260,6 +260,7 @@ class SeedRegistry:
         self, purpose: str, instance_id: InstanceId = None, *, device: Union[str, torch.device] = "cpu"
     ) -> torch.Generator:
         """Return a new ``torch.Generator`` on a device, at the stream's start. See :meth:`Stream.generator`."""
+        rng.resolve_device(device)  # before anything is derived
         return self.stream(purpose, instance_id).generator(device)
 
     def numpy(self, purpose: str, instance_id: InstanceId = None) -> np.random.Generator:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Optional, Protocol, Tuple, Union
 
+import numpy as np
+
 from seedregistry import derivation, distributed, rng
 from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
 
 if TYPE_CHECKING:
     import random
 
-    import numpy as np
     import torch
 
     from seedregistry.derivation import Coordinate, InstanceId
@@ -221,11 +222,11 @@ class Stream:
 
     @staticmethod
     def _check_rank(rank: Any) -> int:
-        (checked,) = derivation.validate_coordinates((rank,))
-        if isinstance(checked, str):
-            message = f"A rank is an int >= 0 or None; got {rank!r}."
+        is_int = isinstance(rank, (int, np.integer)) and not isinstance(rank, bool)
+        if not is_int or rank < 0:
+            message = f"A rank is an int >= 0, for draws of its own, or None, for shared ones; got {rank!r}."
             raise InvalidNameError(message, value=repr(rank))
-        return checked
+        return int(rank)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -153,7 +153,9 @@ def test_devices_without_generators_are_refused(device, message):
     registry = SeedRegistry(1)
     with pytest.raises(DeviceError, match=message):
         registry.generator("noise", device=device)
-    assert [type(record).__name__ for record in registry.ledger] == ["Run", "Derivation"]
+    assert [type(record).__name__ for record in registry.ledger] == ["Run"]
+    with pytest.raises(DeviceError, match=message):
+        registry.stream("noise").at(3).generator(device)
 
 
 def test_more_devices_than_there_are(fake_device):

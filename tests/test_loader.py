@@ -220,7 +220,7 @@ def test_orders_that_cannot_be_rebuilt_are_refused(sampler):
 
     if "batch_sampler" in sampler:
         sampler = {"batch_sampler": Own(SequentialSampler(TEN), 3, True)}
-    with pytest.raises(FactorySignatureError, match=r"generator=registry\.generator"):
+    with pytest.raises(FactorySignatureError, match=r"stream\.at\(epoch\)\.generator\(\)"):
         SeedRegistry(42).dataloader(lambda: DataLoader(TEN, **sampler))
 
 

@@ -50,7 +50,7 @@ class Component(abc.ABC):
         Raises:
             FactorySignatureError: not callable, or it has a parameter that the builder keeps for itself.
         """
-        refuse_reserved(factory, self.reserved, f"the {self.purpose} builder")
+        refuse_reserved(factory, self.reserved, f"The {self.purpose} builder")
         return factory
 
     def draws(self, factory: Any) -> bool:  # noqa: ARG002 - what resolve returned
@@ -126,8 +126,8 @@ def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> Non
     if taken:
         names = ", ".join(sorted(taken))
         message = (
-            f"{describe_factory(factory)} has a parameter that {builder} keeps for itself: {names}. Bind it first: "
-            f"functools.partial({getattr(factory, '__name__', 'factory')}, {min(taken)}=...)."
+            f"{builder} keeps a parameter of {describe_factory(factory)} for itself: {names}. Bind it first: "
+            f"functools.partial(factory, {min(taken)}=...)."
         )
         raise FactorySignatureError(message)
 

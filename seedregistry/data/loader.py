@@ -42,8 +42,9 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     """A ``DataLoader`` in the documented order, with generators of its own.
 
     The order of epoch *e* is ``torch.randperm(n, generator=manual_seed(seed + e))`` with the stream's seed. Worker processes
-    are seeded from the position ("workers", e) of the stream. Building, iterating and abandoning it moves no global
-    generator of this process; what a dataset draws in this process (``num_workers=0``) comes from the global ones.
+    are seeded from the position ("workers", e) of the stream, persistent ones once, when they start. Building, iterating
+    and abandoning it moves no global generator of this process; what a dataset draws in this process (``num_workers=0``)
+    comes from the global ones.
 
     Made by ``registry.dataloader``. Not thread-safe. Not pickled.
 
@@ -162,8 +163,8 @@ def _read_shuffle(loader: DataLoader) -> bool:  # type: ignore[type-arg]
         return True
     message = (
         f"The factory's loader has a {type(sampler).__name__} under a {type(batch_sampler).__name__}, whose draws cannot be "
-        "made a function of (stream, epoch). Pass shuffle=True or shuffle=False in the factory, or build the loader "
-        "yourself with generator=registry.generator(...)."
+        "made a function of (stream, epoch). Pass shuffle=True or shuffle=False in the factory; or draw the indices of an "
+        "epoch yourself, with generator=stream.at(epoch).generator(), and pass torch.utils.data.Subset(dataset, indices)."
     )
     raise FactorySignatureError(message)
 

@@ -163,8 +163,9 @@ class Ledger:
             else:
                 ids = f"{_show_id(first.instance_id)} .. {_show_id(last.instance_id)}"
                 seeds = f"{len(found)} streams"
-            count = uses[purpose]
-            yield purpose, ids, f"{seeds}, {count} use{'' if count == 1 else 's'}"
+            count = uses[purpose]  # of the stream's start; positions are not counted
+            counted = f", {count} use{'' if count == 1 else 's'}" if count else ""
+            yield purpose, ids, seeds + counted
 
     def __str__(self) -> str:
         lines = []

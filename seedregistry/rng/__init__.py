@@ -5,7 +5,14 @@ between versions of torch. The linter holds the rest of the library to it.
 """
 
 from seedregistry.rng.checkpoint import Handouts, load_state, save_state
-from seedregistry.rng.generators import make_generator, make_numpy, make_plain_generator, make_python, seed_generator
+from seedregistry.rng.generators import (
+    make_generator,
+    make_numpy,
+    make_plain_generator,
+    make_python,
+    resolve_device,
+    seed_generator,
+)
 from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope
 from seedregistry.rng.state import Captured, Movement, fingerprint, seed_global
 
@@ -22,6 +29,7 @@ __all__ = [
     "make_numpy",
     "make_plain_generator",
     "make_python",
+    "resolve_device",
     "save_state",
     "seed_generator",
     "seed_global",

@@ -281,8 +281,8 @@ class Scope:
             or inspect.isasyncgenfunction(function)
         ):
             message = (
-                f"A scope cannot decorate {function!r}: the body of a generator or an async function runs after the call "
-                "has returned, outside the scope. Open the scope with `with` inside the body."
+                f"A scope cannot decorate {function!r}: it wraps the call of a plain function, and the body of a generator, an "
+                "async function or a class's methods runs after that. Open the scope with `with` inside the body."
             )
             raise ScopeError(message)
 

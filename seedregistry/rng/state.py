@@ -41,6 +41,9 @@ def _head_of(generator: torch.Generator) -> bytes:
 class Captured:
     """The default generators at one moment. Made by one thread, restored at most once by each holder.
 
+    NumPy's is captured as the object under the global state and its cached normal, not as a copy: whoever lets code draw
+    from it before :meth:`restore` has put another one in its place first, as :meth:`seed_from` and :func:`seed_global` do.
+
     Attributes:
         torch_only: python's and NumPy's generators were left out.
     """
