@@ -33,6 +33,7 @@ __all__ = [
     "encode_coordinates",
     "encode_field",
     "find_scheme",
+    "late_seed",
     "mt19937_words",
     "numpy_seed",
     "numpy_words",
@@ -259,6 +260,15 @@ def child_master_seed(key: bytes) -> int:
 def seed_of_key(key: bytes) -> int:
     """Return the first 32 bits of a key, big-endian, modulo 2**31."""
     return int.from_bytes(key[:4], "big") & _SEED_MASK
+
+
+def late_seed(master_seed: int, kind: str) -> int:
+    """Return the 64-bit seed of an accelerator that started inside a scope while no seed waited for it.
+
+    That of the position ("late", kind) in the stream ("global", None).
+    """
+    key = stream_key(master_seed, "global")
+    return philox_seed(position_key(key, encode_coordinates(("late", kind))))
 
 
 def documented_seed(master_seed: int, purpose: str, instance_id: InstanceId = None) -> int:

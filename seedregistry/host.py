@@ -100,6 +100,6 @@ class Host:
 
     def late_seed(self, kind: str) -> int:
         """Return and record the seed of an accelerator that started inside a scope; called when the scope ends."""
-        seed = derivation.philox_seed(derivation.stream_key(self._master_seed, "global", kind))
+        seed = derivation.late_seed(self._master_seed, kind)
         self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
         return seed

@@ -585,10 +585,13 @@ class SeedRegistry:
 
     def _record_environment(self) -> None:
         shared = self._shared
-        if not shared.has_environment:
-            shared.has_environment = True
-            values = records.freeze(environment.snapshot().to_dict())
-            shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
+        if shared.has_environment:
+            return
+        values = records.freeze(environment.snapshot().to_dict())
+        with shared.lock:
+            if not shared.has_environment:
+                shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
+                shared.has_environment = True
 
     def audit(self, mode: str = "error") -> audit.Audit:
         """Return a block in which every draw comes from a stream, or is reported.

@@ -49,7 +49,7 @@ class _PlainSeed:
 
     def late_seed(self, kind: str) -> int:
         """Return the seed of an accelerator that started inside: a tagged hash of this one, and not this one."""
-        return derivation.philox_seed(derivation.stream_key(self.seed, "global", kind))
+        return derivation.late_seed(self.seed, kind)
 
 
 def plain_scope(seed: int, label: str) -> rng.Scope:
@@ -218,7 +218,7 @@ class Stream:
 
     def late_seed(self, kind: str) -> int:
         """Return the 64-bit seed of an accelerator that starts inside a scope while no seed waits for it."""
-        return derivation.philox_seed(derivation.stream_key(self.master_seed, "global", kind))
+        return derivation.late_seed(self.master_seed, kind)
 
     @staticmethod
     def _check_rank(rank: Any) -> int:

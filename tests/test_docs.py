@@ -24,7 +24,9 @@ path = sys.argv[1]
 before = rng.fingerprint(), {switch.name: switch.get() for switch in determinism._SWITCHES}
 warnings.simplefilter("error")
 namespace = {"__name__": "__main__"}
-exec(compile(open(path, encoding="utf-8").read(), path, "exec"), namespace)
+with open(path, encoding="utf-8") as page:
+    source = page.read()
+exec(compile(source, path, "exec"), namespace)
 after = rng.fingerprint(), {switch.name: switch.get() for switch in determinism._SWITCHES}
 assert after[0] == before[0], "the page moved a default generator"
 assert after[1] == before[1], "the page changed a switch"

@@ -20,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from seedregistry import SeedRegistry
+from seedregistry import SeedRegistry, create_deterministic_dataloader
 from seedregistry.errors import ComponentCreationError, FactorySignatureError, InvalidOptionError
 from seedregistry.ledger import Built
 
@@ -62,6 +62,18 @@ def test_epochs_advance():
     assert order(loader) == EPOCHS[0]
     loader.set_epoch(1)
     assert order(loader) == EPOCHS[1]
+
+
+def test_the_full_width_scheme_hashes_its_order():
+    """Under sha256-256 the order is randperm with the generator of the position (epoch,), and shares none with a neighbour."""
+    registry = SeedRegistry(42, scheme="sha256-256")
+    loader = registry.dataloader(TEN, instance_id="training", shuffle=True)
+    stream = registry.stream("dataloader", "training")
+    for epoch in range(3):
+        assert order(loader) == torch.randperm(10, generator=stream.at(epoch).generator()).tolist()
+    assert dict(registry.ledger.find(Built)[0].description)["order"] == "hashed"
+    documented = create_deterministic_dataloader(registry, DataLoader, "training", dataset=TEN, shuffle=True)
+    assert order(documented) == torch.randperm(10, generator=torch.Generator().manual_seed(stream.seed)).tolist()
 
 
 def test_epochs_repeat_when_told_to():

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from seedregistry.callsite import stack_level
-from seedregistry.data.sampler import DeterministicSampler, check_count
+from seedregistry.data.sampler import DeterministicSampler, HashedSampler, check_count
 from seedregistry.errors import FactorySignatureError, InvalidOptionError, ShuffleIgnoredWarning
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ _TAKES = frozenset(inspect.signature(DataLoader.__init__).parameters) - {"self"}
 
 
 class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
-    """A ``DataLoader`` in the documented order, with generators of its own.
+    """A ``DataLoader`` whose order is a function of (stream, epoch), with generators of its own.
 
-    The order of epoch *e* is ``torch.randperm(n, generator=manual_seed(seed + e))`` with the stream's seed. Worker processes
+    The order of epoch *e* is, under ``sha256-31``, the documented ``torch.randperm(n, generator=manual_seed(seed + e))``, and
+    under ``sha256-256`` the same function with the generator of ``stream.at(e)``. Worker processes
     are seeded from the position ("workers", e) of the stream, persistent ones once, when they start. Building, iterating
     and abandoning it moves no global generator of this process; what a dataset draws in this process (``num_workers=0``)
     comes from the global ones.
@@ -105,7 +106,8 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         }
         if sampler is None:
             return {**description, "order": "iterable", "warning": "not exactly resumable"}
-        return {**description, "samples": len(sampler), "order": "documented" if sampler.shuffle else "sequential"}
+        order = "hashed" if isinstance(sampler, HashedSampler) else "documented"
+        return {**description, "samples": len(sampler), "order": order if sampler.shuffle else "sequential"}
 
 
 class _Epoch:
@@ -220,7 +222,7 @@ def build_documented_loader(stream: Stream, source: Any, /, *args: Any, **kwargs
             "sequence. Pass shuffle=True, or use registry.dataloader, which reads the factory's setting."
         )
         warnings.warn(message, ShuffleIgnoredWarning, stacklevel=stack_level())
-    return _assemble(stream, _settings_of(loader), shuffle=shuffle, epochs="repeat")
+    return _assemble(stream, _settings_of(loader), shuffle=shuffle, epochs="repeat", is_documented=True)
 
 
 def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:
@@ -259,10 +261,16 @@ def _dataset_settings(dataset: object, args: Tuple[Any, ...], kwargs: Mapping[st
     return {"dataset": dataset, **{name: value for name, value in kwargs.items() if name not in own}}
 
 
-def _assemble(stream: Stream, settings: Dict[str, Any], *, shuffle: bool, epochs: str) -> SeededDataLoader:
+def _assemble(
+    stream: Stream, settings: Dict[str, Any], *, shuffle: bool, epochs: str, is_documented: bool = False
+) -> SeededDataLoader:
     dataset = settings["dataset"]
     if not isinstance(dataset, IterableDataset):
-        settings["sampler"] = DeterministicSampler(len(dataset), shuffle=shuffle, seed=stream.seed)
+        size = len(dataset)
+        if stream.full_width and not is_documented:
+            settings["sampler"] = HashedSampler(stream, size, shuffle=shuffle)
+        else:
+            settings["sampler"] = DeterministicSampler(size, shuffle=shuffle, seed=stream.seed)
     elif shuffle:
         message = "An iterable dataset has no order that a loader could shuffle; shuffle inside the dataset."
         raise InvalidOptionError(message)

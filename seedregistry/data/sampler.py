@@ -1,15 +1,18 @@
-"""The documented order: a permutation of an epoch from ``seed + epoch``."""
+"""Samplers: the order of an epoch, documented (``seed + epoch``) or hashed (a position of the stream)."""
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
 import torch
 
 from seedregistry import derivation
 from seedregistry.errors import InvalidOptionError
 
-__all__ = ["DeterministicSampler", "check_count", "documented_order"]
+if TYPE_CHECKING:
+    from seedregistry.stream import Stream
+
+__all__ = ["DeterministicSampler", "HashedSampler", "check_count", "documented_order"]
 
 _SEED_BITS = 64
 
@@ -52,14 +55,38 @@ class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
         """Set the epoch of the next iteration: an int >= 0."""
         self.epoch = check_count(epoch, "epoch")
 
+    def order(self, epoch: int) -> torch.Tensor:
+        """Return the permutation of an epoch: int64, shape (dataset_size,)."""
+        return documented_order(self.dataset_size, self.seed, epoch)
+
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
             return iter(range(self.dataset_size))
-        order: Iterator[int] = iter(documented_order(self.dataset_size, self.seed, self.epoch).tolist())
-        return order
+        indices: Iterator[int] = iter(self.order(self.epoch).tolist())
+        return indices
 
     def __len__(self) -> int:
         return self.dataset_size
+
+
+class HashedSampler(DeterministicSampler):
+    """Yields the indices of an epoch, shuffled by ``randperm`` with the generator of the position (epoch,) of a stream.
+
+    The order of scheme ``sha256-256``: no two of (seed, epoch) share one, and the generator takes the whole key.
+
+    Args:
+        stream: the stream.
+        dataset_size: number of samples, int >= 0.
+        shuffle: permute the indices.
+    """
+
+    def __init__(self, stream: Stream, dataset_size: int, *, shuffle: bool) -> None:
+        super().__init__(dataset_size, shuffle=shuffle, seed=stream.seed)
+        self._stream = stream
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Return the permutation of an epoch: int64, shape (dataset_size,)."""
+        return torch.randperm(self.dataset_size, generator=self._stream.at(epoch).generator())
 
 
 def check_count(value: int, name: str) -> int:
