@@ -41,7 +41,10 @@ nitpick_ignore_regex = [
     (r"py:(class|exc|obj)", r"(None|bool|bytes|dict|float|int|list|object|optional|str|tuple|type|callable)"),
     (r"py:exc", r"[A-Z][A-Za-z]*(Error|Warning|Interrupt)"),
     # Type variables and aliases are not documented on their own.
-    (r"py:(class|obj)", r"(seedregistry(\.\w+)*\.)?(T|P|_?[A-Z]\w*T|MasterSeed|InstanceId|Coordinate|Value)"),
+    (
+        r"py:(class|obj)",
+        r"(seedregistry(\.\w+)*\.)?(T|P|_?[A-Z]\w*T|MasterSeed|InstanceId|Coordinate|Value|SeedSource|LateSeed)",
+    ),
     # Underscored names are private and stay out of the reference.
     (r"py:.*", r"seedregistry(\.\w+)*\._\w+"),
 ]

@@ -2,7 +2,7 @@
 
 Each class also derives from the builtin that a caller would expect to catch. The first argument is always the whole
 message; other data are keyword attributes with defaults, kept in ``__dict__``, so that ``pickle`` carries them between
-processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``).
+processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The tree::
 
     SeedRegistryError
     +-- DeterministicStateError (RuntimeError)

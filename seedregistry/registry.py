@@ -557,7 +557,7 @@ class SeedRegistry:
             fill_uninitialized_memory: fill fresh memory with NaN or the largest value, which costs time.
 
         Returns:
-            A handle: ``.report`` says what took effect, ``.revert()`` gives the generators and the caller's switches back,
+            A handle whose ``.report`` says what took effect and whose ``.revert()`` gives the generators and the caller's switches back,
             and so does the end of a ``with`` block. Without either it stays.
 
         Raises:

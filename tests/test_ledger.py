@@ -253,3 +253,16 @@ def test_the_same_digest_whatever_drew_late():
     for record in early.ledger.find(Built):
         assert record.drew in ((), ("torch",))
     assert early.ledger.digest == late.ledger.digest
+
+
+def test_the_documents_table_of_records_is_the_codecs():
+    """The reference has a row for every kind, with its content and its circumstance apart."""
+    from pathlib import Path
+
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "ledger.md").read_text(encoding="utf-8")
+    for kind, cls in codec.KINDS.items():
+        parts = ([], [])
+        for field in attrs.fields(cls):
+            parts[bool(field.metadata.get("circumstance")) or not cls.IS_CONTENT].append(f"`{field.name}`")
+        content, circumstance = (", ".join(names) or "-" for names in parts)
+        assert f"| `{kind}` | {content} | {circumstance} |" in page

@@ -27,7 +27,7 @@ def documented_order(size: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
-    """Yields the indices of an epoch, shuffled by :func:`documented_order` or in sequence.
+    """Yields the indices of an epoch, shuffled by ``documented_order`` or in sequence.
 
     Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not thread-safe. Pickles.
 

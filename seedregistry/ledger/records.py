@@ -4,7 +4,7 @@ Fields hold str, int, bool, float, None, tuples and other records only. A field 
 where and under what conditions something happened; it is kept and shown, and it is outside the digest. All other fields
 are content. A class with ``IS_CONTENT = False`` is circumstance as a whole.
 
-How a record is written is in :mod:`seedregistry.ledger.codec`.
+How a record is written is in ``seedregistry.ledger.codec``.
 """
 
 from __future__ import annotations

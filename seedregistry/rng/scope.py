@@ -143,7 +143,7 @@ class Scope:
         source: the stream, position or plain seed that the generators are set from.
         label: what messages call the scope.
         torch_only: leave python's and NumPy's generators alone.
-        watch: keep what shows which generators moved, for :attr:`movement`.
+        watch: keep what shows which generators moved, for ``movement``.
         timeout_s: how long to wait for another thread's scope, in seconds.
         late_seed: gives the seed of an accelerator that starts inside while no seed was waiting for it.
 
