@@ -48,7 +48,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Optional[Mapping[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, kwargs) or rng.in_scope():
+        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, kwargs) or rng.scoped_libraries():
             return func(*args, **kwargs)
         before = rng.Captured(torch_only=True)
         result = func(*args, **kwargs)
@@ -84,10 +84,13 @@ class Audit:
         self._fingerprint: Dict[str, object] = {}
         self._explained: List[str] = []
         self._warned: Set[Tuple[str, str]] = set()
+        self._first: Optional[UndeclaredRandomnessError] = None
         self.undeclared = 0
 
     def __enter__(self) -> Self:
-        self._fingerprint = rng.fingerprint()
+        covered = rng.scoped_libraries()  # inside a scope what is drawn is the scope's
+        found = rng.fingerprint()
+        self._fingerprint = {name: state for name, state in found.items() if name.partition(":")[0] not in covered}
         self._watcher.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -101,6 +104,7 @@ class Audit:
         try:
             if error is None:
                 self._compare()
+                self._raise_again()
         except UndeclaredRandomnessError:
             self._record(Audited(mode=self._mode, undeclared=self.undeclared, completed=True))
             raise
@@ -117,6 +121,11 @@ class Audit:
             device=device,
             place=(path, number),
         )
+
+    def _raise_again(self) -> None:
+        """Raise at the end of the block if an error of the audit was caught inside it."""
+        if self._mode == "error" and self._first is not None:
+            raise self._first
 
     def _compare(self) -> None:
         now = rng.fingerprint()
@@ -138,7 +147,9 @@ class Audit:
         self.undeclared += 1
         line = f"{place[0]}:{place[1]}" if is_exact else ""
         if self._mode == "error":
-            raise UndeclaredRandomnessError(message, source=source, device=device, line=line)
+            error = UndeclaredRandomnessError(message, source=source, device=device, line=line)
+            self._first = self._first or error
+            raise error
         if (source, line) not in self._warned:
             self._warned.add((source, line))
             warnings.warn_explicit(message, UndeclaredRandomnessWarning, *place)

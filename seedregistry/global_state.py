@@ -19,16 +19,17 @@ __all__ = ["GlobalState", "refuse_in_scope", "set_global_state"]
 
 
 def refuse_in_scope(what: str) -> None:
-    """Raise inside a scope.
+    """Raise while a scope is open, in this thread or in another.
 
     Args:
         what: how the message begins.
 
     Raises:
-        ScopeError: the calling thread is in a scope.
+        ScopeError: a scope is open.
     """
-    if rng.in_scope():
-        message = f"{what} inside a scope, where the default generators are the scope's and its end puts back the caller's."
+    if rng.scoped_libraries():
+        where = "inside a scope" if rng.in_scope() else "while another thread is inside a scope"
+        message = f"{what} {where}, where the default generators are the scope's and its end puts back the caller's."
         raise ScopeError(message + " Call it outside.")
 
 

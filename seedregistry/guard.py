@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Collection, Dict, FrozenSet, Iterable, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Collection, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Type
 
 from seedregistry.callsite import stack_level
 from seedregistry.errors import (
@@ -100,7 +100,7 @@ class Guard:
             SeedCollisionError: another stream has it.
         """
         owner = self._owners.setdefault(seed, stream)
-        if owner is not stream:
+        if owner != stream:  # equal after an interrupt between claiming and recording: then it is taken up again
             self._refuse(seed, owner, stream)
 
     def claim_all(self, claims: Iterable[Tuple[int, Name]]) -> None:
@@ -109,14 +109,15 @@ class Guard:
         Raises:
             SeedCollisionError: two of the streams, or one and an earlier one, have one seed.
         """
-        taken = []
+        taken: List[int] = []
         try:
             for seed, stream in claims:
+                if seed not in self._owners:
+                    taken.append(seed)
                 self.claim(seed, stream)
-                taken.append(seed)
-        except SeedCollisionError:
+        except BaseException:
             for seed in taken:
-                del self._owners[seed]
+                self._owners.pop(seed, None)
             raise
 
     def _refuse(self, seed: int, owner: Name, stream: Name) -> None:

@@ -37,7 +37,8 @@ class Shared:
 
     def __getstate__(self) -> Dict[str, Any]:
         with self.lock:
-            return {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
+            state = {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
+            return {name: dict(value) if isinstance(value, dict) else value for name, value in state.items()}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)

@@ -28,7 +28,7 @@ from typing import (
 
 from seedregistry import audit, derivation, environment, rng
 from seedregistry.callsite import call_site
-from seedregistry.components.base import Component, build_in_scope, describe_factory, distribution_of
+from seedregistry.components.base import Component, build_in_scope, describe, describe_factory, distribution_of
 from seedregistry.components.dataloader import DataLoaderComponent
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
@@ -485,11 +485,12 @@ class SeedRegistry:
         product = build_in_scope(component, stream, scope, resolved, args, kwargs)
         if is_recorded:
             self._record_environment()
+            description = describe(component, stream, product, args, kwargs)
+            movement = None if scope is None else scope.movement
+            origin = (describe_factory(resolved), *distribution_of(resolved))
             with shared.lock:
                 shared.guard.mark_use(stream, site)
-            description = records.freeze({**component.describe_call(args, kwargs), **component.describe(product)})
-            movement = None if scope is None else scope.movement
-            shared.ledger.append_later(_built, stream, resolved, description, movement, site)
+                shared.ledger.append_later(_built, stream, origin, description, movement, site)
         if _log.isEnabledFor(logging.INFO):
             extra = self._extra(stream.purpose, stream.instance_id, stream.seed)
             _log.info("created %s with component seed %d", stream.label, stream.seed, extra=extra)
@@ -557,8 +558,8 @@ class SeedRegistry:
             fill_uninitialized_memory: fill fresh memory with NaN or the largest value, which costs time.
 
         Returns:
-            A handle whose ``.report`` says what took effect and whose ``.revert()`` gives the generators and the caller's switches back,
-            and so does the end of a ``with`` block. Without either it stays.
+            A handle whose ``.report`` says what took effect, and whose ``.revert()`` gives the generators and the caller's
+            switches back, as the end of a ``with`` block does. Without either it stays.
 
         Raises:
             InvalidOptionError: not one of these values; nothing was changed.
@@ -669,13 +670,14 @@ class SeedRegistry:
     # --- copies -------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {
-            "master_seed": self._master_seed,
-            "scheme": self.scheme,
-            "shared": self._shared,
-            "seeds": self._seeds,
-            "children": self._children,
-        }
+        with self._shared.lock:
+            return {
+                "master_seed": self._master_seed,
+                "scheme": self.scheme,
+                "shared": self._shared,
+                "seeds": dict(self._seeds),
+                "children": dict(self._children),
+            }
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self._begin(state["master_seed"], derivation.find_scheme(state["scheme"]), state["shared"])
@@ -692,19 +694,15 @@ def _derivation(
 
 
 def _built(
-    stream: Stream,
-    factory: Any,
-    description: Any,
-    movement: Optional[rng.Movement],
-    site: str,
+    stream: Stream, origin: Tuple[str, str, str], description: Any, movement: Optional[rng.Movement], site: str
 ) -> records.Built:
-    """Make the record of a build; what is costly in it is worked out here, when the ledger is read."""
-    distribution, version = distribution_of(factory)
+    """Make the record of a build; what drew is worked out here, when the ledger is read."""
+    factory, distribution, version = origin
     return records.Built(
         master_seed=stream.master_seed,
         purpose=stream.purpose,
         instance_id=stream.instance_id,
-        factory=describe_factory(factory),
+        factory=factory,
         description=description,
         drew=() if movement is None else movement.drew(),
         distribution=distribution,

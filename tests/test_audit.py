@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 
@@ -116,6 +117,43 @@ def test_warn_mode_counts_and_goes_on():
     assert len(caught) == 2
     assert caught[0].filename == __file__
     assert registry.ledger.find(Audited)[0].undeclared == 4
+
+
+@pytest.mark.moves_global_state
+def test_an_audit_inside_a_scope():
+    """Inside a scope every draw is the scope's; in a torch-only scope python's and NumPy's still are not."""
+    registry = SeedRegistry(1)
+    with registry.stream("x").scope(0), registry.audit() as audit:
+        torch.rand(1), np.random.rand(), random.random()
+    assert audit.undeclared == 0
+    with registry.stream("x").scope(0, torch_only=True):
+        with registry.audit():
+            torch.rand(1)
+        with pytest.raises(UndeclaredRandomnessError, match="numpy"), registry.audit():
+            np.random.rand()
+
+
+def test_an_error_that_was_caught_inside_is_raised_at_the_end():
+    """A block that swallows the audit's error does not pass."""
+    with pytest.raises(UndeclaredRandomnessError, match="aten::rand"), SeedRegistry(1).audit():
+        with contextlib.suppress(UndeclaredRandomnessError):
+            torch.rand(1)
+
+
+@pytest.mark.moves_global_state
+@pytest.mark.parametrize("kind", [np.random.PCG64, np.random.Philox, np.random.SFC64])
+def test_other_bit_generators_under_numpy_are_watched(kind):
+    """A global bit generator of another kind is found when it moves, and only then."""
+    original = np.random.get_bit_generator()
+    np.random.set_bit_generator(kind(3))
+    try:
+        np.random.rand()
+        with SeedRegistry(1).audit():
+            pass
+        with pytest.raises(UndeclaredRandomnessError, match="numpy"), SeedRegistry(1).audit():
+            np.random.rand()
+    finally:
+        np.random.set_bit_generator(original)
 
 
 @pytest.mark.moves_global_state

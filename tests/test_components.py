@@ -266,6 +266,31 @@ def test_a_component_of_ones_own():
     assert len({tuple(f) for f in flips[0]}) == 2
 
 
+def test_a_component_that_cannot_describe():
+    """An exception of describe is a ComponentCreationError from it, and the stream has not been used."""
+
+    class Mute(Augmentation):
+        def describe(self, product):
+            raise KeyError("nothing to say")
+
+    registry = SeedRegistry(1, on_reuse="forbid")
+    registry.register(Mute())
+    with pytest.raises(ComponentCreationError, match="could not be described by Mute") as caught:
+        registry.create("augmentation", lambda generator: generator, instance_id="x")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert not registry.ledger.find(Built)
+
+
+def test_the_default_device_changes_no_order():
+    """Orders and splits are drawn on the CPU whatever the default device is."""
+    registry = SeedRegistry(42)
+    with torch.device("meta"):
+        loader = registry.dataloader([0] * 10, instance_id="training", shuffle=True)
+        parts = registry.split(range(10), iter([5, 5]))
+        assert list(loader.sampler) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
+    assert [p.indices for p in parts] == [p.indices for p in SeedRegistry(42).split(range(10), [5, 5])]
+
+
 def test_registering():
     """Registration takes an instance, once per purpose, and unregister gives it back."""
     registry = SeedRegistry(42)

@@ -195,10 +195,51 @@ def test_notes():
     registry.note(lr=0.1, epochs=np.int64(3), name="x", flags=[True, None], nested={"b": 1, "a": (2, 3)})
     values = {note.name: note.value for note in registry.ledger.find(Note)}
     assert values == {"lr": 0.1, "epochs": 3, "name": "x", "flags": (True, None), "nested": (("a", (2, 3)), ("b", 1))}
-    for bad in (object(), torch.zeros(3), {1, 2}, lambda: 3, {3: 4}, b"x"):
+    loop = []
+    loop.append(loop)
+    too_large = (10**5000, "\ud800", loop)
+    for bad in (object(), torch.zeros(3), {1, 2}, lambda: 3, {3: 4}, b"x", np.complex64(1), np.datetime64("2020"), *too_large):
         with pytest.raises(InvalidOptionError):
             registry.note(good=1, bad=bad)
     assert len(registry.ledger.find(Note)) == 5
+
+
+def test_whatever_a_product_says_can_be_written():
+    """A description with text that cannot be encoded, huge ints, itself inside or odd keys is frozen, and the digest stands."""
+    loop = []
+    loop.append(loop)
+    odd = {
+        1: "a",
+        "1": "b",
+        "\ud800": 10**5000,
+        "loop": loop,
+        "set": {3, "x"},
+        "array": np.zeros(3),
+        "complex": np.complex64(1),
+    }
+    ledger = Ledger()
+    ledger.append(Note(name="odd", value=records.freeze(odd)))
+    assert len(ledger.digest) == 64
+    assert json.dumps(ledger.to_dict())
+
+
+def test_an_unread_ledger_keeps_nothing_alive():
+    """The record of a build that nobody has read holds neither the dataset nor the factory."""
+    import gc
+    import weakref
+
+    registry = SeedRegistry(42)
+    data = torch.utils.data.TensorDataset(torch.arange(3))
+
+    def factory(kept=data):
+        return nn.Identity()
+
+    gone = weakref.ref(data), weakref.ref(factory)
+    registry.dataloader(data, instance_id="x")
+    registry.model(factory, instance_id="x")
+    del data, factory
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
 
 
 def test_infinities_are_written():

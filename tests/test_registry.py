@@ -205,6 +205,51 @@ def test_reserve_derives_all_or_nothing():
         fresh.reserve("model", [1, True])
 
 
+def test_an_interrupt_leaves_no_stream_colliding_with_itself(monkeypatch):
+    """A derivation or a reserve that was interrupted can be made again."""
+    registry = SeedRegistry(1)
+    real, calls = SeedRegistry._add, []
+
+    def interrupted(self, *words) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, *words)
+
+    monkeypatch.setattr(SeedRegistry, "_add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registry.reserve("model", range(5))
+    registry.reserve("model", range(5))
+    calls[:] = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        registry.seed("model", "x")
+    assert registry.seed("model", "x") == SeedRegistry(1).seed("model", "x")
+    assert len(registry) == len(registry.ledger.find(Derivation)) == 6
+
+
+def test_copies_while_others_derive():
+    """Pickling and deep-copying while another thread derives give whole registries."""
+    registry = SeedRegistry(42, scheme="sha256-256")
+    stop = threading.Event()
+
+    def derive() -> None:
+        i = 0
+        while not stop.is_set():
+            registry.seed("y", i)
+            registry.generator("z", i)
+            i += 1
+
+    worker = threading.Thread(target=derive)
+    worker.start()
+    try:
+        for _ in range(20):
+            for twin in (pickle.loads(pickle.dumps(registry)), copy.deepcopy(registry)):
+                assert len(twin.ledger.find(Derivation)) >= len(twin)
+    finally:
+        stop.set()
+        worker.join()
+
+
 def test_two_hundred_thousand_full_width_streams_differ():
     """Under sha256-256 no two of 200,000 CPU streams agree in their first four words."""
     registry = SeedRegistry(42, scheme="sha256-256")

@@ -274,6 +274,98 @@ def test_decorator_refuses_bodies_that_run_later(stream):
             stream.scope(1)(function)
 
 
+def test_decorator_refuses_hidden_generators_and_descriptors(stream):
+    """A callable whose call is a generator function, and a staticmethod, are refused too."""
+
+    class Lazy:
+        def __call__(self):
+            yield
+
+    for function in (Lazy(), staticmethod(draw_all), classmethod(draw_all)):
+        with pytest.raises(ScopeError):
+            stream.scope(1)(function)
+
+
+def test_other_threads_meet_no_probe(stream):
+    """While a scope is being entered, other threads read and seed NumPy's global state as always."""
+    import sys
+
+    failures = []
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                assert len(np.random.get_state(legacy=False)["state"]["key"]) == 624
+            except Exception as error:  # noqa: BLE001, PERF203 - any failure is one
+                failures.append(error)
+                return
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for step in range(3000):
+            with stream.scope(0, step):
+                pass
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        reader.join()
+    assert not failures
+
+
+def test_a_probe_left_behind_is_seen_through(stream):
+    """If an interrupt left the probe in NumPy's place, the next scope finds the generator behind it."""
+    before = rng.fingerprint()
+    actual = np.random.get_bit_generator()
+    probe = numpy_state._CachedNormalOnly(0)
+    probe.stand_for(actual)
+    np.random.mtrand._rand._bit_generator = probe
+    try:
+        with stream.scope(0):
+            np.random.rand()
+        assert np.random.get_bit_generator() is actual
+    finally:
+        np.random.mtrand._rand._bit_generator = actual
+    assert untouched(before)
+
+
+def test_a_thread_that_ends_inside_a_scope(stream):
+    """A scope whose thread ended is put back by the next thread that wants one, without waiting."""
+    before = rng.fingerprint()
+    thread = threading.Thread(target=lambda: stream.scope(0).__enter__())
+    thread.start()
+    thread.join()
+    with stream.scope(1, timeout_s=0):
+        draw_all()
+    assert untouched(before)
+
+
+def test_state_is_refused_while_another_thread_is_in_a_scope():
+    """States and global seeds are refused while any thread is in a scope: they would be the scope's."""
+    registry = SeedRegistry(42)
+    state = registry.state_dict()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with registry.stream("x", 1).scope(0):
+            entered.set()
+            leave.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait(20)
+    try:
+        for call in (registry.state_dict, lambda: registry.load_state_dict(state), registry.set_global_state):
+            with pytest.raises(ScopeError, match="another thread"):
+                call()
+    finally:
+        leave.set()
+        thread.join()
+
+
 def test_a_scope_is_one_block(stream):
     """One scope object cannot be entered twice."""
     scope = stream.scope(0)

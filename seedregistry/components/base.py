@@ -12,12 +12,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, Optional, Tuple
 
 from seedregistry.errors import ComponentCreationError, FactorySignatureError, SeedRegistryError
+from seedregistry.ledger import records
 
 if TYPE_CHECKING:
     from seedregistry.rng import Scope
     from seedregistry.stream import Stream
 
-__all__ = ["RESERVED", "Component", "build_in_scope", "describe_factory", "distribution_of", "refuse_reserved"]
+__all__ = ["RESERVED", "Component", "build_in_scope", "describe", "describe_factory", "distribution_of", "refuse_reserved"]
 
 RESERVED: FrozenSet[str] = frozenset({"instance_id"})
 """Keywords that every builder keeps for itself."""
@@ -146,6 +147,21 @@ def distribution_of(factory: Any) -> Tuple[str, str]:
     package = describe_factory(factory).partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", None)
     return (package, str(version)) if version is not None else ("", "")
+
+
+def describe(
+    component: Component, stream: Stream, product: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> records.Value:
+    """Return what the ledger keeps of a product.
+
+    Raises:
+        ComponentCreationError: from an exception of the component's own.
+    """
+    try:
+        return records.freeze({**component.describe_call(args, kwargs), **component.describe(product)})
+    except Exception as error:
+        message = f"What was built from stream '{stream.label}' could not be described by {type(component).__name__}: {error}"
+        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error
 
 
 def build_in_scope(

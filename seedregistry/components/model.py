@@ -38,7 +38,8 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
     By name, so that the order of registration does not count; independent of the device.
 
     Returns:
-        64 hexadecimal digits, or None where there are no bytes, that is on device ``meta``, or not yet materialised (lazy modules).
+        64 hexadecimal digits, or None where there are no bytes, that is on device ``meta`` or before lazy modules are
+        materialised.
     """
     digest = PartsDigest("seedregistry.model/1")
     named = sorted(model.named_parameters())

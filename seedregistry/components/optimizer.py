@@ -30,6 +30,8 @@ class OptimizerComponent(Component):
         groups = []
         for group in getattr(product, "param_groups", ()):
             settings = {name: value for name, value in group.items() if name not in _NOT_HYPERPARAMETERS}
+            if settings.get("maximize") is False:  # the default, which older releases do not have for every class
+                del settings["maximize"]
             settings["tensors"] = len(group["params"])
             groups.append(settings)
         return {"class": f"{type(product).__module__}.{type(product).__qualname__}", "groups": groups}

@@ -23,7 +23,7 @@ def documented_order(size: int, seed: int, epoch: int) -> torch.Tensor:
     The epoch is added to the seed, so the orders of (seed, epoch 1) and (seed + 1, epoch 0) are equal. Component seeds are
     hashed, which keeps runs apart; the rule stays for the sake of results that exist.
     """
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch), device="cpu")
 
 
 class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
@@ -86,7 +86,7 @@ class HashedSampler(DeterministicSampler):
 
     def order(self, epoch: int) -> torch.Tensor:
         """Return the permutation of an epoch: int64, shape (dataset_size,)."""
-        return torch.randperm(self.dataset_size, generator=self._stream.at(epoch).generator())
+        return torch.randperm(self.dataset_size, generator=self._stream.at(epoch).generator(), device="cpu")
 
 
 def check_count(value: int, name: str) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, List, Sequence, Tuple, Union
+from typing import Any, List, Sequence, Tuple, Union
 
 import numpy as np
+import torch
 from torch.utils.data import Subset, random_split
 
 from seedregistry.digest import PartsDigest
 from seedregistry.errors import ComponentCreationError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["indices_digest", "split_dataset"]
 
@@ -35,9 +33,11 @@ def split_dataset(
         ComponentCreationError: ``random_split`` refuses the lengths, or the dataset has none.
     """
     try:
+        lengths = list(lengths)
         if any(length < 0 for length in lengths):
             raise ValueError("A length is negative.")  # noqa: TRY301 - random_split takes it and returns nonsense
-        parts = random_split(dataset, lengths, generator=generator)
+        with torch.device("cpu"):  # random_split draws on the default device, and the generator is the CPU's
+            parts = random_split(dataset, lengths, generator=generator)
     except (TypeError, ValueError) as error:
         size = len(dataset) if hasattr(dataset, "__len__") else "no length"
         message = (

@@ -44,49 +44,84 @@ Pairs = Tuple[Tuple[str, Value], ...]
 CIRCUMSTANCE = {"circumstance": True}
 
 _EXACT = (str, bool, int, float)
+_LARGEST_INT = 1 << 1024
+_DEEPEST = 16
 
 
-def is_plain(value: object) -> bool:
-    """Return whether a value is a scalar, or a sequence or mapping (with str keys) of plain values."""
-    if value is None or isinstance(value, _EXACT):
+def is_plain(value: object, depth: int = 0) -> bool:  # noqa: PLR0911 - one return a kind
+    """Return whether a value is a scalar that can be written, or a sequence or mapping (with str keys) of such values."""
+    if isinstance(value, str):
+        return _is_encodable(value)
+    if isinstance(value, int):
+        return abs(value) < _LARGEST_INT
+    if value is None or isinstance(value, float):
         return True
+    if depth > _DEEPEST:
+        return False
     if isinstance(value, (list, tuple)):
-        return all(is_plain(item) for item in value)
+        return all(is_plain(item, depth + 1) for item in value)
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
-    return getattr(value, "ndim", None) == 0
+        return all(isinstance(key, str) and is_plain(key) and is_plain(item, depth + 1) for key, item in value.items())
+    return getattr(value, "ndim", None) == 0 and type(_item(value)) in _EXACT
 
 
-def freeze(value: object) -> Value:  # noqa: PLR0911 - one return a kind
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _item(value: object) -> object:
+    """Return the python number of a scalar of NumPy or torch, and None where there is none."""
+    try:
+        return value.item()  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - a tensor on device meta, or an object that only looks like a scalar
+        return None
+
+
+def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one return a kind
     """Return a value as records hold it: scalars as they are, sequences as tuples, mappings as sorted pairs.
 
     Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified name and other objects by
-    the name of their type, never by an address.
+    the name of their type, never by an address; so is what is nested more than 16 deep, or in itself. Text that UTF-8 cannot
+    encode is escaped, and an int past 2**1024 is written in hexadecimal. Never raises.
     """
     cls = type(value)
-    if value is None or cls in _EXACT:
+    if value is None or cls is bool or cls is float:
         return value  # type: ignore[return-value]
-    if cls is dict:  # the common case; the check for other mappings takes 10 us
-        return _freeze_mapping(value)  # type: ignore[arg-type]
-    if isinstance(value, (list, tuple)):
-        return tuple([freeze(item) for item in value])
-    for exact in _EXACT:
-        if isinstance(value, exact):  # a subclass, such as an enum or numpy.float64
-            return str.__str__(value) if exact is str else exact(value)  # type: ignore[arg-type, no-any-return]
-    if isinstance(value, (set, frozenset)):
-        return tuple(sorted((freeze(item) for item in value), key=repr))
-    item = getattr(value, "item", None)
-    if item is not None and getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch
-        return freeze(item())
-    if callable(value):
+    if isinstance(value, str):
+        text = str.__str__(value)
+        return text if _is_encodable(text) else text.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int):
+        return int(value) if abs(value) < _LARGEST_INT else hex(value)
+    if isinstance(value, float):  # a subclass, such as numpy.float64
+        return float(value)
+    if depth <= _DEEPEST:
+        frozen = _freeze_container(value, depth + 1)
+        if frozen is not None:
+            return frozen
+    if getattr(value, "ndim", None) == 0 and type(_item(value)) in _EXACT:
+        return freeze(_item(value))
+    if callable(value) and not isinstance(value, Mapping):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', cls.__qualname__)}"
-    if isinstance(value, Mapping):
-        return _freeze_mapping(value)
     return f"<{cls.__module__}.{cls.__qualname__}>"
 
 
-def _freeze_mapping(mapping: Mapping[Any, Any]) -> Pairs:
-    return tuple([(key, freeze(mapping[original])) for key, original in sorted((str(key), key) for key in mapping)])
+def _freeze_container(value: object, depth: int) -> Optional[Tuple[Any, ...]]:
+    if isinstance(value, (list, tuple)):
+        return tuple([freeze(item, depth) for item in value])
+    if isinstance(value, dict) or (not callable(value) and isinstance(value, Mapping)):
+        pairs = [(freeze(str(key)), type(key).__name__, freeze(item, depth)) for key, item in value.items()]
+        return tuple([(key, item) for key, _, item in sorted(pairs, key=_by_key)])
+    if isinstance(value, (set, frozenset)):
+        return tuple(sorted((freeze(item, depth) for item in value), key=repr))
+    return None
+
+
+def _by_key(entry: Tuple[Any, ...]) -> Tuple[str, str]:
+    return entry[0], entry[1]
 
 
 @attrs.frozen(kw_only=True)
@@ -223,12 +258,14 @@ class EnvironmentSeen(Record):
 
 @attrs.frozen(kw_only=True)
 class Warned(Record):
-    """A warning that concerns what repeats was issued: a reused stream, a generator of a dataset's own, ..."""
+    """A warning that concerns what repeats was issued: a reused stream, a mistyped purpose, ..."""
+
+    IS_CONTENT: ClassVar[bool] = False
 
     category: str
     purpose: str = ""
     instance_id: InstanceId = None
-    message: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+    message: str = ""
 
 
 @attrs.frozen(kw_only=True)

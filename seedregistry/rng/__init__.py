@@ -13,7 +13,7 @@ from seedregistry.rng.generators import (
     resolve_device,
     seed_generator,
 )
-from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope
+from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope, scoped_libraries
 from seedregistry.rng.state import Captured, Movement, fingerprint, seed_global
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "make_python",
     "resolve_device",
     "save_state",
+    "scoped_libraries",
     "seed_generator",
     "seed_global",
 ]

@@ -9,7 +9,8 @@ The generators swapped in are ``MT19937`` and nothing else: ``np.random.seed`` a
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+import threading
+from typing import Any, Callable, List, Tuple
 
 import numpy as np
 
@@ -33,22 +34,63 @@ class _CachedNormalOnly(np.random.MT19937):
     """A bit generator without a state, to read and write the cached normal alone.
 
     ``RandomState.get_state`` asks its bit generator for ``state`` and adds ``has_gauss`` and ``gauss``; ``set_state``
-    hands ``state`` on and keeps these two. With this in place of the bit generator both cost under a microsecond.
-    Source: ``numpy/random/mtrand.pyx``, ``RandomState.get_state`` and ``set_state``.
+    hands ``state`` on and keeps these two. With this in place of the bit generator both cost under a microsecond. It stands
+    there for a moment only; what other threads ask of it in that moment goes on to the one that it stands for, and drawing
+    does not ask at all. Source: ``numpy/random/mtrand.pyx``, ``RandomState.get_state``, ``set_state`` and ``seed``.
     """
+
+    def stand_for(self, actual: Any) -> None:
+        """Remember the bit generator in whose place this is about to be put, by this thread."""
+        self._actual = actual
+        self._owner = threading.get_ident()
 
     @property
     def state(self) -> Any:
+        if threading.get_ident() != self._owner:
+            return self._actual.state
         return {"bit_generator": "MT19937", "state": {}}
 
     @state.setter
     def state(self, value: Any) -> None:
-        pass
+        if threading.get_ident() != self._owner:
+            self._actual.state = value
+
+    def _legacy_seeding(self, seed: Any) -> None:
+        self._actual._legacy_seeding(seed)
+
+
+class _Probes(threading.local):
+    """A probe for each thread."""
+
+    def __init__(self) -> None:
+        self.probe = _CachedNormalOnly(0)
 
 
 _pool: List[Pooled] = []
+_probes = _Probes()
 _global: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
-_probe = _CachedNormalOnly(0)
+
+
+def _current() -> Any:
+    """Return the bit generator under the global state, seen through a probe that an interrupt left there."""
+    actual = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    return actual._actual if isinstance(actual, _CachedNormalOnly) else actual
+
+
+def _probing(actual: Any, call: Callable[[], Any]) -> Any:
+    """Call with a probe in the place of the bit generator.
+
+    Raises:
+        AttributeError: this NumPy hides the attribute; nothing was called.
+    """
+    probe = _probes.probe
+    probe.stand_for(actual)
+    try:
+        _global._bit_generator = probe
+        return call()
+    finally:
+        if not isinstance(_global, np.random.RandomState) or np.random.get_bit_generator() is probe:  # type: ignore[attr-defined]
+            _global._bit_generator = actual
 
 
 def borrow(depth: int) -> Pooled:
@@ -65,17 +107,12 @@ def fresh() -> Pooled:
 
 def read_cached() -> Cached:
     """Return the global bit generator and the cached normal; moves nothing."""
-    actual = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    actual = _current()
     try:
-        _global._bit_generator = _probe
-    except AttributeError:  # a NumPy that hides the attribute: the public way, 30 us
+        state = _probing(actual, lambda: np.random.get_state(legacy=False))
+    except AttributeError:  # the public way, 30 us
         state = np.random.get_state(legacy=False)
-    else:
-        try:
-            state = np.random.get_state(legacy=False)
-        finally:
-            _global._bit_generator = actual
-    return actual, int(state["has_gauss"]), float(state["gauss"])  # type: ignore[call-overload]
+    return actual, int(state["has_gauss"]), float(state["gauss"])
 
 
 def swap_in(bit_generator: Any) -> None:
@@ -89,14 +126,8 @@ def swap_out(cached: Cached) -> None:
     np.random.set_bit_generator(actual)  # type: ignore[attr-defined]
     if not has_gauss:
         return
+    cached_normal = {"bit_generator": "MT19937", "state": {}, "has_gauss": has_gauss, "gauss": gauss}
     try:
-        _global._bit_generator = _probe
+        _probing(actual, lambda: np.random.set_state(cached_normal))
     except AttributeError:
-        state: Dict[str, Any] = dict(actual.state)
-        state.update(has_gauss=has_gauss, gauss=gauss)
-        np.random.set_state(state)
-        return
-    try:
-        np.random.set_state({"bit_generator": "MT19937", "state": {}, "has_gauss": has_gauss, "gauss": gauss})
-    finally:
-        _global._bit_generator = actual
+        np.random.set_state({**actual.state, "has_gauss": has_gauss, "gauss": gauss})

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, List, Optional, Tuple, Type, TypeVar
 
 from seedregistry.errors import ScopeError
 from seedregistry.rng.state import Captured, Movement
@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from seedregistry.rng.generators import SeedSource
     from seedregistry.rng.state import LateSeed
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Scope", "in_scope"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Scope", "in_scope", "scoped_libraries"]
 
 DEFAULT_TIMEOUT_S = 60.0
 """How long a scope waits for another thread's, in seconds."""
 
 _log = logging.getLogger(__name__)
 
+_NOTHING: FrozenSet[str] = frozenset()
+_TORCH = frozenset({"torch"})
+_EVERYTHING = frozenset({"torch", "python", "numpy"})
 _POLL_S = 0.05
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -49,38 +52,55 @@ class _Stack:
 
     def __init__(self) -> None:
         self.open: List[Scope] = []
-        self._holder: Dict[str, int] = {}
+        self._holder: Dict[str, threading.Thread] = {}
         self._released = threading.Condition(threading.Lock())
         self._waiting = 0
 
     @property
-    def holder(self) -> Optional[int]:
-        """Return the identifier of the thread that holds the scopes, or None."""
+    def holder(self) -> Optional[threading.Thread]:
+        """Return the thread that holds the scopes, or None."""
         return self._holder.get("thread")
 
     def acquire(self, timeout_s: float) -> None:
-        me = threading.get_ident()
-        if self._holder.setdefault("thread", me) != me:
+        me = threading.current_thread()
+        if self._holder.setdefault("thread", me) is not me:
             self._wait(me, timeout_s)
 
-    def _wait(self, me: int, timeout_s: float) -> None:
+    def _wait(self, me: threading.Thread, timeout_s: float) -> None:
         give_up_at = time.monotonic() + timeout_s
         with self._released:
             self._waiting += 1
             try:
-                while self._holder.setdefault("thread", me) != me:
+                while True:
+                    holder = self._holder.setdefault("thread", me)
+                    if holder is me:
+                        return
+                    if not holder.is_alive():  # it ended inside a scope: put its state back and take its place
+                        self._bury(holder)
+                        continue
                     remaining_s = give_up_at - time.monotonic()
                     if remaining_s <= 0:
-                        holder = self.describe_holder()
-                        message = (
-                            f"Waited {timeout_s:g} s for a scope that {holder} holds. Default generators belong to the "
-                            "whole process, so one thread at a time can set them. Let the threads draw from "
-                            "stream.at(...).generator(device), or give the scope a longer timeout_s."
-                        )
-                        raise ScopeError(message, holder=holder)
+                        self._give_up(timeout_s)
                     self._released.wait(min(remaining_s, _POLL_S))
             finally:
                 self._waiting -= 1
+
+    def _bury(self, holder: threading.Thread) -> None:
+        try:
+            if self.open:
+                self.unwind()
+        finally:
+            if self.holder is holder:
+                self._holder.clear()
+
+    def _give_up(self, timeout_s: float) -> None:
+        holder = self.describe_holder()
+        message = (
+            f"Waited {timeout_s:g} s for a scope that {holder} holds. Default generators belong to the whole process, so one "
+            "thread at a time can set them. Let the threads draw from stream.at(...).generator(device), or give the scope a "
+            "longer timeout_s."
+        )
+        raise ScopeError(message, holder=holder)
 
     def release(self) -> None:
         self._holder.clear()
@@ -90,9 +110,7 @@ class _Stack:
 
     def describe_holder(self) -> str:
         """Return the holding thread's name and the line where its innermost scope was opened."""
-        holder = self.holder
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        name = names.get(holder, "ended") if holder is not None else "unknown"
+        name = "unknown" if self.holder is None else self.holder.name
         innermost = self.open[-1] if self.open else None
         line = f" at {innermost.line} ('{innermost.label}')" if innermost is not None else ""
         return f"thread '{name}'{line}"
@@ -113,7 +131,7 @@ class _Stack:
         """
         self._released = threading.Condition(threading.Lock())
         self._waiting = 0
-        if self.holder not in (None, threading.get_ident()):
+        if self.holder not in (None, threading.current_thread()):
             try:
                 if self.open:
                     self.unwind()
@@ -129,7 +147,27 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 def in_scope() -> bool:
     """Return whether the calling thread is inside a scope."""
-    return bool(_stack.open) and _stack.holder == threading.get_ident()
+    return bool(_stack.open) and _stack.holder is threading.current_thread()
+
+
+def scoped_libraries() -> FrozenSet[str]:
+    """Return what open scopes, of any thread, have set: ``"torch"``, and ``"python"`` and ``"numpy"`` unless torch-only.
+
+    Default generators belong to the process: while a scope is open, every thread that draws from them draws from it.
+    """
+    scopes = tuple(_stack.open)
+    if not scopes:
+        return _NOTHING
+    return _TORCH if all(scope._torch_only for scope in scopes) else _EVERYTHING
+
+
+def _runs_later(function: Any) -> bool:
+    """Return whether calling it only makes something whose body runs after the call, or whether it is no plain callable."""
+    if isinstance(function, (staticmethod, classmethod)):
+        return True
+    bodies = (function, getattr(type(function), "__call__", None))  # noqa: B004 - its body, not whether it is callable
+    checks = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(check(body) for check in checks for body in bodies)
 
 
 class Scope:
@@ -198,10 +236,10 @@ class Scope:
                 "stream.scope(...) for the next."
             )
             raise ScopeError(message)
-        _stack.acquire(self._timeout_s)
         caller: FrameType = sys._getframe(1)
         self._frame = (caller.f_code, caller.f_lineno)
         try:
+            _stack.acquire(self._timeout_s)
             captured = Captured(torch_only=self._torch_only)
             self._captured = captured
             depth = len(_stack.open)
@@ -211,7 +249,8 @@ class Scope:
                 _log.debug("scope of %s opened at depth %d", self.label, depth, extra={"label": self.label, "depth": depth})
             captured.seed_from(self._source, depth)
         except BaseException:
-            self._leave()
+            if _stack.holder is threading.current_thread():
+                self._leave()
             raise
         return self
 
@@ -223,7 +262,7 @@ class Scope:
     ) -> None:
         if not self._is_open:  # closed by a scope that was left out of order, which has said so
             return
-        if _stack.open[-1] is not self or _stack.holder != threading.get_ident():
+        if _stack.open[-1] is not self or _stack.holder is not threading.current_thread():
             self._refuse_out_of_order()
         try:
             if self._watch and self._captured is not None:
@@ -232,25 +271,39 @@ class Scope:
             self._leave()
 
     def _leave(self) -> None:
-        """Put the state back, close this scope and free the place if it was the last; also half-way through entering."""
-        try:
-            if self._captured is not None:
-                self._restore()
-        finally:
-            if self._is_open:
-                self._is_open = False
-                _stack.open.remove(self)
-            if not _stack.open:
-                _stack.release()
+        """Put the state back, close this scope and free the place if it was the last; also half-way through entering.
+
+        An interrupt on the way waits until this is done: every step can be repeated.
+        """
+        interrupt: Optional[KeyboardInterrupt] = None
+        while True:
+            try:
+                try:
+                    if self._captured is not None:
+                        self._captured.restore(self._late_seed)
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:
+                    self._close()
+                    raise
+                self._close()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _close(self) -> None:
+        if self in _stack.open:
+            _stack.open.remove(self)
+        self._is_open = False
+        if not _stack.open and _stack.holder is threading.current_thread():
+            _stack.release()
 
     def _restore(self) -> None:
         captured = self._captured
         assert captured is not None  # noqa: S101 - a scope on the stack has captured
-        try:
-            captured.restore(self._late_seed)
-        except KeyboardInterrupt:  # half-way: restoring is repeatable, so finish it, then let the interrupt go on
-            captured.restore(self._late_seed)
-            raise
+        captured.restore(self._late_seed)
 
     def _refuse_out_of_order(self) -> None:
         innermost = _stack.open[-1]
@@ -273,13 +326,7 @@ class Scope:
         Raises:
             ScopeError: for a class, a generator or an async function: their bodies run after the call has returned.
         """
-        if (
-            not callable(function)
-            or inspect.isclass(function)
-            or inspect.iscoroutinefunction(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.isasyncgenfunction(function)
-        ):
+        if not callable(function) or inspect.isclass(function) or _runs_later(function):
             message = (
                 f"A scope cannot decorate {function!r}: it wraps the call of a plain function, and the body of a generator, an "
                 "async function or a class's methods runs after that. Open the scope with `with` inside the body."

@@ -181,17 +181,20 @@ def _seed_legacy(pooled: numpy_state.Pooled, source: SeedSource) -> None:
     pooled.state.seed(derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key))
 
 
+def _comparable(state: Any) -> object:
+    """Return the state of any bit generator of NumPy as nested tuples with bytes in the place of arrays."""
+    if isinstance(state, dict):
+        return tuple((name, _comparable(part)) for name, part in sorted(state.items()))
+    if isinstance(state, np.ndarray):
+        return str(state.dtype), state.shape, state.tobytes()
+    return state
+
+
 def fingerprint() -> Dict[str, object]:
     """Return something comparable for every default generator: equal exactly when it has not moved. Reads only, 40 us."""
-    legacy: Any = np.random.get_state(legacy=False)
-    inner = legacy["state"]
     found: Dict[str, object] = {
         "python": random.getstate(),
-        "numpy": (
-            sorted((name, np.asarray(part).tobytes()) for name, part in inner.items()),
-            legacy["has_gauss"],
-            legacy["gauss"],
-        ),
+        "numpy": _comparable(np.random.get_state(legacy=False)),
         "torch:cpu": _bytes_of(torch.default_generator),
     }
     for accelerator in accelerators.ACCELERATORS:
