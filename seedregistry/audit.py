@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seedregistry import rng
 from seedregistry.callsite import user_line
-from seedregistry.errors import InvalidOptionError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
+from seedregistry.errors import InvalidOptionError, ScopeError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
 from seedregistry.ledger.records import Audited
 
 if TYPE_CHECKING:
@@ -84,10 +84,15 @@ class Audit:
         self._fingerprint: Dict[str, object] = {}
         self._explained: List[str] = []
         self._warned: Set[Tuple[str, str]] = set()
+        self._is_used = False
         self._first: Optional[UndeclaredRandomnessError] = None
         self.undeclared = 0
 
     def __enter__(self) -> Self:
+        if self._is_used:
+            message = "An audit is one block; make another with registry.audit()."
+            raise ScopeError(message)
+        self._is_used = True
         covered = rng.scoped_libraries()  # inside a scope what is drawn is the scope's
         found = rng.fingerprint()
         self._fingerprint = {name: state for name, state in found.items() if name.partition(":")[0] not in covered}

@@ -24,7 +24,9 @@ from seedregistry.errors import InvalidNameError, InvalidOptionError, InvalidSee
 
 __all__ = [
     "DEFAULT_SCHEME",
+    "MASTER_SEED_BITS",
     "SCHEMES",
+    "SEED_BITS",
     "Coordinate",
     "InstanceId",
     "Scheme",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 import torch
 
 from seedregistry import derivation, determinism, rng
-from seedregistry.components.base import Component
+from seedregistry.components.base import Component, takes
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent, find_scheduler
@@ -50,7 +50,6 @@ _log = logging.getLogger(__name__)
 
 MasterSeed = Union[int, SeedRegistry]
 
-_GLOBAL_SEED_BITS = 32
 _TORCH_SEED_BITS = 64
 
 
@@ -82,7 +81,7 @@ def derive_component_seed(master_seed: MasterSeed, purpose: str, instance_id: In
 
 def _global_seed(master_seed: MasterSeed) -> int:
     number = master_seed.master_seed if isinstance(master_seed, SeedRegistry) else master_seed
-    return derivation.validate_master_seed(number, bits=_GLOBAL_SEED_BITS, name="seed of the global state (NumPy's range)")
+    return derivation.validate_master_seed(number, bits=rng.GLOBAL_SEED_BITS, name="seed of the global state (NumPy's range)")
 
 
 def set_global_deterministic_state(master_seed: MasterSeed, enable_deterministic: bool = True) -> None:  # noqa: FBT001, FBT002 - the documented signature
@@ -229,7 +228,10 @@ class _DocumentedLoader(Component):
     purpose = "dataloader"
 
     def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:
-        return build_documented_loader(stream, factory, *args, **kwargs)
+        shuffle = bool(kwargs.get("shuffle", False))
+        if "shuffle" in kwargs and not takes(factory, "shuffle"):
+            del kwargs["shuffle"]  # it is ours to decide; a factory without the parameter need not have it
+        return build_documented_loader(stream, factory, args, kwargs, shuffle=shuffle)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
         description: Mapping[str, Any] = product.describe()
@@ -279,7 +281,7 @@ def seed_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature of a wo
 
     One integer for all, as documented; for streams of its own in each library leave it out: torch's workers have them.
     """
-    rng.seed_global(torch.initial_seed() % 2**_GLOBAL_SEED_BITS)
+    rng.seed_global(torch.initial_seed() % 2**rng.GLOBAL_SEED_BITS)
 
 
 def deterministic_multi_epoch_training(

@@ -84,7 +84,7 @@ def set_global_state(
     fill_uninitialized_memory: bool,
     late_seed: Callable[[str], int],
 ) -> GlobalState:
-    """Set the determinism switches, then the default generators: both, or neither.
+    """Set the determinism switches, then the default generators: both, or neither. Not while a scope is open.
 
     Args:
         source: an int below 2**32 for every library, as documented, or a stream.
@@ -93,10 +93,8 @@ def set_global_state(
         late_seed: seed of an accelerator that starts later, for the way back.
 
     Raises:
-        ScopeError: inside a scope.
         InvalidOptionError: not values of the switches; nothing was changed.
     """
-    refuse_in_scope("The global state was set")
     switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
     captured = None
     try:

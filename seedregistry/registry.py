@@ -62,7 +62,6 @@ __all__ = ["SeedRegistry"]
 _log = logging.getLogger(__name__)
 
 _STATE_FORMAT = "seedregistry.registry/1"
-_GLOBAL_SEED_BITS = 32
 
 _ID_TYPES = frozenset({str, int, type(None)})
 
@@ -159,9 +158,11 @@ class SeedRegistry:
 
     def __repr__(self) -> str:
         count, offspring = len(self), len(self._children)
+        recorded = len(self.ledger)
         streams = f"{count} stream{'' if count == 1 else 's'}"
         children = f", {offspring} {'child' if offspring == 1 else 'children'}" if offspring else ""
-        return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {len(self.ledger)} records>"
+        kept = f"{recorded} record{'' if recorded == 1 else 's'}"
+        return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {kept}>"
 
     # --- derivation ---------------------------------------------------------------------------------------------------
 
@@ -565,7 +566,7 @@ class SeedRegistry:
             InvalidOptionError: not one of these values; nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
-        is_small = self._master_seed < 1 << _GLOBAL_SEED_BITS
+        is_small = self._master_seed < 1 << rng.GLOBAL_SEED_BITS
         refuse_in_scope("set_global_state was called")
         handle = set_global_state(
             self._master_seed if is_small else self.stream("global"),
@@ -607,7 +608,7 @@ class SeedRegistry:
         """
         return audit.Audit(mode, self._shared.ledger.append)
 
-    def note(self, **config: Any) -> None:
+    def note(self, /, **config: Any) -> None:
         """Put settings of your own into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
 
         Args:
@@ -629,8 +630,9 @@ class SeedRegistry:
     def state_dict(self) -> Dict[str, Any]:
         """Return the state of the default generators and of the generators handed out that somebody still holds.
 
-        For code that draws outside scopes; what draws from positions needs no state. Ints, strings and byte tensors only, in
-        format ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads it.
+        For code that draws outside scopes. Generators of positions are left out: they are made again from their position.
+        Ints, strings and byte tensors only, in format ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads
+        it.
 
         Raises:
             ScopeError: inside a scope, where the default generators are the scope's.
@@ -662,8 +664,12 @@ class SeedRegistry:
         if wrong:
             lines = "; ".join(f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong)
             raise RngStateError(f"The state does not belong to this registry: {lines}. Nothing was changed.", entries=wrong)
-        if "generators" not in state:
-            raise RngStateError("The state has no entry 'generators'. Nothing was changed.", entries=("generators",))
+        odd = tuple(sorted({*map(str, state)} ^ {*expected, "generators"}))
+        if odd:
+            message = (
+                f"The state must have the entries {', '.join([*expected, 'generators'])}; missing or foreign: {', '.join(odd)}."
+            )
+            raise RngStateError(message + " Nothing was changed.", entries=odd)
         rng.load_state(state["generators"], self._shared.handouts)
         self._shared.ledger.append(records.StateLoaded(entries=tuple(sorted(state["generators"]))))
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Position", "Stream", "plain_scope"]
 
+_PLAIN = frozenset({int, str})
+
 
 class _PlainSeed:
     """A seed alone, as the documented functions pass it. It has no key, so only torch can be set from it."""
@@ -275,6 +277,8 @@ class Position:
             message = "A position needs at least one coordinate, such as stream.at(epoch, step)."
             raise InvalidNameError(message, value="()")
         self.stream = stream
+        if not all(type(coordinate) in _PLAIN for coordinate in coordinates):
+            coordinates = derivation.validate_coordinates(coordinates)
         self.coordinates = coordinates
         self.key = derivation.position_key(stream.key, derivation.encode_coordinates(coordinates))
 

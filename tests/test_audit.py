@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from torch.utils.data import TensorDataset
 
 from seedregistry import SeedRegistry, rng
-from seedregistry.errors import InvalidOptionError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
+from seedregistry.errors import InvalidOptionError, ScopeError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
 from seedregistry.ledger import Audited
 
 DRAWS = {
@@ -135,9 +135,9 @@ def test_an_audit_inside_a_scope():
 
 def test_an_error_that_was_caught_inside_is_raised_at_the_end():
     """A block that swallows the audit's error does not pass."""
-    with pytest.raises(UndeclaredRandomnessError, match="aten::rand"), SeedRegistry(1).audit():
-        with contextlib.suppress(UndeclaredRandomnessError):
-            torch.rand(1)
+    swallowed = contextlib.suppress(UndeclaredRandomnessError)
+    with pytest.raises(UndeclaredRandomnessError, match="aten::rand"), SeedRegistry(1).audit(), swallowed:
+        torch.rand(1)
 
 
 @pytest.mark.moves_global_state
@@ -171,6 +171,15 @@ def test_an_exception_of_the_body_goes_on():
     with pytest.raises(KeyError), registry.audit():
         raise KeyError
     assert registry.ledger.find(Audited)[0].completed is False
+
+
+def test_an_audit_is_one_block():
+    """One audit cannot be entered twice."""
+    audit = SeedRegistry(1).audit()
+    with audit:
+        pass
+    with pytest.raises(ScopeError, match="one block"), audit:
+        pass
 
 
 def test_audits_are_not_content():

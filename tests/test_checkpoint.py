@@ -212,7 +212,14 @@ def test_a_state_of_another_registry_is_refused():
         SeedRegistry(42, scheme="sha256-256").load_state_dict(state)
     with pytest.raises(RngStateError, match="format"):
         registry.load_state_dict({**state, "format": "seedregistry.registry/9"})
-    for bad in (None, [], "x", {**state, "generators": None}, {k: v for k, v in state.items() if k != "generators"}):
+    for bad in (
+        None,
+        [],
+        "x",
+        {**state, "generators": None},
+        {k: v for k, v in state.items() if k != "generators"},
+        {**state, "zzz": 1},
+    ):
         with pytest.raises(RngStateError):
             registry.load_state_dict(bad)
 

@@ -262,6 +262,16 @@ def test_only_the_keyword_shuffles():
         functional.create_deterministic_dataloader(42, lambda: [1, 2])
 
 
+def test_a_factory_need_not_take_shuffle():
+    """shuffle=True shuffles the loader of a factory that has no such parameter."""
+    loader = functional.create_deterministic_dataloader(42, lambda: DataLoader(TEN), "training", shuffle=True)
+    assert order(loader) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
+    loader = functional.create_deterministic_dataloader(
+        42, lambda **kwargs: DataLoader(TEN, **kwargs), "training", shuffle=True
+    )
+    assert order(loader) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
+
+
 def test_a_loader_without_an_epoch_is_left_alone(caplog):
     """update_dataloader_epoch leaves a foreign loader alone, with a debug line."""
     with caplog.at_level("DEBUG", logger="seedregistry"):

@@ -192,16 +192,24 @@ def test_summary_and_str():
 def test_notes():
     """note takes plain values as content, and refuses others before it records anything."""
     registry = SeedRegistry(42)
-    registry.note(lr=0.1, epochs=np.int64(3), name="x", flags=[True, None], nested={"b": 1, "a": (2, 3)})
+    registry.note(self=1, lr=0.1, epochs=np.int64(3), name="x", flags=[True, None], nested={"b": 1, "a": (2, 3)})
     values = {note.name: note.value for note in registry.ledger.find(Note)}
-    assert values == {"lr": 0.1, "epochs": 3, "name": "x", "flags": (True, None), "nested": (("a", (2, 3)), ("b", 1))}
+    assert values == {
+        "lr": 0.1,
+        "epochs": 3,
+        "name": "x",
+        "self": 1,
+        "flags": (True, None),
+        "nested": (("a", (2, 3)), ("b", 1)),
+    }
     loop = []
     loop.append(loop)
     too_large = (10**5000, "\ud800", loop)
-    for bad in (object(), torch.zeros(3), {1, 2}, lambda: 3, {3: 4}, b"x", np.complex64(1), np.datetime64("2020"), *too_large):
+    no_scalars = (b"x", np.complex64(1), np.datetime64("2020"))
+    for bad in (object(), torch.zeros(3), {1, 2}, lambda: 3, {3: 4}, *no_scalars, *too_large):
         with pytest.raises(InvalidOptionError):
             registry.note(good=1, bad=bad)
-    assert len(registry.ledger.find(Note)) == 5
+    assert len(registry.ledger.find(Note)) == 6
 
 
 def test_whatever_a_product_says_can_be_written():

@@ -522,6 +522,13 @@ def test_full_width_state_is_what_numpy_makes_of_it():
     assert stream.generator().initial_seed() == stream.seed
 
 
+def test_coordinates_are_plain():
+    """NumPy integers among coordinates are kept as python's."""
+    position = SeedRegistry(1).stream("x").at(np.int64(3), "a", 4)
+    assert [type(coordinate) for coordinate in position.coordinates] == [int, str, int]
+    assert position == SeedRegistry(1).stream("x").at(3, "a", 4)
+
+
 def test_position_needs_coordinates():
     """A position has at least one coordinate."""
     with pytest.raises(InvalidNameError, match="at least one"):

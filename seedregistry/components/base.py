@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from seedregistry.rng import Scope
     from seedregistry.stream import Stream
 
-__all__ = ["RESERVED", "Component", "build_in_scope", "describe", "describe_factory", "distribution_of", "refuse_reserved"]
+__all__ = [
+    "RESERVED",
+    "Component",
+    "build_in_scope",
+    "describe",
+    "describe_factory",
+    "distribution_of",
+    "refuse_reserved",
+    "takes",
+]
 
 RESERVED: FrozenSet[str] = frozenset({"instance_id"})
 """Keywords that every builder keeps for itself."""
@@ -107,6 +116,17 @@ def _parameter_names(factory: Any) -> FrozenSet[str]:
     with contextlib.suppress(TypeError):  # cannot be referenced weakly, or not hashed
         _signatures[factory] = names
     return names
+
+
+def takes(factory: Any, name: str) -> bool:
+    """Return whether a factory can be called with a keyword of that name."""
+    if name in _parameter_names(factory):
+        return True
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> None:

@@ -208,14 +208,15 @@ def build_loader(
     return _assemble(stream, settings, shuffle=shuffle, epochs=epochs)
 
 
-def build_documented_loader(stream: Stream, source: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:
+def build_documented_loader(
+    stream: Stream, source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any], *, shuffle: bool
+) -> SeededDataLoader:
     """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises: ``shuffle=`` alone decides, epochs repeat.
 
     Raises:
         FactorySignatureError: the factory returned no loader.
     """
     loader = _call_factory(source, args, kwargs)
-    shuffle = bool(kwargs.get("shuffle", False))
     if not shuffle and isinstance(loader.sampler, RandomSampler):
         message = (
             "The factory's loader shuffles, and create_deterministic_dataloader was not asked to: the samples will come in "

@@ -124,14 +124,32 @@ def _by_key(entry: Tuple[Any, ...]) -> Tuple[str, str]:
     return entry[0], entry[1]
 
 
-@attrs.frozen(kw_only=True)
+# Comparison and display are written once, in the base: generated for each class they double the time of the import.
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Record:
-    """Base of every record. Immutable."""
+    """Base of every record. Immutable; two records are equal when they are of one class and all their fields are equal."""
 
     IS_CONTENT: ClassVar[bool] = True
 
+    def _values(self) -> Tuple[Any, ...]:
+        return tuple([getattr(self, field.name) for field in attrs.fields(type(self))])
 
-@attrs.frozen(kw_only=True)
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        shown = zip((field.name for field in attrs.fields(type(self))), self._values())
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Run(Record):
     """A registry began. A child names its parent's master seed and the stream it came from."""
 
@@ -143,7 +161,7 @@ class Run(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Derivation(Record):
     """A stream was derived: its words and its 31-bit seed."""
 
@@ -155,7 +173,7 @@ class Derivation(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class HandedOut(Record):
     """A generator at a stream's start was handed out.
 
@@ -172,7 +190,7 @@ class HandedOut(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Scoped(Record):
     """A scope was opened at a stream's start, for the first time."""
 
@@ -182,7 +200,7 @@ class Scoped(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Built(Record):
     """A component was built from a stream.
 
@@ -205,7 +223,7 @@ class Built(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Split(Record):
     """A dataset was split.
 
@@ -222,7 +240,7 @@ class Split(Record):
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Note(Record):
     """A setting of the user's own, such as a learning rate."""
 
@@ -230,7 +248,7 @@ class Note(Record):
     value: Value
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Determinism(Record):
     """The determinism switches were set.
 
@@ -247,7 +265,7 @@ class Determinism(Record):
     switches: Pairs = attrs.field(default=(), metadata=CIRCUMSTANCE)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class EnvironmentSeen(Record):
     """The environment of the process, from an allow-list."""
 
@@ -256,7 +274,7 @@ class EnvironmentSeen(Record):
     values: Pairs
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Warned(Record):
     """A warning that concerns what repeats was issued: a reused stream, a mistyped purpose, ..."""
 
@@ -268,7 +286,7 @@ class Warned(Record):
     message: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Audited(Record):
     """An audit ended.
 
@@ -285,7 +303,7 @@ class Audited(Record):
     completed: bool
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class LateSeeded(Record):
     """An accelerator started inside a scope while no seed waited for it; after it, this seed was given to it."""
 
@@ -295,7 +313,7 @@ class LateSeeded(Record):
     seed: int
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class StateSaved(Record):
     """Generator states were saved.
 
@@ -308,7 +326,7 @@ class StateSaved(Record):
     entries: Tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class StateLoaded(Record):
     """Generator states were loaded.
 

@@ -14,10 +14,11 @@ from seedregistry.rng.generators import (
     seed_generator,
 )
 from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope, scoped_libraries
-from seedregistry.rng.state import Captured, Movement, fingerprint, seed_global
+from seedregistry.rng.state import GLOBAL_SEED_BITS, Captured, Movement, fingerprint, seed_global
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
+    "GLOBAL_SEED_BITS",
     "Captured",
     "Handouts",
     "Movement",

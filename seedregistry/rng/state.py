@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from seedregistry.rng.accelerators import Accelerator, LazyQueue
     from seedregistry.rng.generators import SeedSource
 
-__all__ = ["Captured", "Movement", "fingerprint", "seed_global"]
+__all__ = ["GLOBAL_SEED_BITS", "Captured", "Movement", "fingerprint", "seed_global"]
 
 _HEAD_BYTES = 64
+
+GLOBAL_SEED_BITS = 32
+"""Width of an integer that seeds every library: NumPy's legacy generator takes no more."""
 
 LateSeed = Callable[[str], int]
 """Called with a device kind that started inside a scope with no seed waiting; returns a 64-bit seed for after it."""

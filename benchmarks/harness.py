@@ -1,0 +1,73 @@
+"""What every benchmark here does: the measured body and its floor in turn, in one run, and a ratio of the two.
+
+Absolute times on a shared machine drift by a third from minute to minute; the ratio of two bodies that were timed in turn does
+not. Each body is a function that does ``calls`` calls by itself; the price of an empty loop is taken off both.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+
+
+def empty_loop(calls: int) -> float:
+    """Return the seconds of a loop of ``calls`` turns that does nothing: the least of five."""
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(calls):
+            pass
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())) -> tuple:
+    """Time two bodies in turn.
+
+    Args:
+        measured: ``measured(*own)`` does ``calls`` calls.
+        peer: ``peer(*own)`` likewise.
+        rounds: how many times each.
+        calls: calls in one round.
+        prepare: returns the arguments of both, before each round and not timed.
+
+    Returns:
+        Seconds for a call: one list for the measured body and one for the peer.
+    """
+    loop = empty_loop(calls)
+    times: tuple = ([], [])
+    for _ in range(rounds):
+        arguments = prepare()
+        gc.collect()
+        for body, own, found in zip((measured, peer), arguments, times):
+            started = time.perf_counter()
+            body(*own)
+            found.append(max(time.perf_counter() - started - loop, 1e-12) / calls)
+    return times
+
+
+def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, target: str, kind: str = "ratio") -> None:
+    """Hand a row to ``run.py`` through pytest-benchmark's ``extra_info``.
+
+    Args:
+        benchmark: the fixture; it gets the measured times too, so that its own table shows them.
+        what: the row's name.
+        measured: seconds for a call, of each round.
+        peer: likewise.
+        peer_name: what the peer is.
+        target: such as ``"<= 12 x"``; ``""`` for a row without one.
+        kind: ``"ratio"`` (least by least), ``"added"`` (least minus least, in us), ``"percent"`` (median of the paired
+            differences), ``"bandwidth"`` (peer by measured).
+    """
+    low, floor = min(measured), min(peer)
+    value = {
+        "ratio": low / floor,
+        "added": (low - floor) * 1e6,
+        "bandwidth": floor / low,
+        "percent": (statistics.median(m / p for m, p in zip(measured, peer)) - 1) * 100,
+    }[kind]
+    benchmark.extra_info.update(
+        what=what, measured_us=low * 1e6, peer_us=floor * 1e6, peer=peer_name, value=value, kind=kind, target=target
+    )
+    benchmark.pedantic(lambda: None, rounds=1)
