@@ -291,3 +291,16 @@ def test_a_device_that_has_not_started_is_started_for_its_entry(fake_device):
     fake_device.manual_seed_all(5)
     registry.load_state_dict(state)
     assert [g.get_state().tolist() for g in fake_device.default_generators] == expected
+
+
+GOLDEN = (
+    ,
+)
+
+
+def test_a_state_of_the_first_format_loads_for_ever():
+    """The golden file of format seedregistry.registry/1, written with torch 2.2 on Python 3.8, loads and goes on as it did."""
+    held = make()
+    path = os.path.join(os.path.dirname(__file__), "data", "state-registry-1.pt")
+    held[0].load_state_dict(torch.load(path, weights_only=True))
+    assert draw(held) == GOLDEN

@@ -1,8 +1,7 @@
 """Generator states as plain data: saved, checked, and loaded all or not at all.
 
-Format ``seedregistry.rng/1``: a dict of strings, ints and dicts; each entry of ``generators`` is a dict of ints, strings and
-one-dimensional uint8 tensors with a SHA-256 over its content, so that ``torch.load(weights_only=True)`` reads it and a
-damaged entry is named. Left out: generators that nobody holds any more, and accelerators that have not started.
+Part of format ``seedregistry.registry/1``: an entry for each generator, a dict of ints, strings and one-dimensional uint8
+tensors with a SHA-256 over its content, so that ``torch.load(weights_only=True)`` reads it and a damaged entry is named. Left out: generators that nobody holds any more, and accelerators that have not started.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ import torch
 from seedregistry.errors import RngStateError
 from seedregistry.rng import accelerators
 
-__all__ = ["FORMAT", "Handouts", "load_state", "save_state"]
-
-FORMAT = "seedregistry.rng/1"
+__all__ = ["Handouts", "load_state", "save_state"]
 
 Entry = Dict[str, Any]
 AnyGenerator = Union[torch.Generator, np.random.Generator, random.Random]
