@@ -1,7 +1,8 @@
 """Generator states as plain data: saved, checked, and loaded all or not at all.
 
 Part of format ``seedregistry.registry/1``: an entry for each generator, a dict of ints, strings and one-dimensional uint8
-tensors with a SHA-256 over its content, so that ``torch.load(weights_only=True)`` reads it and a damaged entry is named. Left out: generators that nobody holds any more, and accelerators that have not started.
+tensors with a SHA-256 over its content, so that ``torch.load(weights_only=True)`` reads it and a damaged entry is named. Left
+out: generators that nobody holds any more, and accelerators that have not started.
 """
 
 from __future__ import annotations
