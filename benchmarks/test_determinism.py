@@ -77,7 +77,7 @@ def test_training_step(benchmark, net, mode, device):
         return (time.perf_counter() - started) / 2
 
     measured, peer = [], []
-    for turn in range(12):
+    for turn in range(40):
         for found, switches in ((peer, {}), (measured, MODES[mode])) if turn % 2 else ((measured, MODES[mode]), (peer, {})):
             with registry.set_global_state(**switches):
                 step()

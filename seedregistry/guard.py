@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Collection, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Type
+from typing import TYPE_CHECKING, Any, Collection, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Type
 
 from seedregistry.callsite import stack_level
 from seedregistry.errors import (
@@ -56,6 +56,13 @@ class Guard:
         self._first_use: Dict[Words, str] = {}
         self._generator_sites: Set[Tuple[Words, str, str]] = set()
         self._scoped: Set[Words] = set()
+
+    def __getstate__(self) -> Dict[str, Any]:
+        # Copied in one step each: another thread may be deriving while these are pickled or copied.
+        return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(self).items()}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def warn(self, category: Type[SeedRegistryWarning], message: str, purpose: str, instance_id: InstanceId = None) -> None:
         """Issue a warning at the user's line, and record it."""

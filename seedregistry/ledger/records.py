@@ -44,6 +44,7 @@ Pairs = Tuple[Tuple[str, Value], ...]
 CIRCUMSTANCE = {"circumstance": True}
 
 _EXACT = (str, bool, int, float)
+_AS_THEY_ARE = frozenset({type(None), bool, float})
 _LARGEST_INT = 1 << 1024
 _DEEPEST = 16
 
@@ -66,6 +67,8 @@ def is_plain(value: object, depth: int = 0) -> bool:  # noqa: PLR0911 - one retu
 
 
 def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,7 +92,7 @@ def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one retur
     encode is escaped, and an int past 2**1024 is written in hexadecimal. Never raises.
     """
     cls = type(value)
-    if value is None or cls is bool or cls is float:
+    if cls in _AS_THEY_ARE or (cls is str and value.isascii()):  # type: ignore[attr-defined]
         return value  # type: ignore[return-value]
     if isinstance(value, str):
         text = str.__str__(value)
@@ -113,6 +116,8 @@ def _freeze_container(value: object, depth: int) -> Optional[Tuple[Any, ...]]:
     if isinstance(value, (list, tuple)):
         return tuple([freeze(item, depth) for item in value])
     if isinstance(value, dict) or (not callable(value) and isinstance(value, Mapping)):
+        if all(type(key) is str for key in value):
+            return tuple([(freeze(key), freeze(value[key], depth)) for key in sorted(value)])
         pairs = [(freeze(str(key)), type(key).__name__, freeze(item, depth)) for key, item in value.items()]
         return tuple([(key, item) for key, _, item in sorted(pairs, key=_by_key)])
     if isinstance(value, (set, frozenset)):
