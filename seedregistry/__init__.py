@@ -5,6 +5,7 @@ from seedregistry.data import DeterministicSampler
 from seedregistry.errors import (
     ComponentCreationError,
     ComponentRegistrationError,
+    DatasetGeneratorWarning,
     DeterministicStateError,
     DeviceError,
     EpochRepeatedWarning,
@@ -17,6 +18,7 @@ from seedregistry.errors import (
     LedgerIntegrityError,
     LoaderStateError,
     RngStateError,
+    SampleAddressError,
     ScopeError,
     SeedCollisionError,
     SeedDerivationError,
@@ -30,6 +32,7 @@ from seedregistry.errors import (
     UndeclaredRandomnessError,
     UndeclaredRandomnessWarning,
     UnknownPurposeError,
+    UnrepeatableSamplerError,
     UnsupportedSchedulerError,
 )
 from seedregistry.functional import (
@@ -54,6 +57,7 @@ __all__ = [
     "Component",
     "ComponentCreationError",
     "ComponentRegistrationError",
+    "DatasetGeneratorWarning",
     "DeterministicSampler",
     "DeterministicStateError",
     "DeviceError",
@@ -69,6 +73,7 @@ __all__ = [
     "LoaderStateError",
     "Position",
     "RngStateError",
+    "SampleAddressError",
     "ScopeError",
     "SeedCollisionError",
     "SeedDerivationError",
@@ -84,6 +89,7 @@ __all__ = [
     "UndeclaredRandomnessError",
     "UndeclaredRandomnessWarning",
     "UnknownPurposeError",
+    "UnrepeatableSamplerError",
     "UnsupportedSchedulerError",
     "__version__",
     "create_deterministic_dataloader",

@@ -41,6 +41,7 @@ __all__ = [
     "numpy_words",
     "philox_seed",
     "position_key",
+    "position_prefix",
     "python_seed",
     "seed_of_key",
     "stream_key",
@@ -252,6 +253,11 @@ def stream_key(master_seed: int, purpose: str, instance_id: InstanceId = None) -
 def position_key(key: bytes, encoded_coordinates: bytes) -> bytes:
     """Return the key of a position in the stream with that key: 32 bytes."""
     return hashlib.sha256(_TAG_POSITION + key + encoded_coordinates).digest()
+
+
+def position_prefix(key: bytes, encoded_coordinates: bytes) -> hashlib._Hash:
+    """Return the hash of every position that begins with these coordinates: a copy of it takes the others, and is the key."""
+    return hashlib.sha256(_TAG_POSITION + key + encoded_coordinates)
 
 
 def child_master_seed(key: bytes) -> int:

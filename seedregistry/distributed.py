@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["world_size"]
+__all__ = ["rank", "world_size"]
+
+
+def _is_initialized() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def world_size() -> int:
     """Return the number of ranks of the default process group, 1 where there is none."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return 1
-    return int(distributed.get_world_size())
+    return int(torch.distributed.get_world_size()) if _is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the rank of this process in the default process group, 0 where there is none."""
+    return int(torch.distributed.get_rank()) if _is_initialized() else 0

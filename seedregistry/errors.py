@@ -22,6 +22,8 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- InvalidOptionError (ValueError)
     +-- UnknownPurposeError (LookupError)
     +-- LoaderStateError (ValueError)
+    +-- SampleAddressError (TypeError)
+    +-- UnrepeatableSamplerError (ValueError)
     +-- ShardingError (RuntimeError)
     +-- LedgerError
         +-- LedgerFormatError (ValueError)
@@ -33,6 +35,7 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- UndeclaredRandomnessWarning
     +-- ShuffleIgnoredWarning
     +-- EpochRepeatedWarning
+    +-- DatasetGeneratorWarning
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from typing import Any, Optional, Tuple
 __all__ = [
     "ComponentCreationError",
     "ComponentRegistrationError",
+    "DatasetGeneratorWarning",
     "DeterministicStateError",
     "DeviceError",
     "EpochRepeatedWarning",
@@ -54,6 +58,7 @@ __all__ = [
     "LedgerIntegrityError",
     "LoaderStateError",
     "RngStateError",
+    "SampleAddressError",
     "ScopeError",
     "SeedCollisionError",
     "SeedDerivationError",
@@ -67,6 +72,7 @@ __all__ = [
     "UndeclaredRandomnessError",
     "UndeclaredRandomnessWarning",
     "UnknownPurposeError",
+    "UnrepeatableSamplerError",
     "UnsupportedSchedulerError",
 ]
 
@@ -216,6 +222,14 @@ class LoaderStateError(SeedRegistryError, ValueError):
     """A loader's state dict does not belong to this loader. Nothing has been changed."""
 
 
+class SampleAddressError(SeedRegistryError, TypeError):
+    """A sample was asked for without the epoch and step that its random numbers come from."""
+
+
+class UnrepeatableSamplerError(SeedRegistryError, ValueError):
+    """What a sampler draws cannot be made a function of (stream, epoch)."""
+
+
 class ShardingError(SeedRegistryError, RuntimeError):
     """There is more than one rank and nothing says who shards the data."""
 
@@ -254,3 +268,7 @@ class ShuffleIgnoredWarning(SeedRegistryWarning):
 
 class EpochRepeatedWarning(SeedRegistryWarning):
     """An iterator was left early, and plain iteration begins the same epoch again."""
+
+
+class DatasetGeneratorWarning(SeedRegistryWarning):
+    """A dataset holds a random number generator of its own, whose copies repeat in every worker and every epoch."""

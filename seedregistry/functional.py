@@ -17,7 +17,7 @@ from seedregistry.components.base import Component, takes
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent, find_scheduler
-from seedregistry.data.loader import build_documented_loader
+from seedregistry.data.build import build_documented_loader
 from seedregistry.data.sampler import DeterministicSampler
 from seedregistry.global_state import refuse_in_scope
 from seedregistry.registry import SeedRegistry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Set, Tuple, Type
 
 from seedregistry import derivation, rng
 from seedregistry.callsite import call_site
@@ -12,6 +12,7 @@ from seedregistry.ledger import Ledger, codec, records
 
 if TYPE_CHECKING:
     from seedregistry.components.base import Component
+    from seedregistry.errors import SeedRegistryWarning
     from seedregistry.stream import Stream
 
 __all__ = ["Host", "Shared"]
@@ -28,6 +29,7 @@ class Shared:
         self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
         self.components: Dict[str, Component] = {}
         self.splits: Dict[Tuple[object, ...], str] = {}
+        self.epochs: Set[Tuple[object, ...]] = set()
         self.has_environment = False
         self._make_transient()
 
@@ -38,7 +40,7 @@ class Shared:
     def __getstate__(self) -> Dict[str, Any]:
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
-            return {name: dict(value) if isinstance(value, dict) else value for name, value in state.items()}
+            return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in state.items()}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)
@@ -104,3 +106,34 @@ class Host:
         seed = derivation.late_seed(self._master_seed, kind)
         self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
         return seed
+
+    def note_epoch(self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]) -> None:
+        """Record the indices of an epoch that begins, once for each epoch and order.
+
+        Args:
+            stream: the loader's.
+            epoch: int >= 0.
+            digest: returns the digest of an epoch's indices, or None where there are too many.
+        """
+        shared = self._shared
+        indices_digest = digest(epoch)
+        if indices_digest is None:
+            return
+        key = (stream.words(), epoch, indices_digest)
+        with shared.lock:
+            if key in shared.epochs:
+                return
+            shared.epochs.add(key)
+            shared.ledger.append(
+                records.EpochStarted(
+                    master_seed=self._master_seed,
+                    purpose=stream.purpose,
+                    instance_id=stream.instance_id,
+                    epoch=epoch,
+                    indices_digest=indices_digest,
+                )
+            )
+
+    def warn(self, stream: Stream, category: Type[SeedRegistryWarning], message: str) -> None:
+        """Issue a warning about a stream, and record it."""
+        self._shared.guard.warn(category, message, stream.purpose, stream.instance_id)

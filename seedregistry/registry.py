@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Subset
 
     from seedregistry.data.loader import SeededDataLoader
+    from seedregistry.data.shards import Shard
     from seedregistry.derivation import InstanceId
     from seedregistry.ledger import Ledger
 
@@ -442,24 +443,36 @@ class SeedRegistry:
         /,
         *,
         instance_id: InstanceId = None,
+        order: Optional[str] = None,
+        shard: Shard = None,
+        global_batch_size: Optional[int] = None,
         epochs: str = "advance",
         **kwargs: Any,
     ) -> SeededDataLoader:
-        """Build a loader whose order is that of ("dataloader", instance id).
+        """Build a loader whose order, samples and batches are functions of the stream ("dataloader", instance id).
 
         Args:
             source: a dataset (an object with ``__getitem__`` or ``__iter__``), or a class or function that returns a
                 ``DataLoader``, which is rebuilt with every argument kept.
             instance_id: which one of several.
+            order: how an epoch is shuffled: ``"documented"`` (``randperm`` seeded with ``seed + epoch``; the default under
+                ``sha256-31``), ``"hashed"`` (``randperm`` at the position (epoch,); the default under ``sha256-256``) or
+                ``"indexed"`` (a keyed permutation, position by position: any step of 10**12 samples in constant time).
+            shard: with several ranks, True (each rank its part, from ``torch.distributed``), (rank, world size), or False (a
+                framework divides the batches, or every rank sees all). Not said, iteration raises.
+            global_batch_size: samples a step of all ranks together, instead of ``batch_size``, which is of each rank: step k
+                is the same samples for every number of ranks; the last one is padded from the beginning, or dropped.
             epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: the same until told otherwise.
             **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or for the factory.
 
         Raises:
-            InvalidOptionError: ``generator=``, ``sampler=`` or ``batch_sampler=`` beside a dataset; another ``epochs``.
+            InvalidOptionError: ``generator=`` beside a dataset, options that exclude each other, or another value of one.
+            UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream, epoch).
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
         component = self._component("dataloader")
-        loader: SeededDataLoader = self._build(component, source, (), {**kwargs, "epochs": epochs}, instance_id)
+        own = {"order": order, "shard": shard, "global_batch_size": global_batch_size, "epochs": epochs}
+        loader: SeededDataLoader = self._build(component, source, (), {**kwargs, **own}, instance_id)
         return loader
 
     def _build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Protocol, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Tuple, Type, Union
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from seedregistry.derivation import Coordinate, InstanceId
+    from seedregistry.errors import SeedRegistryWarning
 
     class StreamHost(Protocol):
         """What a stream tells its registry."""
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
         def late_seed(self, kind: str) -> int:
             """Return (and record) the seed of an accelerator that started inside a scope."""
 
+        def note_epoch(self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]) -> None:
+            """Record the indices of an epoch that begins."""
 
-__all__ = ["Position", "Stream", "plain_scope"]
+        def warn(self, stream: Stream, category: Type[SeedRegistryWarning], message: str) -> None:
+            """Issue a warning about a stream, and record it."""
+
+
+__all__ = ["KeyedSource", "Position", "PositionPrefix", "Stream", "plain_scope"]
 
 _PLAIN = frozenset({int, str})
 
@@ -128,6 +135,15 @@ class Stream:
     def label(self) -> str:
         """Return how messages name the stream: ``purpose`` or ``purpose/instance_id``."""
         return self.purpose if self.instance_id is None else f"{self.purpose}/{self.instance_id}"
+
+    @property
+    def host(self) -> Optional[StreamHost]:
+        """The registry's side that takes notice of uses; None for a stream that was unpickled or made by hand."""
+        return self._host
+
+    def prefix(self, *coordinates: Coordinate) -> PositionPrefix:
+        """Return what makes many positions with the same first coordinates at a hash each."""
+        return PositionPrefix(self, coordinates)
 
     def at(self, *coordinates: Coordinate) -> Position:
         """Return a position: ``stream.at(epoch, step)``.
@@ -333,3 +349,37 @@ class Position:
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return Position, (self.stream, self.coordinates)
+
+
+class PositionPrefix:
+    """The positions of a stream that begin with the same coordinates. An immutable value; thread-safe; not pickled.
+
+    ``stream.prefix("sample", 3).source(7)`` has the key of ``stream.at("sample", 3, 7)``.
+    """
+
+    __slots__ = ("_full_width", "_hash")
+
+    def __init__(self, stream: Stream, coordinates: Tuple[Coordinate, ...]) -> None:
+        self._hash = derivation.position_prefix(stream.key, derivation.encode_coordinates(coordinates))
+        self._full_width = stream.full_width
+
+    def source(self, *coordinates: Coordinate) -> KeyedSource:
+        """Return what generators are set from at a position."""
+        position = self._hash.copy()
+        position.update(derivation.encode_coordinates(coordinates))
+        return KeyedSource(position.digest(), full_width=self._full_width)
+
+
+class KeyedSource:
+    """A key, and what generators take of it: a position without its words."""
+
+    __slots__ = ("full_width", "key")
+
+    def __init__(self, key: bytes, *, full_width: bool) -> None:
+        self.key = key
+        self.full_width = full_width
+
+    @property
+    def seed(self) -> int:
+        """Int, ``0 <= seed < 2**31``, as :attr:`Position.seed`."""
+        return derivation.seed_of_key(self.key)

@@ -32,6 +32,8 @@ TREE = {
     "InvalidOptionError": ("SeedRegistryError", ValueError),
     "UnknownPurposeError": ("SeedRegistryError", LookupError),
     "LoaderStateError": ("SeedRegistryError", ValueError),
+    "SampleAddressError": ("SeedRegistryError", TypeError),
+    "UnrepeatableSamplerError": ("SeedRegistryError", ValueError),
     "ShardingError": ("SeedRegistryError", RuntimeError),
     "LedgerError": ("SeedRegistryError",),
     "LedgerFormatError": ("LedgerError", ValueError),
@@ -42,6 +44,7 @@ TREE = {
     "UndeclaredRandomnessWarning": ("SeedRegistryWarning",),
     "ShuffleIgnoredWarning": ("SeedRegistryWarning",),
     "EpochRepeatedWarning": ("SeedRegistryWarning",),
+    "DatasetGeneratorWarning": ("SeedRegistryWarning",),
 }
 
 

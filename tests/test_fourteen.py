@@ -1,8 +1,4 @@
-"""The fourteen tests that no peer passes all of: one function each.
-
-Rows that need the data layer (exact sample draws, resume, world sizes) are marked ``xfail`` with ``strict=True``: they fail
-today, for the reason given, and will fail the suite on the day they pass, so that the mark is taken off.
-"""
+"""The fourteen tests that no peer passes all of: at least one function each."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from seedregistry import SeedRegistry, derivation, determinism, rng
 from seedregistry.errors import InvalidSeedError, RngStateError, SeedCollisionError
 from seedregistry.testing import assert_rng_untouched
-
-NEEDS_DATA = "needs the data layer"
 
 
 class Augmented(Dataset):
@@ -51,8 +45,6 @@ def test_01_scopes_restore_everything(fake_device, monkeypatch):
             torch.rand(1)
 
 
-@pytest.mark.moves_global_state
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason=NEEDS_DATA)
 def test_02_resume_in_mid_epoch():
     """Resume at batch k: indices, augmentation and dropout are bit-equal, whatever the worker counts."""
     loader = SeedRegistry(42).dataloader(Augmented(), instance_id="training", batch_size=4, shuffle=True)
@@ -65,7 +57,6 @@ def test_02_resume_in_mid_epoch():
     assert all(torch.equal(a, b) for a, b in zip(rest, resumed))
 
 
-@pytest.mark.xfail(strict=True, raises=(AssertionError, TypeError), reason=NEEDS_DATA)
 def test_03_no_shared_orders():
     """(seed s, epoch e + 1) shares no order with (s + 1, e), and ranks, workers and samples have draws of their own."""
     registry = SeedRegistry(42)
@@ -85,8 +76,6 @@ def test_03_positions_are_unique():
     assert len(keys) == 4 * 6 * 6 * 4
 
 
-@pytest.mark.moves_global_state
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=NEEDS_DATA)
 def test_04_augmentation_differs_between_epochs():
     """Augmentation of epoch 2 differs from epoch 1 and repeats from run to run, at num_workers=0 too."""
 
@@ -204,7 +193,6 @@ def test_10_bad_states_are_named(fake_device):
             registry.load_state_dict(broken)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason=NEEDS_DATA)
 def test_11_foreign_loader_states_are_refused():
     """A loader state of another batch size, seed or length is refused with both values."""
     loader = SeedRegistry(42).dataloader(TensorDataset(torch.arange(10)), instance_id="training", batch_size=4)
@@ -249,7 +237,7 @@ def test_14_states_load_with_weights_only():
 
 
 def test_the_plain_loader_is_not_enough():
-    """The marks above are honest: torch's own loader with one generator changes its next epoch after a peek."""
+    """What the others do is not enough: torch's own loader with one generator changes its next epoch after a peek."""
     data = TensorDataset(torch.arange(20))
     orders = []
     for peek in (False, True):

@@ -238,15 +238,15 @@ def test_the_loader_keeps_every_argument():
     for name, value in {
         "batch_size": 4,
         "num_workers": 2,
-        "collate_fn": collate,
         "drop_last": True,
         "timeout": 30,
         "worker_init_fn": init,
         "prefetch_factor": 3,
         "persistent_workers": True,
-        "dataset": TEN,
     }.items():
         assert getattr(loader, name) == value, name
+    assert loader.dataset.dataset is TEN
+    assert loader.collate_fn.collate_fn is collate
     assert loader.multiprocessing_context.get_start_method() == "spawn"
     assert len(loader) == 2
 

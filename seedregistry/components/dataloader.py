@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, final
 
 from seedregistry.components.base import RESERVED, Component
-from seedregistry.data.loader import SeededDataLoader, build_loader, is_dataset
+from seedregistry.data.build import build_loader, is_dataset
 
 if TYPE_CHECKING:
+    from seedregistry.data.loader import SeededDataLoader
     from seedregistry.stream import Stream
 
 __all__ = ["DataLoaderComponent"]

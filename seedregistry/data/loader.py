@@ -1,123 +1,318 @@
-"""The loader: a ``DataLoader`` whose order is a function of (stream, epoch), built from a dataset or rebuilt from a loader."""
+"""The loader: a ``DataLoader`` whose order, samples and batches are functions of (stream, epoch)."""
 
 from __future__ import annotations
 
-import inspect
+import collections.abc
+import functools
 import warnings
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple, Union
 
+import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from seedregistry.callsite import stack_level
-from seedregistry.data.sampler import DeterministicSampler, HashedSampler, check_count
-from seedregistry.errors import FactorySignatureError, InvalidOptionError, ShuffleIgnoredWarning
+from seedregistry.data.sampler import EpochBatchSampler, EpochSampler
+from seedregistry.data.samples import SeededIterable
+from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, LoaderStateError
 
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = ["SeededDataLoader", "build_documented_loader", "build_loader", "is_dataset"]
+__all__ = ["STATE_FORMAT", "SeededDataLoader"]
 
+STATE_FORMAT = "seedregistry.loader/1"
+_EPOCH = "epoch"
+_YIELDED = "batches_yielded"
+_DATASET = "dataset"
 _WORKERS = "workers"
-_EPOCH_RULES = ("advance", "repeat")
-_KEPT = (
-    "dataset",
-    "batch_size",
-    "drop_last",
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "pin_memory_device",
-    "in_order",
-)
-_TAKES = frozenset(inspect.signature(DataLoader.__init__).parameters) - {"self"}
+_KEY_DIGITS = 16
 
 
 class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
-    """A ``DataLoader`` whose order is a function of (stream, epoch), with generators of its own.
+    """A ``DataLoader`` whose order, samples and batches are functions of (stream, epoch), with generators of its own.
 
-    The order of epoch *e* is, under ``sha256-31``, the documented ``torch.randperm(n, generator=manual_seed(seed + e))``, and
-    under ``sha256-256`` the same function with the generator of ``stream.at(e)``. Worker processes
-    are seeded from the position ("workers", e) of the stream, persistent ones once, when they start. Building, iterating
-    and abandoning it moves no global generator of this process; what a dataset draws in this process (``num_workers=0``)
-    comes from the global ones.
+    Batches are equal, bit for bit, for every number of workers, start method, prefetch factor and restart point. Building,
+    iterating and abandoning it moves no default generator of this process and changes no other loader.
 
-    Made by ``registry.dataloader``. Not thread-safe. Not pickled.
+    Made by ``registry.dataloader``. It takes ``DataLoader``'s arguments, with the sampler (or batch sampler) and the dataset
+    of such a loader, so that frameworks can make it again from its attributes. Not thread-safe. Not pickled.
 
     Attributes:
         epoch: the epoch that comes next, assignable. Plain iteration runs it, and it goes up by one when the epoch's last
-            batch has been handed out.
+            batch has been handed out; an iterator left early changes nothing.
+
+    Raises:
+        InvalidOptionError: neither the sampler nor the dataset is that of such a loader.
     """
 
-    _stream: Stream
-    _epochs: str
+    @functools.wraps(DataLoader.__init__)  # type: ignore[misc]  # frameworks read the signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        sampler = self.sampler
+        if isinstance(self.batch_sampler, EpochBatchSampler):
+            sampler = self.batch_sampler.sampler
+        elif isinstance(sampler, EpochSampler) and type(self.batch_sampler) is BatchSampler:
+            ours = EpochBatchSampler(sampler, self.batch_sampler.batch_size, self.batch_sampler.drop_last)
+            object.__setattr__(self, "batch_sampler", ours)  # DataLoader's own attribute may be set once only
+        cursor = self.dataset if isinstance(self.dataset, SeededIterable) else sampler
+        if not isinstance(cursor, (EpochSampler, SeededIterable)):
+            message = (
+                f"A SeededDataLoader is made by registry.dataloader; its sampler was a {type(sampler).__name__} over a "
+                f"{type(self.dataset).__name__}."
+            )
+            raise InvalidOptionError(message)
+        self._cursor: Union[EpochSampler, SeededIterable] = cursor
+        self._progress: Optional[_Progress] = None
+
+    # --- epochs -------------------------------------------------------------------------------------------------------
 
     @property
-    def _deterministic_sampler(self) -> Optional[DeterministicSampler]:
+    def stream(self) -> Stream:
+        """The stream that everything comes from."""
+        return self._cursor.stream
+
+    @property
+    def _deterministic_sampler(self) -> Optional[EpochSampler]:
         """The sampler, under the name that older code uses; None for an iterable dataset."""
-        return self.sampler if isinstance(self.sampler, DeterministicSampler) else None
+        return self._cursor if isinstance(self._cursor, EpochSampler) else None
 
     @property
     def epoch(self) -> int:
         """The epoch that comes next: int >= 0."""
-        sampler = self._deterministic_sampler
-        return self._iterable_epoch if sampler is None else sampler.epoch
+        return self._cursor.epoch
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        sampler = self._deterministic_sampler
-        if sampler is None:
-            self._iterable_epoch = check_count(value, "epoch")
-        else:
-            sampler.set_epoch(value)
-
-    _iterable_epoch = 0
+        self._cursor.epoch = value
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that comes next: int >= 0."""
-        self.epoch = epoch
+        """Set the epoch that comes next: int >= 0. A loaded position of that epoch stays; another epoch begins at 0."""
+        self._cursor.set_epoch(epoch)
 
-    def steps(self, epoch: int) -> Iterator[Tuple[int, Any]]:
-        """Yield (step, batch) of an epoch; step counts from 0."""
-        self.epoch = epoch
-        return enumerate(self)
+    def __len__(self) -> int:
+        sampler = self._deterministic_sampler
+        return super().__len__() if sampler is None else sampler.steps_in(sampler.epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # The generator gives the seed of the workers alone; the order has its own.
-        self.generator.manual_seed(self._stream.at(_WORKERS, self.epoch).seed)
-        return _Epoch(self, super().__iter__())
+        last = self._progress
+        if last is not None and last.was_left_in(self._cursor) and self._cursor.advances:
+            message = (
+                f"Epoch {self.epoch} of stream '{self.stream.label}' was left after {last.yielded} batches and is run again "
+                "from its beginning. If that is meant, say so: loader.steps(epoch); to go on with the next one, "
+                "loader.set_epoch(epoch + 1) first."
+            )
+            host = self.stream.host
+            if host is None:
+                warnings.warn(message, EpochRepeatedWarning, stacklevel=stack_level())
+            else:
+                host.warn(self.stream, EpochRepeatedWarning, message)
+        return self._begin()
 
-    def _finish(self, epoch: int) -> None:
-        if self._epochs == "advance" and self.epoch == epoch:
-            self.epoch = epoch + 1
+    def _begin(self) -> _Epoch:
+        cursor = self._cursor
+        if isinstance(cursor, SeededIterable):
+            cursor.begin(cursor.start_step * (self.batch_size or 1))
+            rank, steps = cursor.rank, None
+        else:
+            rank, steps = cursor.rank, cursor.steps_in(cursor.epoch)
+        if self.generator is not None:
+            # It gives the seed of the workers alone, which no sample depends on.
+            self.generator.manual_seed(self.stream.at(_WORKERS, cursor.epoch, rank).seed)
+        batches = super().__iter__()
+        self._progress = _Progress(cursor, steps)
+        return _Epoch(batches, self._progress)
+
+    def steps(self, epoch: int) -> Iterator[Tuple[int, Any]]:
+        """Yield (step, batch) of an epoch; step is the position in the epoch, also after a resume.
+
+        Raises:
+            InvalidOptionError: the epoch is not an int >= 0.
+            ShardingError: there are several ranks and no ``shard``.
+        """
+        self.set_epoch(epoch)
+        return enumerate(self._begin(), self._cursor.start_step)
+
+    # --- random access ------------------------------------------------------------------------------------------------
+
+    def _require_sampler(self, what: str) -> EpochSampler:
+        sampler = self._deterministic_sampler
+        if sampler is None:
+            message = f"An iterable dataset has no {what}; iterate it, or give it __getitem__ and __len__."
+            raise InvalidOptionError(message)
+        return sampler
+
+    def batch(self, epoch: int, step: int) -> Any:
+        """Return any batch, fetched in this process and not pinned. Moves nothing.
+
+        Raises:
+            InvalidOptionError: the epoch has no such step, or the dataset is iterable.
+        """
+        sampler = self._require_sampler("batches at random access")
+        addresses = sampler.addresses(epoch, step)
+        dataset: Any = self.dataset
+        samples = dataset[addresses[0]] if self.batch_sampler is None else dataset.__getitems__(addresses)
+        return self.collate_fn(samples)
+
+    def indices(self, epoch: int, step: Optional[int] = None) -> torch.Tensor:
+        """Return the dataset indices of a step, or of all of this rank's epoch, without fetching a sample.
+
+        Returns:
+            int64 of shape (samples,); a list for the keys of a sampler that yields no ints.
+
+        Raises:
+            InvalidOptionError: the epoch has no such step, it has more than 10**8 samples, or the dataset is iterable.
+        """
+        indices = self._require_sampler("indices").indices(epoch, step)
+        if isinstance(indices, list) and not all(type(index) is int for index in indices):
+            return indices  # type: ignore[return-value]
+        return torch.from_numpy(np.array(indices, dtype=np.int64))
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def _identity(self) -> Dict[str, Any]:
+        """Return what must match for a position to mean the same samples: ints, strings and bools."""
+        stream = self.stream
+        definition = (
+            self._cursor.definition()
+            if isinstance(self._cursor, EpochSampler)
+            else {"order": "iterable", "batch_size": self.batch_size}
+        )
+        return {
+            "master_seed": str(stream.master_seed),
+            "scheme": stream.scheme,
+            "stream": stream.label,
+            "seed": stream.seed,
+            "key": stream.key.hex()[:_KEY_DIGITS],
+            **definition,
+        }
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return where the newest iterator stands: in the body of batch k, ``batches_yielded`` is k + 1.
+
+        Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON and ``torch.load(weights_only=True)``
+        read. With workers and prefetching too, it counts the batches that were handed out.
+
+        Raises:
+            LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of its own and no workers.
+        """
+        progress = self._progress
+        if progress is not None and progress.is_current(self._cursor):
+            epoch, yielded = progress.epoch, progress.yielded
+        else:
+            epoch, yielded = self._cursor.epoch, self._cursor.start_step
+        state = {"format": STATE_FORMAT, _EPOCH: epoch, _YIELDED: yielded, **self._identity()}
+        if isinstance(self._cursor, SeededIterable) and yielded:
+            if self.num_workers or not hasattr(self._cursor.dataset, "state_dict"):
+                message = (
+                    f"{type(self._cursor.dataset).__name__} is iterable: it can be resumed at the beginning of an epoch, or "
+                    "anywhere with state_dict and load_state_dict of its own and num_workers=0."
+                )
+                raise LoaderStateError(message)
+            state[_DATASET] = self._cursor.dataset.state_dict()
+        return state
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on where a state was taken, with whatever number of workers: the next iteration, or ``steps``, continues there.
+
+        Raises:
+            LoaderStateError: another format, seed, scheme, length, batch size, order or world size, or a position that the
+                epoch does not have; the message shows both values and nothing was changed.
+        """
+        if not isinstance(state, collections.abc.Mapping):
+            message = f"A loader's state is a dict; got {type(state).__name__}. Nothing was changed."
+            raise LoaderStateError(message)
+        expected = {"format": STATE_FORMAT, **self._identity()}
+        missing = object()
+        wrong = [
+            f"{name} is {state.get(name, 'missing')!r} in the state and {value!r} here"
+            for name, value in expected.items()
+            if not _same(state.get(name, missing), value)
+        ]
+        foreign = sorted(map(str, {*state} - {*expected, _EPOCH, _YIELDED, _DATASET}))
+        if foreign:
+            wrong.append(f"it has {', '.join(foreign)}, which no such state has")
+        for name in (_EPOCH, _YIELDED):
+            value = state.get(name)
+            if type(value) is not int or value < 0:
+                wrong.append(f"{name} is {value!r}, and an int >= 0 was expected")
+        if wrong:
+            message = f"The state does not belong to this loader: {'; '.join(wrong)}. Nothing was changed."
+            raise LoaderStateError(message)
+        epoch, yielded = state[_EPOCH], state[_YIELDED]
+        cursor = self._cursor
+        if isinstance(cursor, EpochSampler):
+            steps = cursor.steps_in(epoch)
+            if yielded > steps:
+                message = f"The state is after batch {yielded} of epoch {epoch}, which has {steps}. Nothing was changed."
+                raise LoaderStateError(message)
+        elif yielded:
+            cursor.dataset.load_state_dict(state[_DATASET])
+        cursor.move_to(epoch, yielded)
+        self._progress = None
 
     def describe(self) -> Dict[str, Any]:
         """Return what the ledger keeps: content only, so neither worker counts nor pinning."""
-        sampler = self._deterministic_sampler
-        description: Dict[str, Any] = {
-            "class": f"{type(self.dataset).__module__}.{type(self.dataset).__qualname__}",
-            "batch_size": self.batch_size,
-            "drop_last": self.drop_last,
-        }
-        if sampler is None:
-            return {**description, "order": "iterable", "warning": "not exactly resumable"}
-        order = "hashed" if isinstance(sampler, HashedSampler) else "documented"
-        return {**description, "samples": len(sampler), "order": order if sampler.shuffle else "sequential"}
+        dataset: Any = self._cursor.dataset if isinstance(self._cursor, SeededIterable) else self.dataset
+        inner = getattr(dataset, "dataset", dataset) if dataset is self.dataset else dataset
+        description: Dict[str, Any] = {"class": f"{type(inner).__module__}.{type(inner).__qualname__}"}
+        if isinstance(self._cursor, EpochSampler):
+            return {**description, **self._cursor.definition()}
+        resumable = hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")
+        note = {} if resumable else {"warning": "not exactly resumable"}
+        return {**description, "order": "iterable", "batch_size": self.batch_size, "drop_last": self.drop_last, **note}
+
+
+def _same(found: object, expected: object) -> bool:
+    return found == expected and isinstance(found, bool) == isinstance(expected, bool)
+
+
+class _Progress:
+    """How far one iteration of a loader has come. The newest one is the loader's."""
+
+    def __init__(self, cursor: Union[EpochSampler, SeededIterable], steps: Optional[int]) -> None:
+        self._cursor = cursor
+        self.epoch = cursor.epoch
+        self.yielded = cursor.start_step
+        self._first = cursor.start_step
+        self._steps = steps
+        self._moves = cursor.moves
+        self._is_over = False
+
+    def is_current(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
+        """Return whether it says where the loader stands: not over, and nobody has moved the loader since."""
+        return not self._is_over and self._moves == cursor.moves
+
+    def was_left_in(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
+        """Return whether it was left early, after more than one batch, in the epoch that comes next."""
+        return self.is_current(cursor) and self.epoch == cursor.epoch and self.yielded - self._first > 1
+
+    def step(self) -> None:
+        """Take notice of a batch that is handed out."""
+        self.yielded += 1
+        if self.yielded == self._steps:
+            self._finish()
+
+    def end(self) -> None:
+        """Take notice that there are no more batches."""
+        if self._is_over:
+            return
+        if self._steps is None or self.yielded != self._steps or self._first == self._steps:
+            self._finish()
+        self._is_over = True
+
+    def _finish(self) -> None:
+        if self._moves == self._cursor.moves:
+            self._cursor.finish(self.epoch)
+            self._moves = self._cursor.moves
 
 
 class _Epoch:
-    """One iteration of a loader; tells it when the last batch has been handed out."""
+    """One iteration of a loader."""
 
-    def __init__(self, loader: SeededDataLoader, batches: Any) -> None:
-        self._loader = loader
+    def __init__(self, batches: Any, progress: _Progress) -> None:
         self._batches = batches
-        self._epoch = loader.epoch
-        self._left = len(loader) if loader._deterministic_sampler is not None else None
+        self._progress = progress
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -129,153 +324,7 @@ class _Epoch:
         try:
             batch = next(self._batches)
         except StopIteration:
-            if self._left is None or self._left == 0:
-                self._left = -1
-                self._loader._finish(self._epoch)
+            self._progress.end()
             raise
-        if self._left is not None:
-            self._left -= 1
-            if self._left == 0:
-                self._loader._finish(self._epoch)
+        self._progress.step()
         return batch
-
-
-def is_dataset(source: object) -> bool:
-    """Return whether a source is a dataset: an object with ``__getitem__`` or ``__iter__``, and no class or function."""
-    if inspect.isclass(source) or inspect.isroutine(source):
-        return False
-    return hasattr(source, "__getitem__") or hasattr(source, "__iter__")
-
-
-def _read_shuffle(loader: DataLoader) -> bool:  # type: ignore[type-arg]
-    """Return whether a factory's loader shuffles.
-
-    Raises:
-        FactorySignatureError: its order is not one that can be rebuilt.
-    """
-    sampler: Any = loader.sampler
-    batch_sampler = loader.batch_sampler
-    if isinstance(sampler, DeterministicSampler):
-        return sampler.shuffle
-    known_batches = batch_sampler is None or type(batch_sampler) is BatchSampler
-    if known_batches and type(sampler) is SequentialSampler:
-        return False
-    plain_shuffle = known_batches and type(sampler) is RandomSampler and not sampler.replacement
-    if plain_shuffle and sampler.num_samples == len(loader.dataset):  # type: ignore[union-attr, arg-type]
-        return True
-    message = (
-        f"The factory's loader has a {type(sampler).__name__} under a {type(batch_sampler).__name__}, whose draws cannot be "
-        "made a function of (stream, epoch). Pass shuffle=True or shuffle=False in the factory; or draw the indices of an "
-        "epoch yourself, with generator=stream.at(epoch).generator(), and pass torch.utils.data.Subset(dataset, indices)."
-    )
-    raise FactorySignatureError(message)
-
-
-def build_loader(
-    stream: Stream,
-    source: Any,
-    /,
-    *args: Any,
-    epochs: str = "advance",
-    **kwargs: Any,
-) -> SeededDataLoader:
-    """Build a loader from a dataset, or from what a factory returns with every argument kept.
-
-    Args:
-        stream: what the order comes from.
-        source: a dataset, or a class or function that returns a ``DataLoader``.
-        *args: for the factory.
-        epochs: ``"advance"`` (the epoch goes up after each pass) or ``"repeat"`` (the same until told otherwise).
-        **kwargs: for ``DataLoader`` or the factory.
-
-    Raises:
-        InvalidOptionError: ``epochs`` is neither, or a keyword is one that the loader sets itself.
-        FactorySignatureError: the source is neither a dataset nor a factory, or its loader cannot be rebuilt.
-    """
-    if epochs not in _EPOCH_RULES:
-        message = f"epochs must be 'advance' or 'repeat'; got {epochs!r}."
-        raise InvalidOptionError(message)
-    if isinstance(source, DataLoader):
-        message = "A built DataLoader cannot be taken over. Pass its dataset, or the function that builds it."
-        raise FactorySignatureError(message)
-    if is_dataset(source):
-        settings = _dataset_settings(source, args, kwargs)
-        shuffle = bool(settings.pop("shuffle", False))
-    else:
-        loader = _call_factory(source, args, kwargs)
-        shuffle = not isinstance(loader.dataset, IterableDataset) and _read_shuffle(loader)
-        settings = _settings_of(loader)
-    return _assemble(stream, settings, shuffle=shuffle, epochs=epochs)
-
-
-def build_documented_loader(
-    stream: Stream, source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any], *, shuffle: bool
-) -> SeededDataLoader:
-    """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises: ``shuffle=`` alone decides, epochs repeat.
-
-    Raises:
-        FactorySignatureError: the factory returned no loader.
-    """
-    loader = _call_factory(source, args, kwargs)
-    if not shuffle and isinstance(loader.sampler, RandomSampler):
-        message = (
-            "The factory's loader shuffles, and create_deterministic_dataloader was not asked to: the samples will come in "
-            "sequence. Pass shuffle=True, or use registry.dataloader, which reads the factory's setting."
-        )
-        warnings.warn(message, ShuffleIgnoredWarning, stacklevel=stack_level())
-    return _assemble(stream, _settings_of(loader), shuffle=shuffle, epochs="repeat", is_documented=True)
-
-
-def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:
-    loader = source(*args, **kwargs)
-    if not isinstance(loader, DataLoader):
-        message = f"The factory returned a {type(loader).__name__}; a DataLoader was expected."
-        raise FactorySignatureError(message)
-    return loader
-
-
-def _settings_of(loader: DataLoader[Any]) -> Dict[str, Any]:
-    """Return the arguments that a loader was built with, but those that decide its order."""
-    settings = {name: getattr(loader, name) for name in _KEPT if name in _TAKES and hasattr(loader, name)}
-    if not settings["num_workers"]:
-        settings.pop("prefetch_factor", None)
-    return settings
-
-
-def _dataset_settings(dataset: object, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dict[str, Any]:
-    if args:
-        message = "With a dataset, everything after it is a keyword: registry.dataloader(dataset, batch_size=32)."
-        raise FactorySignatureError(message)
-    own = {
-        "generator": "the order and the workers have generators of their own, from the stream",
-        "sampler": "the order comes from the stream",
-        "batch_sampler": "the order comes from the stream",
-    }
-    for name, reason in own.items():
-        if kwargs.get(name) is not None:
-            message = f"registry.dataloader does not take {name}=: {reason}."
-            raise InvalidOptionError(message)
-    unknown = sorted(set(kwargs) - _TAKES)
-    if unknown:
-        message = f"DataLoader has no parameter {', '.join(unknown)}. It takes: {', '.join(sorted(_TAKES - {'dataset'}))}."
-        raise FactorySignatureError(message)
-    return {"dataset": dataset, **{name: value for name, value in kwargs.items() if name not in own}}
-
-
-def _assemble(
-    stream: Stream, settings: Dict[str, Any], *, shuffle: bool, epochs: str, is_documented: bool = False
-) -> SeededDataLoader:
-    dataset = settings["dataset"]
-    if not isinstance(dataset, IterableDataset):
-        size = len(dataset)
-        if stream.full_width and not is_documented:
-            settings["sampler"] = HashedSampler(stream, size, shuffle=shuffle)
-        else:
-            settings["sampler"] = DeterministicSampler(size, shuffle=shuffle, seed=stream.seed)
-    elif shuffle:
-        message = "An iterable dataset has no order that a loader could shuffle; shuffle inside the dataset."
-        raise InvalidOptionError(message)
-    loader = SeededDataLoader(generator=torch.Generator(), **settings)
-    loader._stream = stream
-    loader._epochs = epochs
-    return loader

@@ -1,35 +1,36 @@
-"""Samplers: the order of an epoch, documented (``seed + epoch``) or hashed (a position of the stream)."""
+"""Samplers: the documented one that yields plain indices, and the loader's, which yields addresses."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterator
+from itertools import chain, islice, repeat
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
-import torch
+import numpy as np
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from seedregistry import derivation
-from seedregistry.errors import InvalidOptionError
+from seedregistry.data.cursor import Cursor, check_count
+from seedregistry.data.order import SequentialOrder, documented_order
+from seedregistry.data.shards import Shards, refuse_missing_shard, resolve_shard
+from seedregistry.errors import InvalidOptionError, ShardingError
 
 if TYPE_CHECKING:
+    from seedregistry.data.address import Address
+    from seedregistry.data.order import Order
+    from seedregistry.data.shards import Shard
     from seedregistry.stream import Stream
 
-__all__ = ["DeterministicSampler", "HashedSampler", "check_count", "documented_order"]
+__all__ = ["DeterministicSampler", "EpochBatchSampler", "EpochSampler"]
 
 _SEED_BITS = 64
+_CHUNK = 1 << 16
 
 
-def documented_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return ``torch.randperm(size, generator=manual_seed(seed + epoch))``: int64, shape (size,), values 0 to size - 1.
+class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
+    """Yields the indices of an epoch, shuffled by the documented order or in sequence.
 
-    The epoch is added to the seed, so the orders of (seed, epoch 1) and (seed + 1, epoch 0) are equal. Component seeds are
-    hashed, which keeps runs apart; the rule stays for the sake of results that exist.
-    """
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch), device="cpu")
-
-
-class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
-    """Yields the indices of an epoch, shuffled by ``documented_order`` or in sequence.
-
-    Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not thread-safe. Pickles.
+    Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not thread-safe. Pickles. It is a
+    ``DistributedSampler`` by class alone, so that frameworks leave it in its place.
 
     Args:
         dataset_size: number of samples, int >= 0.
@@ -45,6 +46,10 @@ class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
         InvalidOptionError: the size or the epoch is not an int >= 0.
     """
 
+    rank = 0
+    num_replicas = 1
+    drop_last = False
+
     def __init__(self, dataset_size: int, shuffle: bool = True, seed: int = 42, epoch: int = 0) -> None:  # noqa: FBT001, FBT002 - the documented signature
         self.dataset_size = check_count(dataset_size, "dataset_size")
         self.shuffle = bool(shuffle)
@@ -55,43 +60,243 @@ class DeterministicSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
         """Set the epoch of the next iteration: an int >= 0."""
         self.epoch = check_count(epoch, "epoch")
 
-    def order(self, epoch: int) -> torch.Tensor:
-        """Return the permutation of an epoch: int64, shape (dataset_size,)."""
-        return documented_order(self.dataset_size, self.seed, epoch)
-
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         if not self.shuffle:
             return iter(range(self.dataset_size))
-        indices: Iterator[int] = iter(self.order(self.epoch).tolist())
-        return indices
+        return iter(documented_order(self.dataset_size, self.seed, self.epoch).tolist())
 
     def __len__(self) -> int:
         return self.dataset_size
 
 
-class HashedSampler(DeterministicSampler):
-    """Yields the indices of an epoch, shuffled by ``randperm`` with the generator of the position (epoch,) of a stream.
+class EpochSampler(Cursor, DeterministicSampler):
+    """Yields the addresses of an epoch's samples: what the dataset's and the collate function's draws come from.
 
-    The order of scheme ``sha256-256``: no two of (seed, epoch) share one, and the generator takes the whole key.
+    It holds all that decides what comes next, the epoch and a loaded position, because frameworks take loaders apart and
+    keep the sampler. Lives as long as its loader; not thread-safe; pickles.
 
     Args:
-        stream: the stream.
-        dataset_size: number of samples, int >= 0.
-        shuffle: permute the indices.
+        stream: the stream of the loader.
+        order: the indices of an epoch.
+        batch_size: samples of this rank in a step; None for a loader without batches, whose steps are samples.
+        drop_last: drop a last step that is not full.
+        shard: True (rank and world size from ``torch.distributed``, read when an epoch begins), (rank, world size), False
+            (somebody else divides the samples, or nobody) or None (an error with more than one rank).
+        global_batch_size: samples in a step of all ranks together, instead of ``batch_size``; a last step that is not full
+            is padded from the beginning of the epoch, or dropped.
+        advances: the epoch goes up by one after each pass.
     """
 
-    def __init__(self, stream: Stream, dataset_size: int, *, shuffle: bool) -> None:
-        super().__init__(dataset_size, shuffle=shuffle, seed=stream.seed)
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Stream,
+        order: Order,
+        *,
+        batch_size: Optional[int],
+        drop_last: bool = False,
+        shard: Shard = None,
+        global_batch_size: Optional[int] = None,
+        advances: bool = True,
+    ) -> None:
+        self.advances = advances
+        self.stream = stream
+        self.order = order
+        self.seed = stream.seed
+        self.shuffle = not isinstance(order, SequentialOrder)
+        self.dataset_size = order.size
+        self.drop_last = drop_last
+        self.shard = shard
+        self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
+        self._shards: Optional[Shards] = None
 
-    def order(self, epoch: int) -> torch.Tensor:
-        """Return the permutation of an epoch: int64, shape (dataset_size,)."""
-        return torch.randperm(self.dataset_size, generator=self._stream.at(epoch).generator(), device="cpu")
+    # --- ranks --------------------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> Shards:
+        """How the epoch is divided; the rank and the world size of this moment, with ``shard=True``.
+
+        Raises:
+            ShardingError: there are several ranks and no ``shard``, or the global batch cannot be divided by them.
+        """
+        rank, world = resolve_shard(self.shard)
+        known = self._shards
+        if known is not None and (known.rank, known.world_size) == (rank, world):
+            return known
+        total = self.global_batch_size
+        if total is None:
+            total = (self.batch_size or 1) * world
+        elif total % world:
+            message = f"global_batch_size={total} cannot be divided by {world} ranks."
+            raise ShardingError(message)
+        tail = "drop" if self.drop_last else "pad" if self.global_batch_size is not None else "keep"
+        self._shards = Shards(samples=self.order.size, global_batch_size=total, tail=tail, rank=rank, world_size=world)
+        return self._shards
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """The rank whose samples it yields."""
+        return self.shards.rank
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """The number of ranks that share an epoch."""
+        return self.shards.world_size
+
+    # --- addresses ----------------------------------------------------------------------------------------------------
+
+    def steps_in(self, epoch: int) -> int:
+        """Return the number of steps of an epoch."""
+        ends = self.order.batches(epoch)
+        return self.shards.steps if ends is None else len(ends)
+
+    def __len__(self) -> int:
+        return self.shards.length
+
+    def _part(self, epoch: int, start: int, stop: int) -> Tuple[List[Any], Iterator[int]]:
+        """Return indices and occurrences at positions, those past the end of the epoch wrapped."""
+        size = self.order.size
+        if stop <= size:
+            occurrences = self.order.occurrences(epoch, start, stop)
+            return _as_list(self.order.take(epoch, start, stop)), iter(occurrences or repeat(0))
+        indices: List[Any] = []
+        before: List[int] = []
+        while start < stop:
+            lap, first = divmod(start, size)
+            last = min(size, first + stop - start)
+            part = _as_list(self.order.take(epoch, first, last))
+            counts = self.order.occurrences(epoch, first, last) or repeat(0)
+            before.extend(own + (lap * self.order.count(epoch, index) if lap else 0) for own, index in zip(counts, part))
+            indices.extend(part)
+            start += last - first
+        return indices, iter(before)
+
+    def _addresses(self, epoch: int, step: int, start: int, stop: int) -> Iterator[Address]:
+        indices, occurrences = self._part(epoch, start, stop)
+        return zip(repeat(epoch), repeat(step), range(start, stop), indices, occurrences)
+
+    def addresses(self, epoch: int, step: int) -> List[Address]:
+        """Return the addresses of one step of this rank.
+
+        Raises:
+            InvalidOptionError: the epoch has no such step.
+        """
+        steps = self.steps_in(epoch)
+        if not 0 <= check_count(step, "step") < steps:
+            message = f"Epoch {epoch} has steps 0 to {steps - 1}; got step {step}."
+            raise InvalidOptionError(message)
+        return list(self._addresses(epoch, step, *self._positions(epoch, step)))
+
+    def _positions(self, epoch: int, step: int) -> Tuple[int, int]:
+        ends = self.order.batches(epoch)
+        if ends is None:
+            return self.shards.positions(step)
+        return (ends[step - 1] if step else 0), ends[step]
+
+    def _runs(self, epoch: int, first: int) -> Iterator[Iterator[Address]]:
+        """Yield the addresses from a step on, many steps at a time, each run an iterator that works at the speed of C."""
+        shards = self.shards
+        full = shards.full_steps
+        size = shards.batch_size
+        if shards.world_size == 1 and shards.tail != "pad":
+            chunk = max(1, _CHUNK // size)
+            for begin in range(first, full, chunk):
+                end = min(full, begin + chunk)
+                start, stop = begin * size, end * size
+                indices, occurrences = self._part(epoch, start, stop)
+                steps = chain.from_iterable(map(repeat, range(begin, end), repeat(size)))
+                yield zip(repeat(epoch), steps, range(start, stop), indices, occurrences)
+            first = max(first, full)
+        for step in range(first, shards.steps):
+            yield self._addresses(epoch, step, *shards.positions(step))
+
+    def flat(self, epoch: int, first: int) -> Iterator[Address]:
+        """Yield the addresses of an epoch from a step on."""
+        if self.order.batches(epoch) is not None:
+            return chain.from_iterable(self.addresses(epoch, step) for step in range(first, self.steps_in(epoch)))
+        return chain.from_iterable(self._runs(epoch, first))
+
+    def in_batches(self, epoch: int, first: int) -> Iterator[List[Address]]:
+        """Yield the addresses of an epoch from a step on, a list a step."""
+        if self.order.batches(epoch) is not None:
+            return (self.addresses(epoch, step) for step in range(first, self.steps_in(epoch)))
+        return self._batched(epoch, first)
+
+    def _batched(self, epoch: int, first: int) -> Iterator[List[Address]]:
+        size = self.shards.batch_size
+        for run in self._runs(epoch, first):
+            while True:
+                batch = list(islice(run, size))
+                if not batch:
+                    break
+                yield batch
+
+    def begin(self) -> Tuple[int, int]:
+        """Return (epoch, step) at which an iteration that begins now starts, after recording the epoch's indices.
+
+        Raises:
+            ShardingError: there are several ranks and no ``shard``.
+        """
+        refuse_missing_shard(self.shard, self.stream)
+        epoch = self._epoch
+        host = self.stream.host
+        if host is not None:
+            host.note_epoch(self.stream, epoch, self.order.digest)
+        return epoch, self.start_step
+
+    def __iter__(self) -> Iterator[Address]:
+        return self.flat(*self.begin())
+
+    def indices(self, epoch: int, step: Optional[int] = None) -> Any:
+        """Return this rank's indices: int64, of a step or of the whole epoch."""
+        if step is None:
+            shards = self.shards
+            if self.order.batches(epoch) is None and shards.world_size == 1 and shards.tail == "keep":
+                return self.order.whole(epoch)
+            self.order.whole(epoch)  # refuses too many
+            return [address[3] for address in self.flat(epoch, 0)]
+        return [address[3] for address in self.addresses(epoch, step)]
+
+    def definition(self) -> Dict[str, Any]:
+        """Return what decides which samples come when: content of the ledger, and what a state dict must match."""
+        shards = self.shards
+        return {
+            **self.order.definition(),
+            "batch_size": self.batch_size,
+            "global_batch_size": shards.global_batch_size,
+            "tail": shards.tail,
+            "world_size": shards.world_size,
+        }
 
 
-def check_count(value: int, name: str) -> int:
-    """Return a count as an int >= 0, or refuse it with an ``InvalidOptionError``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 0:
-        message = f"{name} must be an int >= 0; got {value!r} ({type(value).__name__})."
-        raise InvalidOptionError(message)
-    return value.__index__()
+class EpochBatchSampler(BatchSampler):
+    """Yields a step's addresses as a list. It decides where to begin when iteration begins, not at the first batch.
+
+    Args:
+        sampler: the loader's.
+        batch_size: as for ``BatchSampler``; the sampler knows it too.
+        drop_last: likewise.
+    """
+
+    sampler: EpochSampler
+
+    def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:  # noqa: FBT001, FBT002 - BatchSampler's signature
+        if not isinstance(sampler, EpochSampler):
+            message = f"An EpochBatchSampler takes the sampler of a loader of ours; got a {type(sampler).__name__}."
+            raise InvalidOptionError(message)
+        super().__init__(sampler, batch_size, drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that comes next."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[List[Any]]:  # type: ignore[override]
+        return self.sampler.in_batches(*self.sampler.begin())
+
+    def __len__(self) -> int:
+        return self.sampler.steps_in(self.sampler.epoch)
+
+
+def _as_list(indices: Any) -> List[Any]:
+    found: List[Any] = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
+    return found

@@ -25,6 +25,7 @@ KINDS: Dict[str, Type[records.Record]] = {
     "derivation": records.Derivation,
     "determinism": records.Determinism,
     "environment": records.EnvironmentSeen,
+    "epoch": records.EpochStarted,
     "handed-out": records.HandedOut,
     "late-seed": records.LateSeeded,
     "note": records.Note,

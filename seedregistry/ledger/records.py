@@ -19,6 +19,7 @@ __all__ = [
     "Derivation",
     "Determinism",
     "EnvironmentSeen",
+    "EpochStarted",
     "HandedOut",
     "LateSeeded",
     "Note",
@@ -243,6 +244,22 @@ class Split(Record):
     lengths: Tuple[int, ...]
     indices_digest: str
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class EpochStarted(Record):
+    """An epoch of a loader began, for the first time.
+
+    Attributes:
+        epoch: which one.
+        indices_digest: SHA-256 over the dataset indices of the epoch in order, int64 little-endian.
+    """
+
+    master_seed: int
+    purpose: str
+    instance_id: InstanceId
+    epoch: int
+    indices_digest: str
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from seedregistry.rng.generators import (
     seed_generator,
 )
 from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope, scoped_libraries
-from seedregistry.rng.state import GLOBAL_SEED_BITS, Captured, Movement, fingerprint, seed_global
+from seedregistry.rng.state import GLOBAL_SEED_BITS, Captured, Movement, fingerprint, seed_global, shared_generators
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
@@ -35,4 +35,5 @@ __all__ = [
     "scoped_libraries",
     "seed_generator",
     "seed_global",
+    "shared_generators",
 ]

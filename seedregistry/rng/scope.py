@@ -254,6 +254,17 @@ class Scope:
             raise
         return self
 
+    def reseed(self, source: SeedSource) -> None:
+        """Set the generators from another source, inside the block: for many short draws under one capture.
+
+        Raises:
+            ScopeError: this is not the innermost open scope.
+        """
+        if not self._is_open or _stack.open[-1] is not self or self._captured is None:
+            message = f"Scope '{self.label}' is not the innermost open scope, and cannot be seeded again."
+            raise ScopeError(message)
+        self._captured.seed_from(source, len(_stack.open) - 1)
+
     def __exit__(
         self,
         kind: Optional[Type[BaseException]] = None,

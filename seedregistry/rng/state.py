@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seedregistry.rng.accelerators import Accelerator, LazyQueue
     from seedregistry.rng.generators import SeedSource
 
-__all__ = ["GLOBAL_SEED_BITS", "Captured", "Movement", "fingerprint", "seed_global"]
+__all__ = ["GLOBAL_SEED_BITS", "Captured", "Movement", "fingerprint", "seed_global", "shared_generators"]
 
 _HEAD_BYTES = 64
 
@@ -205,6 +205,11 @@ def fingerprint() -> Dict[str, object]:
             for generator in accelerator.default_generators():
                 found[f"torch:{generator.device}"] = _bytes_of(generator)
     return found
+
+
+def shared_generators() -> Tuple[object, ...]:
+    """Return the objects behind the default generators of python, NumPy and torch on the CPU, to tell them from others."""
+    return (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 
 
 def seed_global(seed: int) -> None:

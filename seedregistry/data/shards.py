@@ -1,0 +1,116 @@
+"""Ranks: who divides the samples, and which positions of an epoch a rank sees in which step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Tuple, Union
+
+import attrs
+
+from seedregistry import distributed
+from seedregistry.errors import InvalidOptionError, ShardingError
+
+if TYPE_CHECKING:
+    from seedregistry.stream import Stream
+
+__all__ = ["Shard", "Shards", "check_shard", "refuse_missing_shard", "resolve_shard"]
+
+Shard = Union[None, bool, Tuple[int, int]]
+"""True: from ``torch.distributed``, read when an epoch begins. (rank, world size). False: somebody else divides, or nobody
+does. None: not said, an error with more than one rank."""
+
+_PAIR = 2
+
+
+def check_shard(shard: Any) -> Shard:
+    """Return a ``shard=`` as given.
+
+    Raises:
+        InvalidOptionError: it is none of the forms.
+    """
+    if shard is None or isinstance(shard, bool):
+        return shard
+    if isinstance(shard, (tuple, list)) and len(shard) == _PAIR:
+        rank, world = shard
+        if all(hasattr(part, "__index__") and not isinstance(part, bool) for part in shard) and 0 <= rank < world:
+            return int(rank), int(world)
+    message = f"shard must be True, False, None or (rank, world size) with 0 <= rank < world size; got {shard!r}."
+    raise InvalidOptionError(message)
+
+
+def resolve_shard(shard: Shard) -> Tuple[int, int]:
+    """Return (rank, world size) at this moment."""
+    if shard is True:
+        return distributed.rank(), distributed.world_size()
+    return shard if isinstance(shard, tuple) else (0, 1)
+
+
+def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
+    """Refuse to begin where every rank would see all samples and nobody has said that this is meant.
+
+    Raises:
+        ShardingError: names both ways out.
+    """
+    if shard is None and distributed.world_size() > 1:
+        message = (
+            f"There are {distributed.world_size()} ranks and the loader of stream '{stream.label}' was not told how they share "
+            "the samples: each would see all of them. Pass shard=True (each rank its part; batch_size is per rank), or "
+            "shard=False where a framework divides the batches or every rank is to see everything."
+        )
+        raise ShardingError(message)
+
+
+@attrs.frozen(kw_only=True)
+class Shards:
+    """How the positions of an epoch fall on steps and ranks. An immutable value.
+
+    Step *k* of all ranks together is positions ``[k * global_batch_size, (k + 1) * global_batch_size)``, whatever the number
+    of ranks; rank *r* has the *r*-th of equal blocks of it. Positions past the end of the epoch stand for its beginning.
+
+    Attributes:
+        samples: positions in an epoch, int >= 0.
+        global_batch_size: samples a step, of all ranks together; a multiple of ``world_size``.
+        tail: what becomes of a last step that is not full: ``"keep"`` (it is smaller, padded to a multiple of the ranks),
+            ``"pad"`` (padded to a full one) or ``"drop"``.
+        rank: int, ``0 <= rank < world_size``.
+        world_size: int >= 1.
+    """
+
+    samples: int
+    global_batch_size: int
+    tail: str = "keep"
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of this rank in a full step."""
+        return self.global_batch_size // self.world_size
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        full, rest = divmod(self.samples, self.global_batch_size)
+        return full + (1 if rest and self.tail != "drop" else 0)
+
+    @property
+    def full_steps(self) -> int:
+        """Steps of ``global_batch_size`` samples, the padded one among them."""
+        return self.steps if self.tail == "pad" else self.samples // self.global_batch_size
+
+    def positions(self, step: int) -> Tuple[int, int]:
+        """Return (start, stop) of this rank's positions in a step; those >= ``samples`` stand for ``position - samples``."""
+        start = step * self.global_batch_size
+        size = self.batch_size
+        if step >= self.full_steps:
+            size = -((start - self.samples) // self.world_size)  # the rest, divided and rounded up
+        start += self.rank * size
+        return start, start + size
+
+    @property
+    def length(self) -> int:
+        """Samples of this rank in an epoch."""
+        last = self.steps - 1
+        if last < 0:
+            return 0
+        start, stop = self.positions(last)
+        return last * self.batch_size + stop - start
