@@ -21,6 +21,7 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- ComponentRegistrationError (ValueError)
     +-- InvalidOptionError (ValueError)
     +-- UnknownPurposeError (LookupError)
+    +-- OutOfRangeError (IndexError)
     +-- LoaderStateError (ValueError)
     +-- ShardingError (RuntimeError)
     +-- LedgerError
@@ -53,6 +54,7 @@ __all__ = [
     "LedgerFormatError",
     "LedgerIntegrityError",
     "LoaderStateError",
+    "OutOfRangeError",
     "RngStateError",
     "ScopeError",
     "SeedCollisionError",
@@ -210,6 +212,18 @@ class InvalidOptionError(SeedRegistryError, ValueError):
 
 class UnknownPurposeError(SeedRegistryError, LookupError):
     """A purpose has no component, or is outside the closed set of the registry."""
+
+
+class OutOfRangeError(SeedRegistryError, IndexError):
+    """A position or an index lies outside the order that it is looked up in.
+
+    Attributes:
+        value: the first offending number, or ``"start:stop"``.
+    """
+
+    def __init__(self, message: str = "", *, value: str = "") -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class LoaderStateError(SeedRegistryError, ValueError):
