@@ -21,6 +21,7 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- ComponentRegistrationError (ValueError)
     +-- InvalidOptionError (ValueError)
     +-- UnknownPurposeError (LookupError)
+    +-- OutOfRangeError (IndexError)
     +-- LoaderStateError (ValueError)
     +-- SampleAddressError (TypeError)
     +-- UnrepeatableSamplerError (ValueError)
@@ -57,6 +58,7 @@ __all__ = [
     "LedgerFormatError",
     "LedgerIntegrityError",
     "LoaderStateError",
+    "OutOfRangeError",
     "RngStateError",
     "SampleAddressError",
     "ScopeError",
@@ -216,6 +218,18 @@ class InvalidOptionError(SeedRegistryError, ValueError):
 
 class UnknownPurposeError(SeedRegistryError, LookupError):
     """A purpose has no component, or is outside the closed set of the registry."""
+
+
+class OutOfRangeError(SeedRegistryError, IndexError):
+    """A position or an index lies outside the order that it is looked up in.
+
+    Attributes:
+        value: the first offending number, or ``"start:stop"``.
+    """
+
+    def __init__(self, message: str = "", *, value: str = "") -> None:
+        super().__init__(message)
+        self.value = value
 
 
 class LoaderStateError(SeedRegistryError, ValueError):

@@ -31,6 +31,7 @@ TREE = {
     "ComponentRegistrationError": ("SeedRegistryError", ValueError),
     "InvalidOptionError": ("SeedRegistryError", ValueError),
     "UnknownPurposeError": ("SeedRegistryError", LookupError),
+    "OutOfRangeError": ("SeedRegistryError", IndexError),
     "LoaderStateError": ("SeedRegistryError", ValueError),
     "SampleAddressError": ("SeedRegistryError", TypeError),
     "UnrepeatableSamplerError": ("SeedRegistryError", ValueError),
