@@ -15,6 +15,7 @@ from seedregistry.callsite import stack_level
 from seedregistry.data.loader import SeededDataLoader
 from seedregistry.data.order import (
     DocumentedOrder,
+    DrawnOrder,
     HashedOrder,
     IndexedOrder,
     Order,
@@ -166,21 +167,25 @@ def _settings_of(loader: DataLoader[Any]) -> Dict[str, Any]:
 
 def _read_order(loader: DataLoader[Any]) -> Tuple[bool, Dict[str, Any]]:
     """Return whether a factory's loader shuffles, and its own sampler or batch sampler where it is more than that."""
+    own: Dict[str, Any] = dict.fromkeys(_SAMPLERS)
     sampler: Any = loader.sampler
     batch_sampler = loader.batch_sampler
-    own: Dict[str, Any] = dict.fromkeys(_SAMPLERS)
+    shuffle = False
+    if isinstance(batch_sampler, EpochBatchSampler):
+        sampler = batch_sampler.sampler
     if isinstance(loader.dataset, IterableDataset):
-        return False, own
-    if batch_sampler is not None and type(batch_sampler) not in (BatchSampler, EpochBatchSampler):
-        return False, {**own, "batch_sampler": batch_sampler}
-    if isinstance(sampler, DeterministicSampler):
-        return sampler.shuffle, own
-    kind = type(sampler)
-    if kind is SequentialSampler:
-        return False, own
-    if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
-        return True, own
-    return False, {**own, "sampler": sampler}
+        pass
+    elif isinstance(sampler, EpochSampler) and isinstance(sampler.order, DrawnOrder):
+        own[sampler.order.kind] = sampler.order.sampler
+    elif isinstance(sampler, DeterministicSampler):
+        shuffle = sampler.shuffle
+    elif batch_sampler is not None and (loader.batch_size is None or type(batch_sampler) is not BatchSampler):
+        own["batch_sampler"] = batch_sampler
+    elif type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+        shuffle = True
+    elif type(sampler) is not SequentialSampler:
+        own["sampler"] = sampler
+    return shuffle, own
 
 
 def _dataset_settings(dataset: object, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dict[str, Any]:

@@ -192,6 +192,10 @@ class DrawnOrder(Order):
     The sampler is copied for each epoch as it was given, its ``generator`` replaced by the position's and its ``set_epoch``
     called where it has them: a function of (stream, epoch), unless it reads something that changes outside of it.
 
+    Attributes:
+        sampler: as given.
+        kind: ``"sampler"`` or ``"batch_sampler"``.
+
     Args:
         sampler: the sampler; for batches, the batch sampler.
         stream: the stream.
@@ -203,7 +207,8 @@ class DrawnOrder(Order):
         super().__init__(size)
         self.name = f"drawn by {type(sampler).__module__}.{type(sampler).__qualname__}"
         self.stream = stream
-        self._sampler = sampler
+        self.sampler = sampler
+        self.kind = "batch_sampler" if makes_batches else "sampler"
         self._makes_batches = makes_batches
         self._kept: Optional[_Drawn] = None
 
@@ -212,7 +217,7 @@ class DrawnOrder(Order):
         if kept is not None and kept[0] == epoch:
             return kept
         position = self.stream.at(epoch)
-        sampler = _reseeded(self._sampler, position)
+        sampler = _reseeded(self.sampler, position)
         with position.scope():
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)

@@ -35,7 +35,7 @@ def _elements(value: Any) -> Iterator[Tuple[str, Any]]:
         yield from ((f".keywords[{name!r}]", bound) for name, bound in value.keywords.items())
         yield from ((f".args[{number}]", bound) for number, bound in enumerate(value.args))
         yield ".func", value.func
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, (types.MethodType, types.BuiltinMethodType)):
         yield ".__self__", value.__self__
     elif isinstance(value, types.FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
