@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -73,9 +73,14 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return self._cursor.stream
 
     @property
-    def _deterministic_sampler(self) -> Optional[EpochSampler]:
-        """The sampler, under the name that older code uses; None for an iterable dataset."""
+    def sampler_of_epochs(self) -> Optional[EpochSampler]:
+        """The sampler that holds the order and the position; None for an iterable dataset."""
         return self._cursor if isinstance(self._cursor, EpochSampler) else None
+
+    @property
+    def _deterministic_sampler(self) -> Optional[EpochSampler]:
+        """The same, under the name that older code uses."""
+        return self.sampler_of_epochs
 
     @property
     def epoch(self) -> int:
@@ -91,7 +96,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         self._cursor.set_epoch(epoch)
 
     def __len__(self) -> int:
-        sampler = self._deterministic_sampler
+        sampler = self.sampler_of_epochs
         return super().__len__() if sampler is None else sampler.steps_in(sampler.epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -107,21 +112,34 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 warnings.warn(message, EpochRepeatedWarning, stacklevel=stack_level())
             else:
                 host.warn(self.stream, EpochRepeatedWarning, message)
-        return self._begin()
+        return self.follow(self._fetch)
 
-    def _begin(self) -> _Epoch:
+    def _fetch(self) -> Iterator[Any]:
         cursor = self._cursor
         if isinstance(cursor, SeededIterable):
             cursor.begin(cursor.start_step * (self.batch_size or 1))
-            rank, steps = cursor.rank, None
-        else:
-            rank, steps = cursor.rank, cursor.steps_in(cursor.epoch)
         if self.generator is not None:
             # It gives the seed of the workers alone, which no sample depends on.
-            self.generator.manual_seed(self.stream.at(_WORKERS, cursor.epoch, rank).seed)
-        batches = super().__iter__()
-        self._progress = _Progress(cursor, steps)
+            self.generator.manual_seed(self.stream.at(_WORKERS, cursor.epoch, cursor.rank).seed)
+        return super().__iter__()
+
+    def follow(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """Return an iterator over the batches of the epoch that comes next, counted as this loader's own.
+
+        For frameworks that fetch batches from this loader's parts.
+
+        Args:
+            fetch: begins to fetch; called once, at once.
+        """
+        cursor = self._cursor
+        batches = fetch()
+        self._progress = _Progress(cursor, cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None)
         return _Epoch(batches, self._progress)
+
+    def count_steps(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Tuple[int, Any]]:
+        """Return an iterator over (step, batch), otherwise as :meth:`follow`."""
+        batches = self.follow(fetch)
+        return enumerate(batches, self._cursor.start_step)
 
     def steps(self, epoch: int) -> Iterator[Tuple[int, Any]]:
         """Yield (step, batch) of an epoch; step is the position in the epoch, also after a resume.
@@ -131,12 +149,12 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             ShardingError: there are several ranks and no ``shard``.
         """
         self.set_epoch(epoch)
-        return enumerate(self._begin(), self._cursor.start_step)
+        return self.count_steps(self._fetch)
 
     # --- random access ------------------------------------------------------------------------------------------------
 
     def _require_sampler(self, what: str) -> EpochSampler:
-        sampler = self._deterministic_sampler
+        sampler = self.sampler_of_epochs
         if sampler is None:
             message = f"An iterable dataset has no {what}; iterate it, or give it __getitem__ and __len__."
             raise InvalidOptionError(message)

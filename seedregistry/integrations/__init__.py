@@ -1,0 +1,1 @@
+"""Integrations: what a framework needs beyond the loader and the streams themselves. Each needs that framework."""
