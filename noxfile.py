@@ -60,8 +60,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests."""
-    install(session, "test")
+    """Run the tests, those with accelerate and Lightning among them."""
+    install(session, "test", "frameworks")
     session.run("pytest", *session.posargs)
 
 

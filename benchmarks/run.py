@@ -56,9 +56,9 @@ def row(info: dict) -> str:
     met = ""
     if target:
         limit = float(re.search(r"[\d.]+", target).group())
+        limit *= 1000 if target.endswith("ms") else 1
         value = info["value"] * (100 if info["kind"] == "bandwidth" else 1)
         met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
-        target = target.replace("+40000 us", "+40 ms")
     peer = "-" if info["peer"] == "nothing" else f"{info['peer']}: {show_time(info['peer_us'])}"
     return f"| {info['what']} | {show_time(info['measured_us'])} | {peer} | {shown} | {target or '-'} | {met or '-'} |"
 

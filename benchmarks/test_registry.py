@@ -258,6 +258,6 @@ def test_import(benchmark):
         "`import seedregistry` after `import torch`",
         *times,
         peer_name="nothing",
-        target="<= +40000 us",
+        target="<= +40 ms",
         kind="added",
     )

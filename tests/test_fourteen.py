@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from seedregistry import SeedRegistry, derivation, determinism, rng
-from seedregistry.errors import InvalidSeedError, RngStateError, SeedCollisionError
+from seedregistry.errors import InvalidSeedError, LoaderStateError, RngStateError, SeedCollisionError
 from seedregistry.testing import assert_rng_untouched
 
 
@@ -57,11 +57,24 @@ def test_02_resume_in_mid_epoch():
     assert all(torch.equal(a, b) for a, b in zip(rest, resumed))
 
 
-def test_03_no_shared_orders():
-    """(seed s, epoch e + 1) shares no order with (s + 1, e), and ranks, workers and samples have draws of their own."""
-    registry = SeedRegistry(42)
-    loader = registry.dataloader(TensorDataset(torch.arange(100)), instance_id="training", shuffle=True, order="indexed")
-    assert loader is not None
+@pytest.mark.parametrize("order", ["hashed", "indexed"])
+def test_03_no_shared_orders(order):
+    """No two of (seed, epoch) share an order, and no sample's draws repeat over seeds, epochs, samples and ranks."""
+    orders, draws = [], []
+    for seed in range(42, 45):
+        for rank in range(2):
+            registry = SeedRegistry(seed)
+            loader = registry.dataloader(
+                Augmented(), instance_id="training", shuffle=True, order=order, shard=(rank, 2), batch_size=2, num_workers=rank
+            )
+            for epoch in range(3):
+                rows = torch.cat([batch for _, batch in loader.steps(epoch)])
+                draws += rows[:, 1:].flatten().tolist()
+                if rank == 0:
+                    whole = registry.dataloader(range(12), instance_id="training", order=order, shuffle=True)
+                    orders.append(tuple(whole.indices(epoch).tolist()))
+    assert len(set(orders)) == len(orders) == 9
+    assert len(set(draws)) == len(draws) == 3 * 3 * 12 * 3
 
 
 def test_03_positions_are_unique():
@@ -194,9 +207,25 @@ def test_10_bad_states_are_named(fake_device):
 
 
 def test_11_foreign_loader_states_are_refused():
-    """A loader state of another batch size, seed or length is refused with both values."""
-    loader = SeedRegistry(42).dataloader(TensorDataset(torch.arange(10)), instance_id="training", batch_size=4)
-    loader.load_state_dict(loader.state_dict())
+    """A loader state of another batch size, seed, length or order is refused with both values, and nothing has changed."""
+
+    def make(*, seed=42, size=10, **kwargs):
+        options = {"batch_size": 4, "shuffle": True, **kwargs}
+        return SeedRegistry(seed).dataloader(range(size), instance_id="training", **options)
+
+    state = make().state_dict()
+    for loader, both in (
+        (make(batch_size=5), ("4", "5")),
+        (make(seed=43), ("'42'", "'43'")),
+        (make(size=11), ("10", "11")),
+        (make(order="indexed"), ("'documented'", "'indexed'")),
+    ):
+        before = loader.state_dict()
+        with pytest.raises(LoaderStateError) as caught:
+            loader.load_state_dict(state)
+        assert all(value in str(caught.value) for value in both)
+        assert loader.state_dict() == before
+    make().load_state_dict(state)
 
 
 def test_12_equal_effective_seeds_are_detected():

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ LAYERS = {
     2: {"rng", "determinism", "environment", "distributed"},
     3: {"stream", "components", "data", "audit", "guard", "global_state", "host"},
     4: {"registry"},
-    5: {"functional", "testing"},
+    5: {"functional", "integrations", "testing"},
 }
 # Inside a layer, who may import whom; a package's own modules are one unit.
 SIDEWAYS = {
@@ -37,6 +38,8 @@ SIDEWAYS = {
     ("host", "guard"),
     ("host", "stream"),
 }
+# Modules that need a framework, and are not looked into where it is missing.
+FRAMEWORKS = {"integrations/accelerate": "accelerate"}
 WITHOUT_TORCH = {"errors", "derivation", "digest", "callsite", "purposes", "ledger"}
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 
@@ -144,6 +147,8 @@ def test_all_is_complete_and_literal(name):
     """Every module has a docstring and a literal, sorted-or-grouped __all__ of names that exist, each public thing in it."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
+    if name in FRAMEWORKS:
+        pytest.importorskip(FRAMEWORKS[name])
     module = importlib.import_module(
         "seedregistry." + name.replace("/__init__", "").replace("/", ".") if name != "__init__" else "seedregistry"
     )
@@ -173,8 +178,18 @@ def test_one_public_home():
 
 def test_no_module_is_left_out():
     """Every module of the package can be imported."""
+    missing = {f"seedregistry.{name.replace('/', '.')}" for name, needs in FRAMEWORKS.items() if find_spec(needs) is None}
     for module in pkgutil.walk_packages([str(ROOT)], "seedregistry."):
-        importlib.import_module(module.name)
+        if module.name not in missing:
+            importlib.import_module(module.name)
+
+
+def test_a_missing_framework_is_named():
+    """An integration whose framework is missing says so in a line, with the way out."""
+    for name, needs in FRAMEWORKS.items():
+        script = f"import sys; sys.modules[{needs!r}] = None; import seedregistry.{name.replace('/', '.')}"
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert f"ImportError: seedregistry.{name.replace('/', '.')} needs {needs}: pip install" in run.stderr
 
 
 def test_importing_moves_nothing():

@@ -49,10 +49,10 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     @functools.wraps(DataLoader.__init__)  # type: ignore[misc]  # frameworks read the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        sampler = self.sampler
-        if isinstance(self.batch_sampler, EpochBatchSampler):
-            sampler = self.batch_sampler.sampler
-        elif isinstance(sampler, EpochSampler) and type(self.batch_sampler) is BatchSampler:
+        # A framework may have put a batch sampler of its own around ours; it then still has our sampler.
+        inner = getattr(self.batch_sampler, "sampler", None)
+        sampler = inner if isinstance(inner, EpochSampler) else self.sampler
+        if isinstance(sampler, EpochSampler) and type(self.batch_sampler) is BatchSampler:
             ours = EpochBatchSampler(sampler, self.batch_sampler.batch_size, self.batch_sampler.drop_last)
             object.__setattr__(self, "batch_sampler", ours)  # DataLoader's own attribute may be set once only
         cursor = self.dataset if isinstance(self.dataset, SeededIterable) else sampler

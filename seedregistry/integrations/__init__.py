@@ -1,1 +1,3 @@
 """Integrations: what a framework needs beyond the loader and the streams themselves. Each needs that framework."""
+
+__all__ = ()
