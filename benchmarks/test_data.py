@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from harness import in_turn, on_a_short_stack, report
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from seedregistry import SeedRegistry
@@ -38,8 +40,6 @@ class Images(Dataset):
     """Images of 64 x 64 made here, with pillow's random crop, flip and jitter: about 400 us a sample."""
 
     def __init__(self, size: int) -> None:
-        from PIL import Image
-
         rng = np.random.default_rng(0)
         arrays = rng.integers(0, 256, (size, 80, 80, 3), dtype=np.uint8)
         self.images = [Image.fromarray(array) for array in arrays]
@@ -48,8 +48,6 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        from PIL import Image, ImageEnhance
-
         side = random.randint(56, 80)
         left, top = random.randint(0, 80 - side), random.randint(0, 80 - side)
         image = self.images[index].crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BILINEAR)
@@ -57,6 +55,9 @@ class Images(Dataset):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(0.6 + 0.8 * np.random.rand())
+        hue, *others = image.convert("HSV").split()
+        shift = random.randint(-12, 12)
+        image = Image.merge("HSV", [hue.point(lambda value: (value + shift) % 256), *others]).convert("RGB")
         return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255)
 
 
@@ -132,8 +133,6 @@ def test_seeding_a_sample(benchmark, scheme, target):
 
 
 def digits() -> TensorDataset:
-    from sklearn.datasets import load_digits
-
     found = load_digits()
     return TensorDataset(torch.tensor(found.data, dtype=torch.float32), torch.tensor(found.target))
 

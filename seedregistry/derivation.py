@@ -38,6 +38,7 @@ __all__ = [
     "late_seed",
     "mt19937_words",
     "numpy_seed",
+    "numpy_word_bytes",
     "numpy_words",
     "philox_seed",
     "position_key",
@@ -308,8 +309,13 @@ def numpy_seed(key: bytes) -> int:
 
 def numpy_words(key: bytes) -> Tuple[int, ...]:
     """Return the eight 32-bit words that seed NumPy's legacy generator at a key, under ``sha256-256``."""
-    digest = hashlib.sha256(_TAG_NUMPY + key).digest()
+    digest = numpy_word_bytes(key)
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
+
+
+def numpy_word_bytes(key: bytes) -> bytes:
+    """Return these words as bytes, each big-endian."""
+    return hashlib.sha256(_TAG_NUMPY + key).digest()
 
 
 def mt19937_words(key: bytes) -> bytes:

@@ -367,7 +367,7 @@ class PositionPrefix:
         """Return what generators are set from at a position."""
         position = self._hash.copy()
         position.update(derivation.encode_coordinates(coordinates))
-        return KeyedSource(position.digest(), full_width=self._full_width)
+        return KeyedSource(position.digest(), self._full_width)
 
 
 class KeyedSource:
@@ -375,7 +375,7 @@ class KeyedSource:
 
     __slots__ = ("full_width", "key")
 
-    def __init__(self, key: bytes, *, full_width: bool) -> None:
+    def __init__(self, key: bytes, full_width: bool) -> None:  # noqa: FBT001 - made for every sample: keywords cost
         self.key = key
         self.full_width = full_width
 

@@ -27,7 +27,7 @@ from augmented import Augmented, mixup
 from seedregistry import SeedRegistry
 from seedregistry.errors import ShardingError
 
-dist.init_process_group("gloo")
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
 rank, world = dist.get_rank(), dist.get_world_size()
 found = {}
 registry = SeedRegistry(42)
@@ -61,23 +61,21 @@ OPTIONS = {
 def launch(world, path) -> list:
     """Run the script on some ranks and return what each found."""
     import pickle
-    import socket
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
+        "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
     }
     script = f"OPTIONS = {OPTIONS!r}\n{WORKER}"
-    command = [sys.executable, "-c", script, str(path)]
-    ranks = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(world)]
-    assert [rank.wait(100) for rank in ranks] == [0] * world
+    command = [sys.executable, "-c", script, str(path), f"{path}.store"]
+    ranks = [subprocess.Popen([*command, str(rank), str(world)], env=environment) for rank in range(world)]
+    try:
+        assert [rank.wait(60) for rank in ranks] == [0] * world
+    finally:
+        for rank in ranks:
+            rank.kill()
     return pickle.loads(path.read_bytes())
 
 

@@ -44,6 +44,8 @@ def check_addresses(addresses: Any) -> None:
     Raises:
         SampleAddressError: one of them is a plain index, or nothing like an address.
     """
+    if set(map(type, addresses)) == {tuple} and set(map(len, addresses)) == {_LENGTH}:
+        return
     for address in addresses:
         if type(address) is not tuple or len(address) != _LENGTH:
             message = (

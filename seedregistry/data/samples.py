@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -26,6 +27,7 @@ COLLATE = "collate"
 ITEM = "item"
 _START = "start"
 _DECLARED = "draws_random_numbers"
+_index_of = itemgetter(3)
 _PLAIN = (list, tuple, range, torch.Tensor, np.ndarray)
 
 
@@ -121,17 +123,16 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
                 yield prefix.source(index)
 
     def _fetch_seeded(self, addresses: Sequence[Address]) -> List[Any]:
-        samples: List[Any] = []
-        sources = self._sources(addresses)
-        first = next(sources, None)
-        if first is None:
-            return samples
+        if not addresses:
+            return []
         fetch = getattr(self.dataset, "__getitems__", None)
         one_by_one = self.dataset.__getitem__ if not callable(fetch) else lambda index: fetch([index])[0]
-        with rng.Scope(first, self._stream.label, late_seed=self._stream.late_seed) as scope:
-            samples.append(one_by_one(addresses[0][3]))
-            for address, source in zip(addresses[1:], sources):
-                scope.reseed(source)
+        sources = self._sources(addresses)
+        with rng.Scope(next(sources), self._stream.label, late_seed=self._stream.late_seed) as scope:
+            samples = [one_by_one(addresses[0][3])]
+            reseed = scope.reseed
+            for source, address in zip(sources, addresses[1:]):
+                reseed(source)
                 samples.append(one_by_one(address[3]))
         return samples
 
@@ -140,7 +141,7 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
         if self._draws:
             samples: Sequence[Any] = self._fetch_seeded(addresses)
         else:
-            indices = [address[3] for address in addresses]
+            indices = list(map(_index_of, addresses))
             samples = self._fetch_shown(indices) if self._must_show else self._fetch(indices)
         if not self._keeps_addresses or not addresses:
             return samples

@@ -32,7 +32,15 @@ if TYPE_CHECKING:
             """Return whether generators take more of the key than the seed."""
 
 
-__all__ = ["make_generator", "make_numpy", "make_plain_generator", "make_python", "resolve_device", "seed_generator"]
+__all__ = [
+    "FullState",
+    "make_generator",
+    "make_numpy",
+    "make_plain_generator",
+    "make_python",
+    "resolve_device",
+    "seed_generator",
+]
 
 # The state of torch's CPU generator is 5,056 bytes: seed u64, left i32, seeded i32, next u64, 624 words of 32 bits held
 # as u64, and the cached normals. Source: aten/src/ATen/CPUGeneratorImpl.cpp (CPUGeneratorImplStateLegacy).
@@ -59,12 +67,27 @@ def _check_cpu_layout() -> None:
         raise RngStateError(message)
 
 
-def _full_cpu_state(source: SeedSource) -> torch.Tensor:
-    _check_cpu_layout()
-    state = np.zeros(_STATE_BYTES, dtype=np.uint8)
-    state[:_WORDS_START] = np.frombuffer(_HEADER.pack(source.seed, 1, 1, 0), dtype=np.uint8)
-    state[_WORDS_START:_WORDS_END].view("<u8")[:] = np.frombuffer(derivation.mt19937_words(source.key), dtype="<u4")
-    return torch.from_numpy(state)
+class FullState:
+    """A state of torch's CPU generator with all 624 words from a key. It may be filled again: generators copy it.
+
+    Raises:
+        RngStateError: this torch keeps the state in a layout that is not known.
+    """
+
+    __slots__ = ("_bytes", "_tensor", "_words")
+
+    def __init__(self) -> None:
+        _check_cpu_layout()
+        state = np.zeros(_STATE_BYTES, dtype=np.uint8)
+        self._bytes: Any = memoryview(state)  # type: ignore[arg-type]  # NumPy 2's stubs for Python 3.12 only
+        self._words = state[_WORDS_START:_WORDS_END].view("<u8")
+        self._tensor = torch.from_numpy(state)
+
+    def fill(self, key: bytes, seed: int) -> torch.Tensor:
+        """Return the state of a key, for ``Generator.set_state``; ``initial_seed`` will say ``seed``."""
+        _HEADER.pack_into(self._bytes, 0, seed, 1, 1, 0)
+        self._words[:] = np.frombuffer(derivation.mt19937_words(key), dtype="<u4")
+        return self._tensor
 
 
 def seed_generator(generator: torch.Generator, source: SeedSource) -> None:
@@ -76,7 +99,7 @@ def seed_generator(generator: torch.Generator, source: SeedSource) -> None:
     if not source.full_width:
         generator.manual_seed(source.seed)
     elif generator.device.type == "cpu":
-        generator.set_state(_full_cpu_state(source))
+        generator.set_state(FullState().fill(source.key, source.seed))
     else:
         generator.manual_seed(derivation.philox_seed(source.key))
 

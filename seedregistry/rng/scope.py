@@ -195,6 +195,7 @@ class Scope:
         "_frame",
         "_is_open",
         "_late_seed",
+        "_seeder",
         "_source",
         "_timeout_s",
         "_torch_only",
@@ -221,6 +222,7 @@ class Scope:
         self._late_seed = late_seed
         self._is_open = False
         self._captured: Optional[Captured] = None
+        self._seeder: Optional[Callable[[SeedSource], None]] = None
         self._frame: Optional[Tuple[CodeType, int]] = None
         self.movement: Optional[Movement] = None
 
@@ -255,7 +257,7 @@ class Scope:
         return self
 
     def reseed(self, source: SeedSource) -> None:
-        """Set the generators from another source, inside the block: for many short draws under one capture.
+        """Set the generators from another position of the same scheme, inside the block: many short draws, one capture.
 
         Raises:
             ScopeError: this is not the innermost open scope.
@@ -263,7 +265,11 @@ class Scope:
         if not self._is_open or _stack.open[-1] is not self or self._captured is None:
             message = f"Scope '{self.label}' is not the innermost open scope, and cannot be seeded again."
             raise ScopeError(message)
-        self._captured.seed_from(source, len(_stack.open) - 1)
+        seeder = self._seeder
+        if seeder is None:
+            depth = len(_stack.open) - 1
+            seeder = self._seeder = self._captured.seeder(full_width=source.full_width, depth=depth)
+        seeder(source)
 
     def __exit__(
         self,
