@@ -45,7 +45,8 @@ dist.all_gather_object(every, found)
 if rank == 0:
     with open(sys.argv[1], "wb") as file:
         pickle.dump(every, file)
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # torch 2.2 may hang in destroy_process_group on gloo
 """
 
 OPTIONS = {
