@@ -86,6 +86,11 @@ class Slow(Augmented):
         return super().__getitem__(index)
 
 
+def draw(samples):
+    """Return a draw in the place of a batch."""
+    return random.random()
+
+
 def mixup(samples):
     """Mix a batch with a permutation of itself, with a draw of each library."""
     batch = torch.stack(list(samples))

@@ -166,6 +166,13 @@ def test_a_foreign_state_is_refused(name):
     assert other.state_dict() == before
 
 
+@pytest.mark.skipif("in_order" not in torch.utils.data.DataLoader.__init__.__code__.co_varnames, reason="not in this torch")
+def test_batches_that_come_as_they_are_ready():
+    """With in_order=False there is no state, and the error says why."""
+    with pytest.raises(LoaderStateError, match="in_order=False"):
+        make(num_workers=1, in_order=False).state_dict()
+
+
 def test_corrupt_states_are_refused():
     """A missing, foreign or malformed entry is refused by name, and changes nothing."""
     loader = make()

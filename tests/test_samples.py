@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from augmented import Augmented, Broken, Dicts, Dies, DividedItems, InBatches, Items, Slow, mixup
+from augmented import Augmented, Broken, Dicts, Dies, DividedItems, InBatches, Items, Slow, draw, mixup
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler, Subset, TensorDataset, default_collate
 
 from seedregistry import SeedRegistry
@@ -264,6 +264,8 @@ def test_datasets_that_draw_nothing():
     assert [batch.tolist() for batch in make(Quiet(5), shuffle=False)] == [[0, 1, 2, 3], [4]]
     with assert_rng_untouched(), pytest.raises(UndeclaredRandomnessError, match="drew from numpy, python, torch"):
         list(make(Declared()))
+    with pytest.raises(UndeclaredRandomnessError):
+        list(make(Declared(), batch_size=None))
 
 
 def test_iterable_datasets():
@@ -297,6 +299,8 @@ def test_iterable_datasets_and_collate_functions():
 
     assert run(0) == run(1)
     assert len(set(run(0))) == 4
+    loader = SeedRegistry(42).dataloader(Items(), batch_size=11, collate_fn=draw, num_workers=2)
+    assert len(set(loader)) == 2  # workers that yield the same items do not repeat each other's draws
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -212,8 +212,12 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         read. With workers and prefetching too, it counts the batches that were handed out.
 
         Raises:
-            LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of its own and no workers.
+            LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of its own and no workers; or
+                workers with ``in_order=False``.
         """
+        if self.num_workers and not getattr(self, "in_order", True):
+            message = "With in_order=False batches come as they are ready, and no number says which of them are left."
+            raise LoaderStateError(message)
         progress = self._progress
         if progress is not None and progress.is_current(self._cursor):
             epoch, yielded = progress.epoch, progress.yielded

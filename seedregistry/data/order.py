@@ -113,9 +113,9 @@ class SequentialOrder(Order):
 
 
 class _Cached(Order):
-    """An order that is computed an epoch at a time; the last epoch is kept."""
+    """An order that is computed an epoch at a time; the last two are kept, for random access beside an iteration."""
 
-    _kept: Optional[Tuple[int, np.ndarray]] = None
+    _kept: Tuple[Tuple[int, np.ndarray], ...] = ()
 
     @abc.abstractmethod
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -123,10 +123,12 @@ class _Cached(Order):
 
     def take(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Return a slice of the epoch's permutation."""
-        kept = self._kept
-        if kept is None or kept[0] != epoch:
-            kept = self._kept = (epoch, self._permutation(epoch))
-        return kept[1][start:stop]
+        for known, permutation in self._kept:
+            if known == epoch:
+                return permutation[start:stop]
+        permutation = self._permutation(epoch)
+        self._kept = ((epoch, permutation), *self._kept[:1])
+        return permutation[start:stop]
 
     def __getstate__(self) -> Dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_kept"}

@@ -151,7 +151,10 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, address: Any) -> Any:
         check_addresses((address,))
-        sample = self._fetch_seeded((address,))[0] if self._draws else self.dataset[address[3]]
+        if self._draws:
+            sample = self._fetch_seeded((address,))[0]
+        else:
+            sample = self._fetch_shown([address[3]])[0] if self._must_show else self.dataset[address[3]]
         return AddressedSample(sample, *address[:2]) if self._keeps_addresses else sample
 
 
@@ -208,9 +211,10 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
         part, parts = rank * workers + worker, world * workers
         if self.is_divided:
             return self._items(self.stream.prefix(ITEM, epoch), epoch, first, part, parts)
-        return self._items(self.stream.prefix(ITEM, epoch, part), epoch, first, 0, 1)
+        return self._items(self.stream.prefix(ITEM, epoch, part), epoch, first, part, parts)
 
     def _items(self, prefix: PositionPrefix, epoch: int, number: int, part: int, parts: int) -> Iterator[Any]:
+        is_divided = self.is_divided
         with self._scope(prefix.source(_START)):
             items = iter(self.dataset)
         while True:
@@ -219,8 +223,10 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
                     item = next(items)
                 except StopIteration:
                     return
-            if number % parts == part:
-                yield AddressedSample(item, epoch, number) if self._keeps_addresses else item
+            if not is_divided or number % parts == part:
+                # Workers that do not share the items count the same numbers; their batches are told apart.
+                step = number if is_divided else number * parts + part
+                yield AddressedSample(item, epoch, step) if self._keeps_addresses else item
             number += 1
 
     def _scope(self, source: KeyedSource) -> rng.Scope:
@@ -231,7 +237,8 @@ class SeededCollate:
     """A collate function whose draws are a function of (stream, epoch, step, rank): mixup, cut-mix.
 
     While a batch is put together the default generators stand at the position ("collate", e, step, rank) of the loader's
-    stream; for an iterable dataset the number of the batch's first item stands in the place of the step. Pickles.
+    stream; for an iterable dataset the number of the batch's first item (times the workers over all ranks, plus the worker,
+    unless they share the items) stands in the place of the step. Pickles.
 
     Args:
         collate_fn: the function; it stays reachable as ``.collate_fn``.
