@@ -192,6 +192,16 @@ def test_a_rank_by_hand():
     loaders[1].load_state_dict(state)  # a state is of all ranks
 
 
+def test_the_ledger_does_not_depend_on_the_ranks():
+    """With a global batch size the ledgers of all ranks and of every number of ranks have one digest."""
+    digests = set()
+    for shard in ((0, 1), (0, 2), (1, 2), (3, 4)):
+        registry = SeedRegistry(42)
+        list(registry.dataloader(range(22), instance_id="training", shuffle=True, global_batch_size=8, shard=shard))
+        digests.add(registry.ledger.digest)
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("shard", [1, "yes", (1,), (2, 2), (-1, 2), (0, 2.0), (True, 2)])
 def test_bad_shards(shard):
     """Another form of shard is refused with the forms that there are."""

@@ -192,7 +192,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         """Return what must match for a position to mean the same samples: ints, strings and bools."""
         stream = self.stream
         definition = (
-            self._cursor.definition()
+            self._cursor.identity()
             if isinstance(self._cursor, EpochSampler)
             else {"order": "iterable", "batch_size": self.batch_size}
         )
@@ -279,7 +279,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         inner = getattr(dataset, "dataset", dataset) if dataset is self.dataset else dataset
         description: Dict[str, Any] = {"class": f"{type(inner).__module__}.{type(inner).__qualname__}"}
         if isinstance(self._cursor, EpochSampler):
-            return {**description, **self._cursor.definition()}
+            return {**description, **self._cursor.describe()}
         resumable = hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")
         note = {} if resumable else {"warning": "not exactly resumable"}
         return {**description, "order": "iterable", "batch_size": self.batch_size, "drop_last": self.drop_last, **note}

@@ -129,9 +129,13 @@ class EpochSampler(Cursor, DeterministicSampler):
         elif total % world:
             message = f"global_batch_size={total} cannot be divided by {world} ranks."
             raise ShardingError(message)
-        tail = "drop" if self.drop_last else "pad" if self.global_batch_size is not None else "keep"
-        self._shards = Shards(samples=self.order.size, global_batch_size=total, tail=tail, rank=rank, world_size=world)
+        self._shards = Shards(samples=self.order.size, global_batch_size=total, tail=self.tail, rank=rank, world_size=world)
         return self._shards
+
+    @property
+    def tail(self) -> str:
+        """What becomes of a last step that is not full, as :class:`Shards` has it."""
+        return "drop" if self.drop_last else "pad" if self.global_batch_size is not None else "keep"
 
     @property
     def rank(self) -> int:  # type: ignore[override]
@@ -257,8 +261,14 @@ class EpochSampler(Cursor, DeterministicSampler):
             return [address[3] for address in self.flat(epoch, 0)]
         return [address[3] for address in self.addresses(epoch, step)]
 
-    def definition(self) -> Dict[str, Any]:
-        """Return what decides which samples come when: content of the ledger, and what a state dict must match."""
+    def describe(self) -> Dict[str, Any]:
+        """Return what the ledger keeps: the order's definition and the steps, alike on every rank and for every world size."""
+        if self.global_batch_size is not None:
+            return {**self.order.definition(), "global_batch_size": self.global_batch_size, "tail": self.tail}
+        return {**self.order.definition(), "batch_size": self.batch_size, "tail": self.tail}
+
+    def identity(self) -> Dict[str, Any]:
+        """Return what a state dict must match for a step to be the same samples on every rank."""
         shards = self.shards
         return {
             **self.order.definition(),
