@@ -36,7 +36,7 @@ def on_a_short_stack(work):
     return found[0]
 
 
-def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())) -> tuple:
+def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ()), collects: bool = True) -> tuple:
     """Time two bodies in turn.
 
     Args:
@@ -45,6 +45,8 @@ def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())
         rounds: how many times each.
         calls: calls in one round.
         prepare: returns the arguments of both, before each round and not timed.
+        collects: collect garbage before each round. It empties Python's free lists too, which a body that makes many small
+            tuples then pays for and a training does not.
 
     Returns:
         Seconds for a call: one list for the measured body and one for the peer.
@@ -55,7 +57,8 @@ def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())
         times: tuple = ([], [])
         for _ in range(rounds):
             arguments = prepare()
-            gc.collect()
+            if collects:
+                gc.collect()
             for body, own, found in zip((measured, peer), arguments, times):
                 started = time.perf_counter()
                 body(*own)

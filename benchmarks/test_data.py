@@ -152,7 +152,7 @@ def test_epochs(benchmark, pipeline, scheme, workers):
     loader = SeedRegistry(42, scheme=scheme).dataloader(data, instance_id="x", **options)
     peer = DataLoader(data, generator=torch.Generator(), **options)
     on_a_short_stack(lambda: (drain(loader), drain(peer)))  # workers start here
-    times = in_turn(lambda: drain(loader), lambda: drain(peer), rounds=rounds, calls=len(data))
+    times = in_turn(lambda: drain(loader), lambda: drain(peer), rounds=rounds, calls=len(data), collects=False)
     is_heavy = pipeline == "augmented images"
     report(
         benchmark,
