@@ -177,6 +177,24 @@ def test_keys_that_are_no_ints():
     assert run() == run()
 
 
+def test_lists_of_indices_as_keys():
+    """A batch sampler passed as sampler=, with batch_size=None, makes the dataset fetch its batches itself."""
+
+    class Rows(Augmented):
+        def __getitem__(self, indices):
+            return torch.stack([super(Rows, self).__getitem__(index) for index in indices])
+
+    def run(**extra) -> list:
+        sampler = BatchSampler(RandomSampler(range(N)), 5, drop_last=False)
+        loader = SeedRegistry(42).dataloader(Rows(N), instance_id="training", sampler=sampler, batch_size=None, **extra)
+        return [contents(loader) for _ in range(2)]
+
+    first = run()
+    assert first == run(num_workers=1)
+    assert first[0] != first[1]
+    assert [len(bytes_) // 32 for bytes_ in first[0]] == [5, 5, 2]
+
+
 def test_a_loader_of_ours_from_a_factory():
     """A factory's loader that a registry made is made again with its sampler."""
     for name in ("weighted", "buckets"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, Union, final
+from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Sequence, Tuple, Union, final
 
 import numpy as np
 import torch
@@ -235,12 +235,7 @@ class DrawnOrder(Order):
             message = f"{type(sampler).__name__} said it has {self.size} indices and drew {len(drawn)} in epoch {epoch}."
             raise UnrepeatableSamplerError(message)
         indices: List[Any] = [index.__index__() if hasattr(index, "__index__") else index for index in drawn]
-        counts: Dict[Any, int] = {}
-        before = []
-        for index in indices:
-            earlier = counts.get(index, 0)
-            before.append(earlier)
-            counts[index] = earlier + 1
+        before, counts = _count(indices)
         repeats = len(counts) < len(indices)
         taken: Indices = np.asarray(indices, dtype=np.int64) if all(type(i) is int for i in indices) else indices
         kept = (epoch, taken, before if repeats else None, counts if repeats else None, ends)
@@ -269,7 +264,23 @@ class DrawnOrder(Order):
         return {**vars(self), "_kept": None}
 
 
+def _count(indices: List[Any]) -> Tuple[List[int], Dict[Any, int]]:
+    """Return how often each index has come up before, and how often it comes up in all.
+
+    Keys that cannot be hashed, such as lists of indices, are told apart by their position alone.
+    """
+    counts: Dict[Any, int] = {}
+    before = []
+    for position, index in enumerate(indices):
+        key = index if isinstance(index, Hashable) else (_UNHASHED, position)
+        earlier = counts.get(key, 0)
+        before.append(earlier)
+        counts[key] = earlier + 1
+    return before, counts
+
+
 _GENERATOR = "generator"
+_UNHASHED = object()
 
 
 def _reseeded(sampler: Any, position: Any) -> Any:
