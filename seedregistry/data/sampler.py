@@ -134,7 +134,7 @@ class EpochSampler(Cursor, DeterministicSampler):
 
     @property
     def tail(self) -> str:
-        """What becomes of a last step that is not full, as :class:`Shards` has it."""
+        """What becomes of a last step that is not full, one of the words of ``Shards``."""
         return "drop" if self.drop_last else "pad" if self.global_batch_size is not None else "keep"
 
     @property
