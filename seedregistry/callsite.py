@@ -12,9 +12,13 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _seen: Dict[Tuple[str, int], str] = {}
 
 
-def call_site() -> str:
-    """Return ``"file.py:12"`` of the innermost frame outside the library: the base name only, never a path."""
-    frame = sys._getframe(1)
+def call_site(inner: int = 0) -> str:
+    """Return ``"file.py:12"`` of the innermost frame outside the library: the base name only, never a path.
+
+    Args:
+        inner: how many callers of the caller are the library's for certain, and need not be looked at.
+    """
+    frame = sys._getframe(1 + inner)
     while frame.f_code.co_filename.startswith(_PACKAGE):
         outer = frame.f_back
         if outer is None:

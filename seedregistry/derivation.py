@@ -147,6 +147,8 @@ def validate_purpose(value: object, *, allow_empty: bool = False) -> str:
     Raises:
         InvalidNameError: for everything else.
     """
+    if type(value) is str and value and value.isascii():  # nearly all of them
+        return value
     if not isinstance(value, str):
         message = f"A purpose must be a str, such as 'model' or 'dropout'; got {_show(value)}."
         raise InvalidNameError(message, value=_show(value))
@@ -165,8 +167,8 @@ def validate_instance_id(value: object) -> InstanceId:
     Raises:
         InvalidNameError: for everything else.
     """
-    if value is None:
-        return None
+    if value is None or (type(value) is str and value.isascii()):  # nearly all of them
+        return value
     if isinstance(value, str):
         return _require_encodable(str.__str__(value), "instance id")
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):

@@ -195,13 +195,13 @@ class SeedRegistry:
             seed = scheme.derive(self._master_seed, name, identity)
             if scheme.refuses_shared_seeds:
                 shared.guard.claim(seed, (self._master_seed, name, identity))
-            self._add(name, identity, seed)
+            self._add(name, identity, seed, call_site(1))  # seed() is the caller
         return seed
 
-    def _add(self, purpose: str, instance_id: InstanceId, seed: int) -> None:
+    def _add(self, purpose: str, instance_id: InstanceId, seed: int, site: str) -> None:
         """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
         scheme = self._scheme.name
-        self._shared.ledger.append_later(_derivation, self._master_seed, scheme, purpose, instance_id, seed, call_site())
+        self._shared.ledger.append_later(_derivation, self._master_seed, scheme, purpose, instance_id, seed, site)
         self._seeds[purpose, instance_id] = seed
         if _log.isEnabledFor(logging.DEBUG):
             extra = self._extra(purpose, instance_id, seed)
@@ -234,6 +234,7 @@ class SeedRegistry:
             raise InvalidOptionError(message)
         identities = [derivation.validate_instance_id(instance_id) for instance_id in instance_ids]
         shared = self._shared
+        site = call_site()
         with shared.lock:
             shared.guard.check_purpose(name, shared.components)
             fresh = [key for key in dict.fromkeys((name, identity) for identity in identities) if key not in self]
@@ -241,7 +242,7 @@ class SeedRegistry:
             if self._scheme.refuses_shared_seeds:
                 shared.guard.claim_all((seed, (self._master_seed, *key)) for seed, key in zip(seeds, fresh))
             for key, seed in zip(fresh, seeds):
-                self._add(*key, seed)
+                self._add(*key, seed, site)
 
     def stream(self, purpose: str, instance_id: InstanceId = None) -> Stream:
         """Return the stream of (purpose, instance id), always the same object. Looking it up is no use of it.
