@@ -1,10 +1,14 @@
-"""What ``torch.distributed`` says about this process. Read only."""
+"""What ``torch.distributed``, or the launcher, says about this process. Read only."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Union
+
 import torch
 
-__all__ = ["rank", "world_size"]
+__all__ = ["path_of_rank", "rank", "world_size"]
 
 
 def _is_initialized() -> bool:
@@ -19,3 +23,19 @@ def world_size() -> int:
 def rank() -> int:
     """Return the rank of this process in the default process group, 0 where there is none."""
     return int(torch.distributed.get_rank()) if _is_initialized() else 0
+
+
+def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[str]]:
+    """Return the path under which this process writes what every rank writes: rank 0 as it is, others with their rank.
+
+    ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before a process group is there, the rank is that which the launcher set:
+    ``RANK``, of ``torchrun``.
+    """
+    own = rank()
+    told = os.environ.get("RANK", "")
+    if not _is_initialized() and told.isascii() and told.isdigit():
+        own = int(told)
+    if not own:
+        return path
+    whole = Path(path)
+    return whole.with_name(f"{whole.stem}.rank{own}{whole.suffix}")

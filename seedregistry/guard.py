@@ -48,7 +48,7 @@ class Guard:
         if on_reuse not in _REUSE_RULES:
             message = f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
             raise InvalidOptionError(message)
-        self._ledger = ledger
+        self.ledger = ledger
         self._on_reuse = on_reuse
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
         self._seen: Set[str] = set(LIBRARY_PURPOSES)
@@ -66,7 +66,7 @@ class Guard:
 
     def warn(self, category: Type[SeedRegistryWarning], message: str, purpose: str, instance_id: InstanceId = None) -> None:
         """Issue a warning at the user's line, and record it."""
-        self._ledger.append(
+        self.ledger.append(
             records.Warned(category=category.__name__, purpose=purpose, instance_id=instance_id, message=message)
         )
         warnings.warn(message, category, stacklevel=stack_level())

@@ -33,6 +33,19 @@ class Shared:
         self.has_environment = False
         self._make_transient()
 
+    def keep_in(self, ledger: Ledger) -> None:
+        """Record in another ledger, and claim the seeds of the streams that it has already.
+
+        Raises:
+            SeedCollisionError: two of them have one seed.
+        """
+        refusing = {name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds}
+        for record in ledger.find(records.Derivation):
+            if record.scheme in refusing:
+                self.guard.claim(record.seed, (record.master_seed, record.purpose, record.instance_id))
+        self.ledger = ledger
+        self.guard.ledger = ledger
+
     def _make_transient(self) -> None:
         self.lock = threading.RLock()
         self.handouts = rng.Handouts()

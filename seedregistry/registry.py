@@ -26,7 +26,7 @@ from typing import (
     Union,
 )
 
-from seedregistry import audit, derivation, environment, rng
+from seedregistry import audit, derivation, distributed, environment, rng
 from seedregistry.callsite import call_site
 from seedregistry.components.base import Component, build_in_scope, describe, describe_factory, distribution_of
 from seedregistry.components.dataloader import DataLoaderComponent
@@ -43,10 +43,11 @@ from seedregistry.errors import (
 )
 from seedregistry.global_state import GlobalState, refuse_in_scope, set_global_state
 from seedregistry.host import Host, Shared
-from seedregistry.ledger import records
+from seedregistry.ledger import Ledger, records
 from seedregistry.stream import Stream
 
 if TYPE_CHECKING:
+    import os
     import random
 
     import numpy as np
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from seedregistry.data.loader import SeededDataLoader
     from seedregistry.data.shards import Shard
     from seedregistry.derivation import InstanceId
-    from seedregistry.ledger import Ledger
 
 __all__ = ["SeedRegistry"]
 
@@ -85,6 +85,10 @@ class SeedRegistry:
         master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits from the operating system,
             records them and logs the line to paste.
         scheme: ``"sha256-31"`` (the documented seeds) or ``"sha256-256"`` (no collisions, full-width generators).
+        journal: path of a file in which every entry of the ledger is when the call that made it returns. A file that is
+            there goes on, and must be a journal of the same master seed and scheme. In a run with several ranks, those above
+            0 get their rank before the suffix: ``ledger.rank1.jsonl``.
+        durable: flush each entry of the journal to the disk, so that it survives a loss of power as well as a kill.
         on_reuse: ``"auto"`` (a stream used twice is sharing with an instance id and a warning without one; two generators
             from one line are a warning), ``"allow"``, ``"warn"`` (every second use) or ``"forbid"`` (an error).
         purposes: the closed set of purposes; None leaves it open.
@@ -97,6 +101,8 @@ class SeedRegistry:
     Raises:
         InvalidSeedError: the master seed is not such an integer.
         InvalidOptionError: another argument is not one of its values.
+        LedgerError: the journal is written by somebody else, belongs to another registry, or the file system refused.
+        LedgerFormatError, LedgerIntegrityError: the journal's file is none, or does not hold together.
     """
 
     def __init__(
@@ -104,6 +110,8 @@ class SeedRegistry:
         master_seed: Optional[int] = None,
         *,
         scheme: str = derivation.DEFAULT_SCHEME,
+        journal: Union[str, os.PathLike[str], None] = None,
+        durable: bool = False,
         on_reuse: str = "auto",
         purposes: Optional[Iterable[str]] = None,
     ) -> None:
@@ -111,6 +119,9 @@ class SeedRegistry:
         number = secrets.randbits(derivation.MASTER_SEED_BITS) if drawn else derivation.validate_master_seed(master_seed)
         rule = derivation.find_scheme(scheme)
         shared = Shared(on_reuse=on_reuse, purposes=purposes)
+        if journal is not None:  # last: nothing is written for a registry that is refused
+            path = distributed.path_of_rank(journal)
+            shared.keep_in(Ledger.journalled(path, durable=durable, run=(number, rule.name)))
         for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
             shared.components[component.purpose] = component
         self._begin(number, rule, shared)

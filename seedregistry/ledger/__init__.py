@@ -1,6 +1,9 @@
-"""The ledger: records of every derivation and of what was built from it. Without torch."""
+"""The ledger: records of every derivation and of what was built from it, in memory and on disk. Without torch."""
 
-from seedregistry.ledger.ledger import FORMAT, Ledger
+from seedregistry.ledger.chain import FORMAT
+from seedregistry.ledger.diff import LedgerDiff, PurposeDiff, StreamDiff
+from seedregistry.ledger.ledger import Ledger
+from seedregistry.ledger.reader import verify_file
 from seedregistry.ledger.records import (
     Audited,
     Built,
@@ -17,8 +20,10 @@ from seedregistry.ledger.records import (
     Split,
     StateLoaded,
     StateSaved,
+    Unknown,
     Warned,
 )
+from seedregistry.ledger.verification import Fault, Verification
 
 __all__ = [
     "FORMAT",
@@ -28,15 +33,22 @@ __all__ = [
     "Determinism",
     "EnvironmentSeen",
     "EpochStarted",
+    "Fault",
     "HandedOut",
     "LateSeeded",
     "Ledger",
+    "LedgerDiff",
     "Note",
+    "PurposeDiff",
     "Record",
     "Run",
     "Scoped",
     "Split",
     "StateLoaded",
     "StateSaved",
+    "StreamDiff",
+    "Unknown",
+    "Verification",
     "Warned",
+    "verify_file",
 ]

@@ -1,23 +1,28 @@
 """How records are written: an explicit table of kinds, and canonical JSON.
 
-Canonical: UTF-8, keys sorted, no white space, no NaN. Integers of a record's own fields that can pass 2**53 (seeds, master
-seeds) are strings; instance ids are tagged, ``null``, ``{"i": "7"}`` or ``{"s": "7"}``, because ``7`` and ``"7"`` are two ids.
+Canonical: UTF-8, keys sorted, no white space, only the escapes that JSON demands, no NaN, floats as ``repr`` writes them.
+Integers of a record's own fields that can pass 2**53 (seeds, master seeds) are strings; instance ids are tagged, ``null``,
+``{"i": "7"}`` or ``{"s": "7"}``, because ``7`` and ``"7"`` are two ids.
+
+``decode`` is the inverse of ``encode``, and strict: what it takes is written back byte for byte.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
 
 import attrs
 
+from seedregistry.errors import LedgerFormatError
 from seedregistry.ledger import records
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = ["KINDS", "canonical", "content", "encode", "kind_of", "tag_id"]
+__all__ = ["FACTS", "KINDS", "canonical", "content", "decode", "encode", "kind_of", "parse", "tag_id", "written"]
 
 KINDS: Dict[str, Type[records.Record]] = {
     "audit": records.Audited,
@@ -38,7 +43,22 @@ KINDS: Dict[str, Type[records.Record]] = {
 }
 """The kinds that this version knows."""
 
+FACTS = frozenset({"derivation", "determinism", "epoch", "note", "run", "scope", "split"})
+"""Kinds that state a fact, which two processes that state it make no more true. All other kinds are events, which are added up.
+
+The set is part of the format and never grows within it.
+"""
+
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+
+_DIGITS = re.compile(r"0|-?[1-9][0-9]{0,4299}")
+"""A decimal integer in its one form; no longer than what every Python turns into an int without a limit being lifted."""
+
+_quote: Callable[[str], str] = json.encoder.encode_basestring  # type: ignore[attr-defined]  # C where there is C
+_write_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def tag_id(instance_id: records.InstanceId) -> Optional[Dict[str, str]]:
@@ -46,6 +66,28 @@ def tag_id(instance_id: records.InstanceId) -> Optional[Dict[str, str]]:
     if instance_id is None:
         return None
     return {"s": instance_id} if isinstance(instance_id, str) else {"i": str(instance_id)}
+
+
+def _untag_id(data: Any) -> records.InstanceId:
+    if data is None:
+        return None
+    if type(data) is dict and len(data) == 1:
+        if type(data.get("s")) is str:
+            text: str = data["s"]
+            return text
+        if "i" in data:
+            return _parse_decimal(data["i"])
+    raise LedgerFormatError('an instance id is null, {"i": digits} or {"s": text}')
+
+
+def _decimal(value: Optional[int]) -> Optional[str]:
+    return None if value is None else str(value)
+
+
+def _parse_decimal(data: Any) -> int:
+    if type(data) is not str or not _DIGITS.fullmatch(data):
+        raise LedgerFormatError("a seed or an integer id is a string of decimal digits")
+    return int(data)
 
 
 def _plain(value: Any) -> Any:
@@ -56,56 +98,235 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _decimal(value: Optional[int]) -> Optional[str]:
-    return None if value is None else str(value)
+_INFINITIES = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
-_SPECIAL: Dict[str, Callable[[Any], Any]] = {
-    "instance_id": tag_id,
-    "master_seed": _decimal,
-    "parent": _decimal,
-    "seed": _decimal,
+def _value(data: Any) -> records.Value:
+    cls = type(data)
+    if cls is list:
+        return tuple([_value(item) for item in data])
+    if cls is dict:
+        if len(data) == 1 and data.get("f") in _INFINITIES:
+            return _INFINITIES[data["f"]]
+        raise LedgerFormatError('an object inside a value is {"f": "inf"}, {"f": "-inf"} or {"f": "nan"}')
+    return data  # type: ignore[no-any-return]
+
+
+def _pairs(data: Any) -> records.Pairs:
+    pairs = _value(data)
+    if type(pairs) is not tuple or not all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs):  # noqa: PLR2004 - a pair
+        raise LedgerFormatError("a description is a list of [name, value]")
+    return pairs
+
+
+def _checked(cls: type, name: str) -> Callable[[Any], Any]:
+    def check(data: Any) -> Any:
+        if type(data) is not cls:
+            raise LedgerFormatError(f"expected {name}")
+        return data
+
+    return check
+
+
+def _optional(decoder: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda data: None if data is None else decoder(data)
+
+
+def _each(decoder: Callable[[Any], Any]) -> Callable[[Any], Tuple[Any, ...]]:
+    def decode_each(data: Any) -> Tuple[Any, ...]:
+        if type(data) is not list:
+            raise LedgerFormatError("expected a list")
+        return tuple([decoder(item) for item in data])
+
+    return decode_each
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+_text, _number, _fact = _checked(str, "a string"), _checked(int, "an integer"), _checked(bool, "true or false")
+
+
+def _write_plain(value: Any) -> str:
+    return _write_json(_plain(value))
+
+
+def _write_decimal(value: Optional[int]) -> str:
+    return "null" if value is None else f'"{value}"'
+
+
+def _write_id(value: records.InstanceId) -> str:
+    if value is None:
+        return "null"
+    return f'{{"s":{_quote(value)}}}' if isinstance(value, str) else f'{{"i":"{value}"}}'
+
+
+# For each field the data that stands for a value, its JSON, and the way back. By name where an int is written as a string,
+# else by the annotation in the record class.
+_Wire = Tuple[Callable[[Any], Any], Callable[[Any], str], Callable[[Any], Any]]
+
+_BY_NAME: Dict[str, _Wire] = {
+    "instance_id": (tag_id, _write_id, _untag_id),
+    "master_seed": (_decimal, _write_decimal, _parse_decimal),
+    "parent": (_decimal, _write_decimal, _optional(_parse_decimal)),
+    "seed": (_decimal, _write_decimal, _parse_decimal),
+}
+_BY_TYPE: Dict[str, _Wire] = {
+    "str": (_plain, _quote, _text),
+    "int": (_plain, str, _number),
+    "bool": (_plain, _write_plain, _fact),
+    "Optional[str]": (_plain, _write_plain, _optional(_text)),
+    "Tuple[str, ...]": (_plain, _write_plain, _each(_text)),
+    "Tuple[int, ...]": (_plain, _write_plain, _each(_number)),
+    "Pairs": (_plain, _write_plain, _pairs),
+    "Value": (_plain, _write_plain, _value),
 }
 
-
-def _field_table(cls: Type[Record]) -> Tuple[Tuple[str, Callable[[Any], Any], bool], ...]:
-    return tuple(
-        (field.name, _SPECIAL.get(field.name, _plain), bool(field.metadata.get("circumstance"))) for field in attrs.fields(cls)
-    )
+_Field = Tuple[str, str, Callable[[Any], Any], Callable[[Any], str], Callable[[Any], Any]]
+_Table = Tuple[Tuple[_Field, ...], Tuple[_Field, ...]]
 
 
-_FIELDS = {cls: _field_table(cls) for cls in KINDS.values()}
+def _field_table(cls: Type[Record]) -> _Table:
+    """Return the fields of circumstance and those of content, in the order in which they are written."""
+    parts: Tuple[list[_Field], list[_Field]] = ([], [])
+    for field in sorted(attrs.fields(cls), key=lambda field: field.name):
+        wire = _BY_NAME.get(field.name) or _BY_TYPE[str(field.type)]
+        is_content = cls.IS_CONTENT and not field.metadata.get("circumstance")
+        parts[is_content].append((field.name, f"{_quote(field.name)}:", *wire))
+    return tuple(parts[0]), tuple(parts[1])
+
+
+_TABLES = {cls: _field_table(cls) for cls in KINDS.values()}
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def kind_of(record: Record) -> str:
     """Return the name under which a record's class is written."""
-    return _KIND_OF[type(record)]
+    return record.kind if isinstance(record, records.Unknown) else _KIND_OF[type(record)]
 
 
 def encode(record: Record) -> Dict[str, Any]:
     """Return a record as plain data: its kind, its content and, apart from it, its circumstance."""
-    fields = _FIELDS[type(record)]
+    if isinstance(record, records.Unknown):
+        data: Dict[str, Any] = parse(record.body.encode())
+        return data
     encoded: Dict[str, Any] = {"kind": _KIND_OF[type(record)]}
-    parts: Tuple[Dict[str, Any], Dict[str, Any]] = ({}, {})
-    for name, encoder, is_circumstance in fields:
-        parts[is_circumstance or not record.IS_CONTENT][name] = encoder(getattr(record, name))
-    if parts[0]:
-        encoded["content"] = parts[0]
-    if parts[1]:
-        encoded["circumstance"] = parts[1]
+    circumstance, content = _TABLES[type(record)]
+    if content:
+        encoded["content"] = {name: encoder(getattr(record, name)) for name, _, encoder, _, _ in content}
+    if circumstance:
+        encoded["circumstance"] = {name: encoder(getattr(record, name)) for name, _, encoder, _, _ in circumstance}
     return encoded
+
+
+def written(record: Record) -> Tuple[bytes, Optional[bytes]]:
+    """Return a record as canonical JSON, and of it what the digest covers: None for circumstance as a whole."""
+    if isinstance(record, records.Unknown):
+        return record.body.encode(), _content_of(record)
+    circumstance, content = _TABLES[type(record)]
+    before = content_text = ""
+    if circumstance:
+        own = ",".join([key + write(getattr(record, name)) for name, key, _, write, _ in circumstance])
+        before = f'"circumstance":{{{own}}},'
+    if content:
+        own = ",".join([key + write(getattr(record, name)) for name, key, _, write, _ in content])
+        content_text = f'"content":{{{own}}},'
+    tail = f'{content_text}"kind":"{_KIND_OF[type(record)]}"}}'
+    return _encode_text("{" + before + tail), _encode_text("{" + tail) if content else None
 
 
 def content(record: Record) -> Optional[bytes]:
     """Return the canonical bytes of what the digest covers, or None for a record that is circumstance as a whole."""
-    if not record.IS_CONTENT:
-        return None
-    own = {
-        name: encoder(getattr(record, name)) for name, encoder, is_circumstance in _FIELDS[type(record)] if not is_circumstance
-    }
-    return canonical({"content": own, "kind": _KIND_OF[type(record)]})
+    return written(record)[1]
+
+
+def _content_of(record: records.Unknown) -> Optional[bytes]:
+    data = parse(record.body.encode())
+    data.pop("circumstance", None)
+    return canonical(data) if "content" in data else None
+
+
+def decode(data: Any) -> Record:
+    """Return the record that plain data stand for; a kind that this version does not know as it stands.
+
+    Raises:
+        LedgerFormatError: not what ``encode`` returns.
+    """
+    if type(data) is not dict or type(data.get("kind")) is not str:
+        raise LedgerFormatError("a record is an object with a kind")
+    strange = sorted(map(str, data.keys() - {"circumstance", "content", "kind"}))
+    if strange:
+        raise LedgerFormatError(f"a record has a circumstance, a content and a kind, and here also {', '.join(strange)[:80]}")
+    kind = data["kind"]
+    cls = KINDS.get(kind)
+    if cls is None:
+        return records.Unknown(kind=kind, body=canonical(data).decode())
+    fields: Dict[str, Any] = {}
+    for part, table in zip(("circumstance", "content"), _TABLES[cls]):
+        found = data.get(part, {})
+        if type(found) is not dict or found.keys() != {field[0] for field in table} or (part in data) != bool(table):
+            names = ", ".join(field[0] for field in table) or "nothing"
+            raise LedgerFormatError(f"the {part} of kind {kind!r} holds {names}")
+        for name, _, _, _, decoder in table:
+            fields[name] = _decode_field(decoder, found[name], f"{part}.{name} of kind {kind!r}")
+    return cls(**fields)
+
+
+def _decode_field(decoder: Callable[[Any], Any], data: Any, what: str) -> Any:
+    try:
+        return decoder(data)
+    except LedgerFormatError as error:
+        raise LedgerFormatError(f"{what}: {error}") from None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
 def canonical(data: object) -> bytes:
-    """Return data as canonical JSON: sorted keys, no white space, UTF-8."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Return data as canonical JSON: sorted keys, no white space, UTF-8.
+
+    Raises:
+        LedgerFormatError: it holds what canonical JSON has no form for.
+    """
+    try:
+        return _write_json(data).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LedgerFormatError(f"no canonical JSON: {type(error).__name__}") from None
+
+
+def _encode_text(text: str) -> bytes:
+    """Return text as UTF-8. What cannot be encoded, in the name of a file for one, becomes a question mark."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace")
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > 400:  # noqa: PLR2004 - 2**1024, the largest that a record holds, has 309; long ones take quadratic time
+        raise LedgerFormatError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> None:
+    raise LedgerFormatError(f"{name} is not JSON")
+
+
+_read_json = json.JSONDecoder(parse_int=_parse_int, parse_constant=_refuse_constant).decode
+
+
+def parse(text: bytes) -> Any:
+    """Return the data of a JSON text. Whether it is canonical is seen by writing it again.
+
+    Raises:
+        LedgerFormatError: not UTF-8, not JSON, nested too deeply, or with a number that no record holds.
+    """
+    try:
+        return _read_json(text.decode())
+    except UnicodeDecodeError as error:
+        raise LedgerFormatError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise LedgerFormatError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise LedgerFormatError(f"not JSON: {error.msg} at character {error.pos}") from None

@@ -1,90 +1,142 @@
-"""The ledger in memory: an append-only list of records, and what can be asked of it."""
+"""The ledger: an append-only list of records, in memory and on disk, and what can be asked of it."""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+import threading
+import weakref
 from collections import Counter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
 from seedregistry import digest
-from seedregistry.errors import LedgerError
-from seedregistry.ledger import codec, records
+from seedregistry.errors import LedgerError, LedgerIntegrityError
+from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
+from seedregistry.ledger.chain import FORMAT
+from seedregistry.ledger.journal import Journal, is_being_written, open_journal
+from seedregistry.ledger.parts import Part, content_digest, counted, new_origin
+from seedregistry.ledger.reader import load_parts
 from seedregistry.ledger.records import Record
+from seedregistry.ledger.verification import Checker, Fault, Verification
+from seedregistry.ledger.writer import Lines, saved_lines, write_whole
 
-__all__ = ["FORMAT", "Ledger"]
+__all__ = ["Ledger"]
 
-FORMAT = "seedregistry.ledger/1"
+_log = logging.getLogger(__name__)
 
 _ANY: Any = object()
-_ID_WIDTH = 24
-_CLASSES = frozenset(codec.KINDS.values())
+_CLASSES = frozenset({*codec.KINDS.values(), records.Unknown})
 
 _R = TypeVar("_R", bound=Record)
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 class Ledger:
     """An append-only record of every derivation and of what was built from it.
 
     Lives as long as its registry, and is shared by the registry's children. Thread-safe: ``append`` is one list append.
-    Pickles and copies are independent ledgers with the same records.
+    Pickles and copies are independent ledgers with the same records. In a forked child a ledger goes on in memory alone, and
+    ``part`` has what the child added.
 
-    ``digest`` covers content alone, as a multiset: order, threads, hosts, versions and call sites do not change it.
+    ``digest`` covers content alone: order, threads, processes, hosts, versions and call sites do not change it. What is
+    content is in the table of records in the reference.
     """
 
     def __init__(self) -> None:
-        self._records: List[Any] = []
-        self._settled = 0
+        self._begin([], None, None)
 
-    def append(self, record: Record) -> None:
-        """Add a record.
+    def _begin(self, parts: List[Part], own: Optional[Part], journal: Optional[Journal]) -> None:
+        self._parts = parts
+        self._lock = threading.RLock()
+        self._journal = journal
+        self._faults: Tuple[Fault, ...] = ()
+        self._is_sealed = False
+        self._start_part(own)
+        _live.add(self)
+
+    def _start_part(self, own: Optional[Part] = None) -> None:
+        """Let the entries that come go to a part of their own."""
+        self._own = own if own is not None else Part(origin="")
+        self._parts.append(self._own)
+        self._records: List[Any] = self._own.entries
+
+    @classmethod
+    def journalled(cls, path: PathLike, *, durable: bool = False, run: Optional[Tuple[int, str]] = None) -> Ledger:
+        """Return a ledger that writes every entry to a file before ``append`` returns: a new one, or one that goes on.
+
+        Args:
+            path: of the journal; its folder must exist.
+            durable: flush each entry to the disk as well, so that it survives a loss of power.
+            run: master seed and scheme that a journal which goes on must have begun with.
 
         Raises:
-            LedgerError: not a record of a known kind.
+            LedgerError: another process, or another ledger of this one, writes it; it belongs to another run; or the file
+                system refused. The file is as it was.
+            LedgerFormatError: the file is no ledger, or a saved one.
+            LedgerIntegrityError: its lines do not hold together. A torn last line is cut off and recorded.
+        """
+        ledger = cls.__new__(cls)
+        journal, parts, own = open_journal(path, durable=durable, run=run)
+        ledger._begin(list(parts), own, journal)
+        return ledger
+
+    # --- adding -------------------------------------------------------------------------------------------------------
+
+    def append(self, record: Record) -> None:
+        """Add a record. In a journal it is on disk when the call returns.
+
+        Raises:
+            LedgerError: not a record of a known kind, or the journal could not be written; nothing was added.
         """
         if type(record) not in _CLASSES:
             message = f"A ledger takes records of its own kinds ({', '.join(codec.KINDS)}); got {type(record).__name__}."
             raise LedgerError(message)
-        self._records.append(record)
+        journal = self._journal
+        if journal is None:
+            self._records.append(record)
+            return
+        body = codec.written(record)[0]
+        with journal.lock:
+            journal.write(lambda lines: lines.entry(body))
+            self._records.append(record)
 
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
         """Add a record that is made when the ledger is first read: building is not held up by writing it down.
 
+        In a journal it is made at once.
+
         Args:
             make: returns the record; a pure function, called once or, by racing readers, more often.
             *args: for ``make``, immutable.
-        """
-        self._records.append((make, *args))
 
-    def _settle(self) -> List[Record]:
-        """Make the records that were left for later, and return all of them."""
-        entries = self._records
-        end = len(entries)
-        for index in range(self._settled, end):
-            entry = entries[index]
-            if type(entry) is tuple:
-                entries[index] = entry[0](*entry[1:])
-        self._settled = max(self._settled, end)
-        return entries[:end]
+        Raises:
+            LedgerError: the journal could not be written; nothing was added.
+        """
+        if self._journal is None:
+            self._records.append((make, *args))
+        else:
+            self.append(make(*args))
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def _name_origin(self) -> None:
+        if not self._own.origin:
+            self._own.origin = new_origin()
+
+    def _snapshot(self) -> List[Part]:
+        """Return all parts as they are now, with their records made; empty ones are left out."""
+        with self._lock:
+            self._name_origin()
+            parts = list(self._parts)
+        return [part.snapshot() for part in parts if part.entries]
 
     def __len__(self) -> int:
-        return len(self._records)
-
-    def __copy__(self) -> Ledger:
-        twin = Ledger()
-        twin._records = self._settle()
-        return twin
-
-    def __getstate__(self) -> List[Record]:
-        return self._settle()
-
-    def __setstate__(self, state: List[Record]) -> None:
-        self._records = state
-        self._settled = len(state)
-
-    def __deepcopy__(self, memo: object) -> Ledger:
-        return self.__copy__()  # records are immutable
+        return sum([len(part.entries) for part in self._parts])
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(self._settle())
+        for part in self._snapshot():
+            yield from part.entries
 
     def find(
         self,
@@ -93,7 +145,7 @@ class Ledger:
         purpose: Any = _ANY,
         instance_id: Any = _ANY,
     ) -> Tuple[_R, ...]:
-        """Return the records of a class, in the order of appending.
+        """Return the records of a class, in the order of appending; merged ones come after this ledger's own.
 
         Args:
             record_type: a record class; all classes by default.
@@ -101,7 +153,7 @@ class Ledger:
             instance_id: only records with this instance id (None finds those without one).
         """
         found = []
-        for record in self._settle():
+        for record in self:
             if not isinstance(record, record_type):
                 continue
             if purpose is not _ANY and getattr(record, "purpose", _ANY) != purpose:
@@ -116,26 +168,204 @@ class Ledger:
     @property
     def digest(self) -> str:
         """SHA-256 over the sorted canonical content: 64 hexadecimal digits."""
-        contents = (codec.content(record) for record in self._settle())
-        return digest.digest_sorted(f"{FORMAT}/content", (part for part in contents if part is not None))
+        return content_digest(self._snapshot())
 
     @property
     def short_digest(self) -> str:
         """The first 12 hexadecimal digits of :attr:`digest`, for a paper."""
         return self.digest[: digest.SHORT_LENGTH]
 
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: PathLike) -> None:
+        """Write the ledger to a file, which is there whole or, after an error, as it was before.
+
+        Args:
+            path: of a file in format ``seedregistry.ledger/1``; written anew if it exists.
+
+        Raises:
+            LedgerError: the file system refused, or the file is a journal that is being written.
+            LedgerIntegrityError: the ledger was loaded from a damaged file, whose traces saving would remove.
+        """
+        self._refuse_damage("saved")
+        if is_being_written(path):
+            message = f"{os.fspath(path)!r} is a journal that is being written: give the saved ledger a name of its own."
+            raise LedgerError(message)
+        write_whole(path, saved_lines(self._snapshot()))
+
+    @classmethod
+    def load(cls, path: PathLike) -> Ledger:
+        """Read a ledger from a file that :meth:`save` or a journal wrote.
+
+        What is damaged is left out, logged, and reported by :meth:`verify`, which is what says that a ledger can be trusted.
+        A ledger with damage can be read and compared; it is neither saved nor merged.
+
+        Raises:
+            LedgerFormatError: no ledger, of another version of the format, or with a line longer than 16 MiB.
+            LedgerError: it cannot be opened or read.
+        """
+        loaded = load_parts(path)
+        ledger = cls.__new__(cls)
+        ledger._begin(list(loaded.parts), None, None)
+        ledger._faults = tuple(loaded.checker.faults)
+        ledger._is_sealed = loaded.is_sealed
+        if loaded.checker.faults:
+            first, count = loaded.checker.faults[0], len(loaded.checker.faults)
+            more = f" and {count - 1} more; verify() has them all" if count > 1 else ""
+            _log.warning("%s: %s%s", os.fspath(path), first, more)
+        return ledger
+
+    def close(self) -> None:
+        """End the journal with a seal and give its file back; a ledger without one is left as it is.
+
+        Later entries are refused. The file may be opened again with ``journal=``, and then goes on after the seal.
+
+        Raises:
+            LedgerError: the file system refused.
+        """
+        journal = self._journal
+        if journal is None or journal.is_closed:
+            return
+        with journal.lock:
+            count, content = len(self), self.digest
+            journal.write(lambda lines: lines.seal(count, content))
+            journal.close()
+
+    def verify(self) -> Verification:
+        """Check that the ledger holds together. Never raises.
+
+        For a ledger that was loaded: the chain, header and seal of its file. For every ledger: each seed and each child's
+        master seed derived again from master seed and scheme, no two streams of a family with one seed, nothing built from a
+        stream that was never derived, no split with two sets of indices. All faults are collected, each with its line.
+        """
+        checker = Checker()
+        checker.faults.extend(self._faults)
+        line = 1  # of the header
+        parts = self._snapshot()
+        for part in parts:
+            line += 1  # of the part
+            for record, own_line in zip(part.entries, part.lines or range(line + 1, line + 1 + len(part.entries))):
+                checker.check(record, own_line)
+            line += len(part.entries)
+        checker.finish()
+        return Verification(
+            faults=tuple(checker.faults),
+            entries=checker.entries,
+            seeds=checker.seeds,
+            digest=content_digest(parts),
+            is_sealed=self._is_sealed and not self._records,
+        )
+
+    # --- other ledgers ------------------------------------------------------------------------------------------------
+
+    def part(self) -> Ledger:
+        """Return what this ledger has beyond what it was copied with: what a worker hands over for ``merge``.
+
+        For a ledger that is no copy, all of it. With it comes what it cannot be checked without: the runs, and the
+        derivations of inherited streams that it used. The part is a ledger of its own, and pickles.
+        """
+        parts = self._snapshot()
+        own = [part for part in parts if not part.is_inherited]
+        given = Ledger()
+        given._parts[:0] = [*merging.context_of([part for part in parts if part.is_inherited], own), *own]
+        given._faults = self._faults
+        return given
+
+    def merge(self, *others: Ledger) -> Ledger:
+        """Take over the entries of other ledgers that are not here yet: of workers, ranks, processes, or from files.
+
+        Merging again changes nothing, and neither does the order. All others are checked before the first is taken.
+
+        Args:
+            *others: ledgers, such as ``part()`` of those of other processes.
+
+        Returns:
+            This ledger.
+
+        Raises:
+            LedgerError: not a ledger, or the journal could not be written; nothing was taken.
+            LedgerIntegrityError: an other contradicts this one, or was loaded from a damaged file; nothing was taken.
+            SeedCollisionError: two streams of one family would have one seed (scheme ``sha256-31``); nothing was taken.
+        """
+        for other in others:
+            if not isinstance(other, Ledger):
+                raise LedgerError(f"merge takes ledgers, such as part() of a worker's; got {type(other).__name__}.")
+            other._refuse_damage("merged")
+        with self._lock:
+            parts = self._snapshot()
+            fresh, overlaps = merging.missing(parts, [part for other in others for part in other._snapshot()])
+            merging.refuse_contradictions(overlaps, parts, fresh)
+            merging.refuse_collisions(parts, fresh)
+            journal = self._journal
+            if journal is None:
+                self._parts.extend(fresh)
+                return self
+            with journal.lock:
+                for part in fresh:
+                    journal.write(functools.partial(_block, part, self._own))
+                    self._parts.append(part)
+        return self
+
+    def diff(self, other: Ledger) -> diff.LedgerDiff:
+        """Compare this ledger with another one.
+
+        Returns:
+            What differs: the first stream, then by purpose, then in circumstance. False when the contents are equal.
+        """
+        return diff.compare(self._snapshot(), other._snapshot())
+
+    @property
+    def damage(self) -> Tuple[Fault, ...]:
+        """What was found damaged in the file that this ledger was loaded from; empty for a sound one."""
+        return tuple(fault for fault in self._faults if fault.is_fatal)
+
+    def _refuse_damage(self, what: str) -> None:
+        damage = self.damage
+        if damage:
+            message = (
+                f"This ledger was loaded from a damaged file ({damage[0]}) and is not {what}, which would hide it. verify() "
+                "has every fault."
+            )
+            raise LedgerIntegrityError(message)
+
+    # --- for people ---------------------------------------------------------------------------------------------------
+
     def to_dict(self) -> Dict[str, Any]:
         """Return everything as plain data: format, digest and one dict a record, in the order of appending."""
-        return {
-            "format": FORMAT,
-            "digest": self.digest,
-            "records": [codec.encode(record) for record in self._settle()],
-        }
+        return {"format": FORMAT, "digest": self.digest, "records": [codec.encode(record) for record in self]}
+
+    def to_latex(self, *, every_stream: bool = False, label: str = "tab:seeds", unicode: bool = False) -> str:
+        r"""Return a table for a paper, with the packages ``booktabs`` and, past 40 rows, ``longtable``.
+
+        The caption states scheme, master seed and digest.
+
+        Args:
+            every_stream: a row for each stream instead of one for each purpose.
+            label: of the table, for ``\ref``.
+            unicode: write all characters as they are, for XeLaTeX and LuaLaTeX. Otherwise those that pdfLaTeX does not know
+                are written by number, as in ``U+6A21``.
+        """
+        return export.to_latex(self.table(every_stream=every_stream), label=label, unicode=unicode)
+
+    def to_markdown(self, *, every_stream: bool = False) -> str:
+        """Return a table in Markdown: a row for each purpose, or for each stream."""
+        return export.to_markdown(self.table(every_stream=every_stream))
+
+    def to_csv(self, *, every_stream: bool = False) -> str:
+        """Return a table as comma-separated values (RFC 4180) with a header: a row for each purpose, or for each stream."""
+        return export.to_csv(self.table(every_stream=every_stream))
+
+    def statement(self) -> str:
+        """Return a statement on reproducibility in words, with the facts of this ledger filled in.
+
+        It verifies the ledger first, and claims nothing that was not checked or recorded.
+        """
+        return statement.write(list(counted(self._snapshot())), self.verify())
 
     def summary(self) -> Dict[str, Any]:
         """Return the main facts as a flat dict of str and int, for an experiment tracker."""
         runs = self.find(records.Run)
-        kinds = Counter(codec.kind_of(record) for record in self._settle())
+        kinds = Counter(codec.kind_of(record) for record in self)
         flat: Dict[str, Any] = {
             "seedregistry/digest": self.digest,
             "seedregistry/master_seed": str(runs[0].master_seed) if runs else "",
@@ -144,46 +374,73 @@ class Ledger:
         flat.update((f"seedregistry/{kind}", count) for kind, count in sorted(kinds.items()))
         return flat
 
-    def _purpose_lines(self, master_seed: int) -> Iterator[Tuple[str, str, str]]:
-        streams: Dict[str, List[records.Derivation]] = {}
-        for derivation in self.find(records.Derivation):
-            if derivation.master_seed == master_seed:
-                streams.setdefault(derivation.purpose, []).append(derivation)
-        uses = Counter(
-            record.purpose
-            for record in self._settle()
-            if isinstance(record, (records.Built, records.HandedOut, records.Split, records.Scoped))
-            and record.master_seed == master_seed
-        )
-        for purpose, found in streams.items():
-            first, last = found[0], found[-1]
-            if len(found) == 1:
-                ids = _show_id(first.instance_id)
-                seeds = f"seed {first.seed}"
-            else:
-                ids = f"{_show_id(first.instance_id)} .. {_show_id(last.instance_id)}"
-                seeds = f"{len(found)} streams"
-            count = uses[purpose]  # of the stream's start; positions are not counted
-            counted = f", {count} use{'' if count == 1 else 's'}" if count else ""
-            yield purpose, ids, seeds + counted
+    def table(self, *, every_stream: bool = False) -> tables.Table:
+        """Return what the exports are made of: for each registry a row for each purpose, or for each stream."""
+        parts = self._snapshot()
+        return tables.build(list(counted(parts)), content_digest(parts), every_stream=every_stream)
 
     def __str__(self) -> str:
-        lines = []
-        for run in self.find(records.Run):
-            title = f"master seed {run.master_seed}  scheme {run.scheme}"
-            if run.parent is not None:
-                title = f"child {run.purpose} {_show_id(run.instance_id)}  {title}"
-            lines.append(title)
-            rows = list(self._purpose_lines(run.master_seed))
-            widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
-            lines.extend(f"  {p:<{widths[0]}}  {i:<{widths[1]}}  {s}" for p, i, s in rows)
-        lines.append(f"digest {self.short_digest}")
-        return "\n".join(lines)
+        return tables.to_text(self.table()) + self._warning()
 
     def __repr__(self) -> str:
-        return f"<Ledger of {len(self)} records, digest {self.short_digest}>"
+        return f"<Ledger of {len(self)} records, digest {self.short_digest}{self._warning(', ')}>"
+
+    def _warning(self, separator: str = "\n") -> str:
+        damage = len(self.damage)
+        return (
+            f"{separator}LOADED FROM A DAMAGED FILE: {damage} fault{'' if damage == 1 else 's'}, see verify()" if damage else ""
+        )
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Ledger:
+        twin = Ledger.__new__(Ledger)
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __getstate__(self) -> Dict[str, Any]:
+        parts = self._snapshot()
+        for part in parts:
+            part.is_inherited = True
+        return {"parts": parts, "faults": self._faults, "is_sealed": self._is_sealed}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self._begin(state["parts"], None, None)
+        self._faults = state["faults"]
+        self._is_sealed = state["is_sealed"]
+
+    def __deepcopy__(self, memo: object) -> Ledger:
+        return self.__copy__()  # records are immutable
+
+    def _after_fork(self) -> None:
+        """Become a copy, in a forked child: the entries so far and the journal are the parent's."""
+        self._lock = threading.RLock()
+        if self._journal is not None:
+            self._journal.abandon()
+            self._journal = None
+        for part in self._parts:
+            part.is_inherited = True
+        self._start_part()
 
 
-def _show_id(instance_id: Optional[object]) -> str:
-    text = "-" if instance_id is None else str(instance_id)
-    return text if len(text) <= _ID_WIDTH else text[: _ID_WIDTH - 1] + "…"
+def _block(part: Part, own: Part, lines: Lines) -> bytes:
+    """Return the lines of a merged part in a journal, and the one that goes back to the journal's own entries."""
+    entries = [lines.entry(codec.written(record)[0]) for record in part.entries]
+    return b"".join([lines.part(*part.place, part.start), *entries, lines.part(*own.place, own.start + len(own.entries))])
+
+
+_live: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for ledger in list(_live):
+        ledger._name_origin()
+
+
+def _after_fork_in_child() -> None:
+    for ledger in list(_live):
+        ledger._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
 import attrs
 
 __all__ = [
+    "USES",
     "Audited",
     "Built",
     "Derivation",
@@ -29,6 +30,7 @@ __all__ = [
     "Split",
     "StateLoaded",
     "StateSaved",
+    "Unknown",
     "Value",
     "Warned",
     "freeze",
@@ -359,3 +361,20 @@ class StateLoaded(Record):
     IS_CONTENT: ClassVar[bool] = False
 
     entries: Tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Unknown(Record):
+    """A record of a kind that this version does not know, as it stands in the file it was loaded from.
+
+    Attributes:
+        kind: its kind.
+        body: its canonical JSON, without the chain value. What stands under ``"content"`` in it counts as content.
+    """
+
+    kind: str
+    body: str
+
+
+USES = (Built, HandedOut, Scoped, Split, EpochStarted)
+"""The records of what is done with a stream: it must have been derived."""

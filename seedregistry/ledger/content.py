@@ -1,0 +1,70 @@
+"""What the digest is of: the content of all entries, each counted as often as it holds.
+
+An *event* (something built or handed out) counts as often as it happened; a *fact* (a derivation, a split, a setting) is no
+more true for being stated by two processes. So within one session of one origin everything counts as often as it stands there.
+Of several sessions of an origin the most that one of them saw counts, since a session that resumes another repeats it. Over
+origins, which are processes of their own, events are added and facts are not.
+
+Source: the union (the maximum) and the sum of multisets are those of D. E. Knuth, The Art of Computer Programming, volume 2,
+section 4.6.3, exercise 19.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Dict, Tuple
+
+from seedregistry import digest
+from seedregistry.ledger import codec
+from seedregistry.ledger.chain import FORMAT
+
+__all__ = ["Contents"]
+
+_FACTS = ""
+"""The one group of all facts; events are counted by origin, and no origin has an empty name."""
+
+
+class _Group:
+    """Contents that are counted together: of each, the most that one place saw."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[bytes] = Counter()
+        self._places: Dict[Tuple[str, int], Counter[bytes]] = {}
+
+    def at(self, place: Tuple[str, int]) -> Counter[bytes]:
+        """Return the counter of one place. While there is one place only, it is the counter of the group."""
+        if place not in self._places:
+            if len(self._places) == 1:
+                self._places = {known: Counter(counter) for known, counter in self._places.items()}
+            self._places[place] = Counter() if self._places else self.counts
+        return self._places[place]
+
+
+class Contents:
+    """The contents of entries, as they are counted. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._groups: Dict[str, _Group] = {_FACTS: _Group()}
+        self.begin("0", 0)
+
+    def begin(self, origin: str, session: int) -> None:
+        """Say where the entries that are added next come from."""
+        self._place = (origin, session)
+
+    def add(self, kind: str, content: bytes) -> bool:
+        """Add the content of an entry, as ``codec.written`` gives it; return whether it counts beside those before."""
+        group = self._groups.setdefault(_FACTS if kind in codec.FACTS else self._place[0], _Group())
+        own = group.at(self._place)
+        count = own.get(content, 0) + 1
+        own[content] = count
+        if own is group.counts:
+            return True
+        counts = count > group.counts.get(content, 0)
+        if counts:
+            group.counts[content] = count
+        return counts
+
+    def digest(self) -> str:
+        """Return SHA-256 over the sorted contents, each as often as it counts: 64 hexadecimal digits."""
+        total = (content for group in self._groups.values() for content in group.counts.elements())
+        return digest.digest_sorted(f"{FORMAT}/content", total)

@@ -1,0 +1,304 @@
+"""What two ledgers differ in: the first stream, then purpose by purpose, then circumstance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Type
+
+import attrs
+
+from seedregistry import digest
+from seedregistry.ledger import codec, records
+from seedregistry.ledger.parts import content_digest, counted
+from seedregistry.ledger.tables import show_id
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.parts import Part
+    from seedregistry.ledger.records import InstanceId, Record
+
+__all__ = ["LedgerDiff", "PurposeDiff", "StreamDiff", "compare"]
+
+_SHOWN_IDS = 3
+_SHOWN_VALUES = 120
+
+_SHOWN_OTHERWISE = frozenset({"built", "derivation", "determinism", "note", "run"})
+
+Path = Tuple[str, ...]
+"""Where a registry stands: its root, or ``""`` where there is one root only, then the streams of the children down to it."""
+
+Name = Tuple[Path, str, Any, type]
+"""A stream, so that those of two runs with other master seeds can be compared: path, purpose, instance id and its type."""
+
+
+@attrs.frozen(kw_only=True)
+class StreamDiff:
+    """A stream that one ledger lacks, or that has another seed in the other.
+
+    Attributes:
+        change: ``"added"`` (only the other has it), ``"removed"`` (the other lacks it) or ``"reseeded"``.
+        purpose: its purpose.
+        instance_id: its instance id.
+        seed: its seed in this ledger, or None.
+        other_seed: its seed in the other, or None.
+    """
+
+    change: str
+    purpose: str
+    instance_id: InstanceId
+    seed: Optional[int]
+    other_seed: Optional[int]
+
+    def __str__(self) -> str:
+        name = self.purpose if self.instance_id is None else f"{self.purpose} {self.instance_id!r}"
+        if self.change == "reseeded":
+            return f"{name}: seed {self.seed} and {self.other_seed}"
+        return f"{name}: {self.change}, seed {self.other_seed if self.seed is None else self.seed}"
+
+
+@attrs.frozen(kw_only=True)
+class PurposeDiff:
+    """What differs among the streams of one purpose.
+
+    Attributes:
+        purpose: the purpose.
+        added: number of streams that only the other ledger has.
+        removed: number of streams that the other ledger lacks.
+        reseeded: number of streams with another seed.
+        rebuilt: number of streams of both from which something else was built, or not as often.
+        rebuilt_in: what differs in what was built: ``"digest"`` for a model with other weights, ``"times"``, ...
+        instance_ids: of all these streams, as text.
+    """
+
+    purpose: str
+    added: int
+    removed: int
+    reseeded: int
+    rebuilt: int
+    rebuilt_in: Tuple[str, ...]
+    instance_ids: Tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = [f"{getattr(self, name)} {name}" for name in ("added", "removed", "reseeded") if getattr(self, name)]
+        if self.rebuilt:
+            what = ["weights" if name == "digest" and self.purpose == "model" else name for name in self.rebuilt_in]
+            counts.append(f"{self.rebuilt} rebuilt with other {', '.join(what)}")
+        shown = ", ".join(self.instance_ids[:_SHOWN_IDS])
+        rest = len(self.instance_ids) - _SHOWN_IDS
+        return f"{self.purpose}: {', '.join(counts)} ({shown}{f' and {rest} more' if rest > 0 else ''})"
+
+
+@attrs.frozen(kw_only=True)
+class LedgerDiff:
+    """What :meth:`seedregistry.Ledger.diff` found. False when the contents are equal, whatever the circumstances.
+
+    Attributes:
+        first: the first stream, in this ledger's order and then in the other's, that differs; or None.
+        purposes: what differs, by purpose.
+        settings: master seeds, schemes, notes and determinism that differ, a line each.
+        entries: entries of other kinds that only one of the two has, a line for each kind.
+        circumstance: versions and environment that differ, a line each.
+        digests: of this ledger's content and of the other's.
+    """
+
+    first: Optional[StreamDiff]
+    purposes: Tuple[PurposeDiff, ...]
+    settings: Tuple[str, ...]
+    entries: Tuple[str, ...]
+    circumstance: Tuple[str, ...]
+    digests: Tuple[str, str]
+
+    def __bool__(self) -> bool:
+        return self.digests[0] != self.digests[1]
+
+    def __str__(self) -> str:
+        short = [value[: digest.SHORT_LENGTH] for value in self.digests]
+        lines = [f"contents differ: digests {short[0]} and {short[1]}" if self else f"contents are equal: digest {short[0]}"]
+        if self.first is not None:
+            lines.append(f"first: {self.first}")
+        lines.extend([*self.settings, *map(str, self.purposes), *self.entries])
+        lines.extend(f"circumstance: {line}" for line in self.circumstance)
+        return "\n".join(lines)
+
+
+def compare(ours: Sequence[Part], theirs: Sequence[Part]) -> LedgerDiff:
+    """Return what two ledgers differ in, each given as its parts."""
+    sides = (_Side(ours), _Side(theirs))
+    changes = list(_changes(*sides))
+    rebuilt = dict(_rebuilt(*sides))
+    return LedgerDiff(
+        first=changes[0][1] if changes else None,
+        purposes=tuple(_by_purpose(changes, rebuilt)),
+        settings=tuple(_differing(sides[0].settings(), sides[1].settings())),
+        entries=tuple(_other_entries(*sides)),
+        circumstance=tuple(_differing(sides[0].circumstance(), sides[1].circumstance())),
+        digests=(content_digest(ours), content_digest(theirs)),
+    )
+
+
+class _Side:
+    """One of the two ledgers, by what can be compared."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.records: List[Record] = list(counted(parts))
+        runs = self.of(records.Run)
+        self._children = {run.master_seed: run for run in runs if run.parent is not None}
+        self._roots = list(dict.fromkeys(run.master_seed for run in runs if run.parent is None))
+        self._paths: Dict[int, Path] = {}
+
+    def of(self, cls: Type[Any]) -> List[Any]:
+        return [record for record in self.records if isinstance(record, cls)]
+
+    def path(self, master_seed: int) -> Path:
+        known = self._paths.get(master_seed)
+        if known is None:
+            down: List[str] = []
+            at, seen = master_seed, {master_seed}
+            while at in self._children and self._children[at].parent not in seen:
+                run = self._children[at]
+                down.append(f"{run.purpose} {show_id(run.instance_id)}")
+                at = run.parent
+                seen.add(at)
+            root = "" if [at] == self._roots else str(at)
+            known = self._paths[master_seed] = (root, *reversed(down))
+        return known
+
+    def name(self, record: Any) -> Name:
+        return self.path(record.master_seed), record.purpose, record.instance_id, type(record.instance_id)
+
+    def streams(self) -> Dict[Name, records.Derivation]:
+        found: Dict[Name, records.Derivation] = {}
+        for record in self.of(records.Derivation):
+            found.setdefault(self.name(record), record)
+        return found
+
+    def settings(self) -> Dict[str, Set[str]]:
+        found: Dict[str, Set[str]] = {"master seed": {str(seed) for seed in self._roots}}
+        found["scheme"] = {run.scheme for run in self.of(records.Run)}
+        for note in self.of(records.Note):
+            found.setdefault(f"note {note.name}", set()).add(repr(note.value))
+        for record in self.of(records.Determinism):
+            filled = ", memory filled" if record.fill_uninitialized_memory else ""
+            found.setdefault("determinism", set()).add(f"{record.mode}{filled}")
+        return found
+
+    def circumstance(self) -> Dict[str, Set[str]]:
+        found: Dict[str, Set[str]] = {}
+        for built in self.of(records.Built):
+            if built.distribution:
+                found.setdefault(f"version of {built.distribution}", set()).add(built.version)
+        for seen in self.of(records.EnvironmentSeen):
+            for name, value in seen.values:
+                found.setdefault(name, set()).add(str(value))
+        for record in self.of(records.HandedOut):
+            found.setdefault("devices of generators", set()).add(record.device)
+        for record in self.of(records.Determinism):
+            for name, value in record.switches:
+                found.setdefault(f"switch {name}", set()).add(str(value))
+        for record in self.of(records.Warned):
+            found.setdefault("warnings", set()).add(record.category)
+        return found
+
+    def others(self) -> Dict[str, Counter[str]]:
+        """Return what streams, settings and builds do not show: content by kind, without master seeds."""
+        found: Dict[str, Counter[str]] = {}
+        for record in self.records:
+            kind = codec.kind_of(record)
+            if kind in _SHOWN_OTHERWISE or codec.content(record) is None:
+                continue
+            data = dict(codec.encode(record)["content"])
+            if "master_seed" in data:
+                data["master_seed"] = self.path(int(data["master_seed"]))
+            found.setdefault(kind, Counter())[repr(sorted(data.items()))] += 1
+        return found
+
+
+def _changes(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, StreamDiff]]:
+    mine, others = ours.streams(), theirs.streams()
+    for name in dict.fromkeys([*mine, *others]):
+        one, two = mine.get(name), others.get(name)
+        if one is not None and two is not None:
+            if one.seed == two.seed and one.scheme == two.scheme:
+                continue
+            change = "reseeded"
+        else:
+            change = "added" if one is None else "removed"
+        yield (
+            name,
+            StreamDiff(
+                change=change,
+                purpose=name[1],
+                instance_id=name[2],
+                seed=None if one is None else one.seed,
+                other_seed=None if two is None else two.seed,
+            ),
+        )
+
+
+def _rebuilt(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, Set[str]]]:
+    """Yield the streams from which both built, and not the same, with what differs."""
+    found: Dict[Name, Tuple[List[Dict[str, str]], List[Dict[str, str]]]] = {}
+    for index, side in enumerate((ours, theirs)):
+        for built in side.of(records.Built):
+            found.setdefault(side.name(built), ([], []))[index].append(_facts(built))
+    streams = ours.streams().keys() & theirs.streams().keys()
+    for name, (mine, others) in found.items():
+        if name not in streams:
+            continue
+        mine.sort(key=repr)
+        others.sort(key=repr)
+        pairs = zip(mine, others)
+        fields = {key for one, two in pairs for key in {*one, *two} if one.get(key) != two.get(key)}
+        if len(mine) != len(others):
+            fields.add("times")
+        if fields:
+            yield name, fields
+
+
+def _facts(built: records.Built) -> Dict[str, str]:
+    own = {"factory": built.factory, "drew": repr(built.drew), "distribution": built.distribution}
+    return {**{name: repr(value) for name, value in built.description}, **own}
+
+
+def _by_purpose(changes: Iterable[Tuple[Name, StreamDiff]], rebuilt: Dict[Name, Set[str]]) -> Iterator[PurposeDiff]:
+    by_purpose: Dict[str, Dict[Name, Optional[str]]] = {}
+    for name, change in changes:
+        by_purpose.setdefault(name[1], {})[name] = change.change
+    for name in rebuilt:
+        by_purpose.setdefault(name[1], {}).setdefault(name, None)
+    for purpose, names in by_purpose.items():
+        counts = Counter(names.values())
+        built = [fields for name, fields in rebuilt.items() if name[1] == purpose]
+        yield PurposeDiff(
+            purpose=purpose,
+            added=counts["added"],
+            removed=counts["removed"],
+            reseeded=counts["reseeded"],
+            rebuilt=len(built),
+            rebuilt_in=tuple(sorted(set().union(*built))),
+            instance_ids=tuple(_label(name) for name in names),
+        )
+
+
+def _label(name: Name) -> str:
+    return "/".join([*(part for part in name[0] if part), show_id(name[2])])
+
+
+def _other_entries(ours: _Side, theirs: _Side) -> Iterator[str]:
+    mine, others = ours.others(), theirs.others()
+    for kind in sorted({*mine, *others}):
+        one, two = mine.get(kind, Counter()), others.get(kind, Counter())
+        only = sum((one - two).values()), sum((two - one).values())
+        if any(only):
+            yield f"{kind}: {only[0]} only in the first, {only[1]} only in the second"
+
+
+def _differing(mine: Dict[str, Set[str]], others: Dict[str, Set[str]]) -> Iterator[str]:
+    for name in dict.fromkeys([*mine, *others]):
+        one, two = mine.get(name, set()), others.get(name, set())
+        if one != two:
+            yield f"{name}: {_join(one)} and {_join(two)}"
+
+
+def _join(values: Set[str]) -> str:
+    text = ", ".join(sorted(values)) if values else "none"
+    return text if len(text) <= _SHOWN_VALUES else f"{text[:_SHOWN_VALUES]}..."

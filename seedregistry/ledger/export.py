@@ -1,0 +1,159 @@
+"""A ledger's table for papers: LaTeX, Markdown and comma-separated values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence, Tuple
+
+from seedregistry.ledger.tables import HEADER
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.tables import Table
+
+__all__ = ["to_csv", "to_latex", "to_markdown"]
+
+_LONGEST_TABLE = 40
+"""Rows: more do not fit on a page, and become a longtable."""
+
+_LATEX: Dict[str, str] = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "-": "{-}",  # two in a row are a dash otherwise
+    "…": r"\ldots{}",
+}
+_LATIN = ("\u00c0", "\u017f")
+"""From the first to the last: letters that pdfLaTeX knows by themselves, but for those below."""
+_NOT_LATIN = "\u00d7\u00f7ĉĊċĈĿŀŉ\u017fĦħŦŧ\u0138"
+
+
+def to_latex(table: Table, *, label: str, unicode: bool = False) -> str:
+    """Return a LaTeX table; see :meth:`seedregistry.Ledger.to_latex`."""
+    numeric = {HEADER.index(name) for name in ("streams", "seed", "uses")}
+    columns, rows = _columns(table)
+    specification = "".join("r" if column in numeric else "l" for column in columns)
+    escape = _escaper(unicode=unicode)
+    facts = ", ".join(f"{name} {escape(value)}" for name, value in table.facts)
+    caption = rf"Random streams: {facts}."
+    head = " & ".join(HEADER[column].capitalize() for column in columns) + r" \\"
+    body = [" & ".join(escape(cell) for cell in row) + r" \\" for row in rows]
+    if len(body) <= _LONGEST_TABLE:
+        lines = [
+            r"% \usepackage{booktabs,textcomp}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{{specification}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+    width = len(columns)
+    lines = [
+        r"% \usepackage{booktabs,longtable,textcomp}",
+        rf"\begin{{longtable}}{{{specification}}}",
+        rf"\caption{{{caption}}}\label{{{label}}}\\",
+        r"\toprule",
+        head,
+        r"\midrule",
+        r"\endfirsthead",
+        rf"\multicolumn{{{width}}}{{l}}{{\tablename\ \thetable, continued}} \\",
+        r"\toprule",
+        head,
+        r"\midrule",
+        r"\endhead",
+        r"\midrule",
+        r"\endfoot",
+        r"\bottomrule",
+        r"\endlastfoot",
+        *body,
+        r"\end{longtable}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """Return a Markdown table with a line of facts above it."""
+    columns, rows = _columns(table)
+    facts = ", ".join(f"{name} {_escape_markdown(value)}" for name, value in table.facts)
+    lines = [
+        f"Random streams: {facts}.",
+        "",
+        _markdown_row([HEADER[column] for column in columns]),
+        _markdown_row(["---"] * len(columns)),
+        *(_markdown_row([_escape_markdown(cell) for cell in row]) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Return comma-separated values with a header, all columns, lines ended by CR LF (RFC 4180)."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    names = ("master_seed", "scheme", *HEADER)
+    writer.writerow(names)
+    for section in table.sections:
+        for row in section.rows:
+            cells = (section.name, row.purpose, row.instance, row.streams, row.seed, row.uses, row.built)
+            writer.writerow((section.master_seed, section.scheme, *cells))
+    return out.getvalue()
+
+
+def _columns(table: Table) -> Tuple[List[int], Iterator[List[str]]]:
+    """Return which columns are needed, and the rows with these: no registry without children, no count where all are one."""
+    cells = list(table.cells())
+    left_out = set()
+    for name, idle in (("registry", ""), ("streams", "1"), ("seed", ""), ("built", "")):
+        column = HEADER.index(name)
+        if all(row[column] == idle for row in cells):
+            left_out.add(column)
+    columns = [column for column in range(len(HEADER)) if column not in left_out]
+    return columns, ([row[column] for column in columns] for row in cells)
+
+
+def _escaper(*, unicode: bool) -> Callable[[str], str]:
+    def escape(text: str) -> str:
+        return "".join(_LATEX.get(char) or (char if _is_plain(char, unicode=unicode) else _by_number(char)) for char in text)
+
+    return escape
+
+
+def _is_plain(char: str, *, unicode: bool) -> bool:
+    if char.isascii():
+        return char.isprintable()
+    if unicode:
+        return char.isprintable()
+    return _LATIN[0] <= char <= _LATIN[1] and char not in _NOT_LATIN
+
+
+def _by_number(char: str) -> str:
+    return rf"\texttt{{U+{ord(char):04X}}}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape_markdown(text: str) -> str:
+    escaped = "".join(f"\\{char}" if char in "\\|`*_[]<>#~" else char for char in text)
+    return " ".join(escaped.split())  # no line ends in a cell

@@ -1,0 +1,267 @@
+"""The journal: the file of a ledger while the run goes on. Every entry is in it when the call that made it returns.
+
+One process writes a journal. A line is one ``write`` to a file opened for appending, so that a process that is killed leaves
+whole lines; after an error, or an interrupt in the middle, the file is cut back to its last whole line before the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
+
+from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
+from seedregistry.ledger import chain, codec, records
+from seedregistry.ledger.parts import Part, new_origin
+from seedregistry.ledger.reader import load_parts
+from seedregistry.ledger.writer import Lines, storage_error, sync_folder
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None
+
+__all__ = ["Journal", "is_being_written", "open_journal"]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+_SHOWN_TORN = 200
+
+
+class Journal:
+    """An open journal. Thread-safe; belongs to the process that opened it.
+
+    Args:
+        path: of the file.
+        descriptor: the file, open for reading and appending; the journal closes it.
+        durable: flush every entry to the disk.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, durable: bool) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self._descriptor = descriptor
+        self._durable = durable
+        self._is_uncertain = False
+        self._lines = Lines()
+        self._size = 0
+
+    def claim(self) -> int:
+        """Lock the file for this process, and return its size in bytes.
+
+        Raises:
+            LedgerError: it is locked.
+        """
+        _lock(self._descriptor, self.path)
+        return os.fstat(self._descriptor).st_size
+
+    def go_on(self, head: bytes, size: int) -> None:
+        """Continue after the first ``size`` bytes, whose last line has the chain value ``head``."""
+        os.ftruncate(self._descriptor, size)
+        self._lines = Lines(head)
+        self._size = size
+
+    def write(self, make: Callable[[Lines], bytes]) -> None:
+        """Write what ``make`` returns for the lines, as one piece: all of it, or nothing.
+
+        Raises:
+            LedgerError: the journal is closed, or the file system refused; the file ends where it ended.
+        """
+        with self.lock:
+            if self._descriptor < 0:
+                raise LedgerError(
+                    f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take a new registry."
+                )
+            if self._is_uncertain:
+                self._cut()
+            head = self._lines.head
+            self._is_uncertain = True  # until the end of the block, whatever interrupts it
+            try:
+                data = make(self._lines)
+                self._write_all(data)
+                if self._durable:
+                    os.fsync(self._descriptor)
+                self._size += len(data)
+                self._is_uncertain = False
+            except BaseException as error:
+                self._lines.head = head
+                with contextlib.suppress(OSError):
+                    self._cut()
+                if isinstance(error, OSError):
+                    raise storage_error("write to the journal", self.path, error, "The entry is not recorded.") from error
+                raise
+
+    def _write_all(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+    def _cut(self) -> None:
+        """Cut off what was written after the last whole entry."""
+        os.ftruncate(self._descriptor, self._size)
+        self._is_uncertain = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._descriptor < 0
+
+    def close(self) -> None:
+        """Close the file and give its lock back. Closing twice is closing once."""
+        with self.lock:
+            descriptor, self._descriptor = self._descriptor, -1
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def abandon(self) -> None:
+        """Close the file in a forked child, whose lock may be another thread's that is not there any more."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+def open_journal(
+    path: PathLike, *, durable: bool, run: Optional[Tuple[int, str]] = None
+) -> Tuple[Journal, Sequence[Part], Part]:
+    """Open a journal: a new one, or one that goes on.
+
+    Args:
+        path: of the file; its folder must exist.
+        durable: flush every entry to the disk before the call returns.
+        run: master seed and scheme that a journal which goes on must have begun with.
+
+    Returns:
+        The journal, the parts that it has already, and the empty part that entries go to from now on.
+
+    Raises:
+        LedgerError: another process, or another ledger of this one, writes it; or the file system refused.
+        LedgerFormatError: the file is no ledger, or a saved one.
+        LedgerIntegrityError: its lines do not hold together.
+    """
+    try:
+        name = Path(path).resolve()
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+    except (OSError, TypeError, ValueError) as error:
+        raise storage_error("open the journal", path, error, "Nothing was recorded.") from error
+    journal = Journal(name, descriptor, durable=durable)
+    try:
+        if journal.claim() == 0:
+            return _begin(journal)
+        return _resume(journal, run)
+    except BaseException as error:
+        journal.close()
+        if isinstance(error, OSError):
+            raise storage_error("open the journal", path, error, "Nothing was recorded.") from error
+        raise
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if fcntl is None:  # pragma: no cover - Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        message = (
+            f"The journal {str(path)!r} is being written by another process, or by another registry of this one. Give each "
+            "its own file and merge them, or end the other: registry.ledger.close()."
+        )
+        raise LedgerError(message) from error
+
+
+def is_being_written(path: PathLike) -> bool:
+    """Return whether a process has this file open as its journal."""
+    if fcntl is None:  # pragma: no cover - Windows
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except (OSError, TypeError, ValueError):  # there is no such file: whoever goes on will say so
+        pass
+    return False
+
+
+def _begin(journal: Journal) -> Tuple[Journal, Sequence[Part], Part]:
+    own = Part(origin=new_origin())
+    journal.write(lambda lines: lines.header("journal") + lines.part(*own.place, 0))
+    sync_folder(journal.path.parent)
+    return journal, (), own
+
+
+def _resume(journal: Journal, run: Optional[Tuple[int, str]]) -> Tuple[Journal, Sequence[Part], Part]:
+    path = journal.path
+    try:
+        loaded = load_parts(path)
+    except LedgerFormatError:
+        if not _is_torn_header(path):
+            raise
+        journal.go_on(chain.START, 0)
+        return _begin(journal)
+    if loaded.form == "saved":
+        message = f"{str(path)!r} is a saved ledger, not a journal: it ends with its seal. Give the journal a file of its own."
+        raise LedgerFormatError(message)
+    faults = [fault for fault in loaded.checker.faults if fault.is_fatal]
+    if faults:
+        more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        message = (
+            f"The journal {str(path)!r} cannot go on, because it does not hold together: {faults[0]}{more}. Keep it as "
+            "evidence and begin another file."
+        )
+        raise LedgerIntegrityError(message)
+    _refuse_other_run(path, loaded.parts, run)
+    journal.go_on(loaded.head or chain.START, loaded.good_size)
+    own = _next_session(loaded.parts)
+    if loaded.torn:
+        own.entries.append(_torn_record(loaded.torn))
+    journal.write(
+        lambda lines: lines.part(*own.place, 0) + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries)
+    )
+    return journal, loaded.parts, own
+
+
+def _refuse_other_run(path: Path, parts: Sequence[Part], run: Optional[Tuple[int, str]]) -> None:
+    began = [
+        (record.master_seed, record.scheme)
+        for part in parts
+        if part.origin == parts[0].origin
+        for record in part.entries
+        if isinstance(record, records.Run) and record.parent is None
+    ]
+    if run is not None and began and began[0] != run:
+        master_seed, scheme = began[0]
+        message = (
+            f"The journal {str(path)!r} belongs to master seed {master_seed} under {scheme!r}; this registry has {run[0]} "
+            f"under {run[1]!r}. Go on with SeedRegistry({master_seed}, scheme={scheme!r}, journal=...), or name another file."
+        )
+        raise LedgerError(message)
+
+
+def _is_torn_header(path: Path) -> bool:
+    """Return whether a file holds no more than the beginning of a journal: its process was killed in the very first write."""
+    header = Lines().header("journal")
+    with path.open("rb") as file:
+        return header.startswith(file.read(len(header) + 1))
+
+
+def _torn_record(torn: bytes) -> records.Warned:
+    shown = torn[:_SHOWN_TORN].decode(errors="replace")
+    message = f"An entry that was never finished, {len(torn)} bytes at the end of the journal, was cut off: {shown}"
+    return records.Warned(category="TornLine", message=message)
+
+
+def _next_session(parts: Sequence[Part]) -> Part:
+    """Return the part for a journal's next session; its origin is that of the file's first part."""
+    if not parts:
+        return Part(origin=new_origin())
+    origin = parts[0].origin
+    last = max(part.session for part in parts if part.origin == origin)
+    return Part(origin=origin, session=last + 1)

@@ -1,0 +1,102 @@
+"""Where entries come from: origins, sessions and the parts of a ledger.
+
+An *origin* is one ledger object in one process, named by 64 random bits. A *session* is one life of a journal: each time it
+is opened again, its origin begins another. An entry is known for ever by its origin, session and serial number: that makes
+merging idempotent.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import attrs
+
+from seedregistry.ledger import codec
+from seedregistry.ledger.content import Contents
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.records import Record
+
+__all__ = ["Part", "Place", "content_digest", "counted", "new_origin"]
+
+Place = Tuple[str, int]
+"""Origin and session."""
+
+
+def new_origin() -> str:
+    """Return the name of a new origin: 16 hexadecimal digits from the operating system."""
+    return secrets.token_hex(8)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Part:
+    """A run of entries from one place, in order.
+
+    Attributes:
+        origin: 16 hexadecimal digits.
+        session: int >= 0.
+        start: serial number of the first entry.
+        entries: the records, and tuples (function, arguments) of those that are not made yet.
+        lines: for each the number of its line in the file that it was loaded from; None where it was not loaded.
+        is_inherited: the entries came with a copy of the ledger, and are not this one's to hand over.
+    """
+
+    origin: str
+    session: int = 0
+    start: int = 0
+    entries: List[Any] = attrs.field(factory=list)
+    lines: Optional[Sequence[int]] = None
+    is_inherited: bool = False
+    _made: int = attrs.field(default=0, init=False)
+
+    @property
+    def place(self) -> Place:
+        """Origin and session."""
+        return self.origin, self.session
+
+    @property
+    def end(self) -> int:
+        """The serial number after that of the last entry."""
+        return self.start + len(self.entries)
+
+    def snapshot(self) -> Part:
+        """Return the part as it is now, with all its records made; entries that are added later are not in it."""
+        entries = self.entries
+        end = len(entries)
+        for index in range(self._made, end):
+            entry = entries[index]
+            if type(entry) is tuple:
+                entries[index] = entry[0](*entry[1:])
+        self._made = max(self._made, end)
+        now = attrs.evolve(self, entries=entries[:end])
+        now._made = end
+        return now
+
+    def cut(self, start: int, end: int) -> Part:
+        """Return the entries with serial numbers from ``start`` up to, not including, ``end``."""
+        chosen = self.entries[start - self.start : end - self.start]
+        return Part(origin=self.origin, session=self.session, start=start, entries=chosen)
+
+
+def counted(parts: Iterable[Part]) -> Iterator[Record]:
+    """Yield the records that count: without what a resumed journal, or two processes, have said again; and all circumstance."""
+    contents = Contents()
+    for part in parts:
+        contents.begin(*part.place)
+        for record in part.entries:
+            content = codec.content(record)
+            if content is None or contents.add(codec.kind_of(record), content):
+                yield record
+
+
+def content_digest(parts: Iterable[Part]) -> str:
+    """Return the digest of the content of all entries of the parts."""
+    contents = Contents()
+    for part in parts:
+        contents.begin(*part.place)
+        for record in part.entries:
+            content = codec.content(record)
+            if content is not None:
+                contents.add(codec.kind_of(record), content)
+    return contents.digest()

@@ -1,0 +1,346 @@
+"""Reading a ledger file, line by line: what can be read, and a fault with its line for what cannot.
+
+Nothing in a file makes this raise anything but the library's own errors, and no line makes it hold more than
+:data:`LONGEST_LINE` bytes: a file is data from somebody else. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Callable, List, Optional, Union
+
+from seedregistry.errors import LedgerError, LedgerFormatError
+from seedregistry.ledger import chain, codec, records
+from seedregistry.ledger.content import Contents
+from seedregistry.ledger.parts import Part
+from seedregistry.ledger.verification import Checker, Verification
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.records import InstanceId, Record
+
+__all__ = ["LONGEST_LINE", "Reader", "load_parts", "verify_file"]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+LONGEST_LINE = 1 << 24
+"""Bytes: a longer line is refused before it is read whole."""
+
+_LARGEST_COUNT = 1 << 63
+_PROGRESS_BYTES = 1 << 20
+_VERSIONED = re.compile(r"seedregistry\.ledger/[0-9a-z.]{1,20}")
+
+# Most lines of most ledgers: a derivation whose words need no escape. What it matches is canonical; what it does not match
+# takes the long way and may be so too.
+_PLAIN = rb'[^"\\\x00-\x1f\x7f-\xff]'
+_DERIVATION = re.compile(
+    rb'\{"circumstance":\{"call_site":"(%b*)"\},"content":\{"instance_id":(?:null|\{"s":"(%b*)"\}|\{"i":"(0|-?[1-9][0-9]{0,99})"\}),'
+    rb'"master_seed":"(0|[1-9][0-9]{0,99})","purpose":"(%b*)","scheme":"(%b*)","seed":"(0|[1-9][0-9]{0,99})"\},'
+    rb'"kind":"derivation"\}' % ((_PLAIN,) * 4)
+)
+
+
+class Reader:
+    """Reads one file once. Subclasses say what is done with an entry.
+
+    Attributes:
+        checker: holds the faults; by itself it looks at nothing.
+        form: ``"saved"`` or ``"journal"``, or None where the header is damaged.
+        contents: of the entries so far.
+        head: chain value of the last line, or None after a line that has none.
+        is_sealed: the last line is a seal.
+        good_size: size of the file up to the end of its last whole line, bytes.
+        torn: what stands after that.
+    """
+
+    def __init__(self, checker: Checker) -> None:
+        self.checker = checker
+        self.form: Optional[str] = None
+        self.contents = Contents()
+        self.head: Optional[bytes] = chain.START
+        self.is_sealed = False
+        self.good_size = 0
+        self.torn = b""
+        self._count = 0
+        self._line = 0
+        self._has_origin = False
+        self._recognised = 0
+        self._other_format = ""
+
+    # --- what subclasses do -------------------------------------------------------------------------------------------
+
+    def origin(self, origin: str, session: int, start: int) -> None:
+        """Take notice of where the entries that follow come from."""
+
+    def derivation(
+        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+    ) -> None:
+        """Take a derivation in its plain form."""
+        raise NotImplementedError
+
+    def entry(self, record: Record, line: int) -> None:
+        """Take any other entry."""
+        raise NotImplementedError
+
+    # --- lines --------------------------------------------------------------------------------------------------------
+
+    def read(self, path: PathLike, progress: Optional[Callable[[int], None]] = None) -> None:
+        """Read a file to its end.
+
+        Args:
+            path: of the file.
+            progress: told every megabyte or so how many bytes have been read.
+
+        Raises:
+            LedgerFormatError: no ledger, of another version of the format, or with a line past the limit.
+            LedgerError: it cannot be opened or read.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                self._read_lines(file, os.fspath(path), progress)
+        except LedgerFormatError:
+            raise
+        except (OSError, TypeError, ValueError) as error:  # the last two: not a path, or one with a zero byte
+            reason = getattr(error, "strerror", None) or str(error)
+            raise LedgerError(f"Could not read the ledger {path!r}: {reason}.") from error
+
+    def _read_lines(self, file: IO[bytes], path: str, progress: Optional[Callable[[int], None]]) -> None:
+        told = 0
+        while True:
+            line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                break
+            self._line += 1
+            if len(line) > LONGEST_LINE:
+                message = f"Line {self._line} of {path!r} is longer than {LONGEST_LINE} bytes: this is not a ledger."
+                raise LedgerFormatError(message)
+            if not line.endswith(b"\n"):
+                self.torn = line
+                break
+            self.good_size += len(line)
+            self._read_line(line[:-1], path)
+            if progress is not None and self.good_size - told > _PROGRESS_BYTES:
+                told = self.good_size
+                progress(told)
+        if not self._recognised:
+            what = "is empty" if not self._line else "has no line of a ledger"
+            raise LedgerFormatError(f"{path!r} {what}: expected {chain.FORMAT!r} in its first line. Was it written by save?")
+        if self._line == 1:
+            self._refuse_other_format(path)
+        self._read_end()
+
+    def _refuse_other_format(self, path: str) -> None:
+        if self._other_format:
+            message = (
+                f"{path!r} has format {self._other_format!r}, which this version does not read; it reads {chain.FORMAT!r}."
+            )
+            raise LedgerFormatError(message)
+
+    def _read_end(self) -> None:
+        if self.torn:
+            message = f"the line ends after {len(self.torn)} bytes: an entry that was being written when its process ended"
+            self.checker.fault(self._line, "torn" if self.form == "journal" else "line", message)
+        if self.form != "journal" and not self.is_sealed:
+            self.checker.fault(self._line, "seal", "a saved ledger ends with a seal, and this one does not: its end is missing")
+
+    def _read_line(self, line: bytes, path: str) -> None:
+        try:
+            value, body = chain.split(line)
+        except LedgerFormatError as error:
+            self.checker.fault(self._line, "line", str(error))
+            self.head = None
+            self.is_sealed = False
+            return
+        is_seal = body.endswith(b'"kind":"seal"}')
+        if self.head is not None and value != (chain.link_seal if is_seal else chain.link)(self.head, body):
+            self._refuse_other_format(path)
+            self.checker.fault(
+                self._line, "chain", "its chain value does not follow from its content and the line before: it was changed here"
+            )
+        was_sealed, self.is_sealed = self.is_sealed, False
+        self._recognised += 1
+        try:
+            self._read_body(body, was_sealed=was_sealed)
+        except LedgerFormatError as error:
+            self.checker.fault(self._line, "line", str(error))
+        self.head = value
+
+    def _read_body(self, body: bytes, *, was_sealed: bool) -> None:
+        if was_sealed and self.form == "saved":
+            self.checker.fault(self._line, "seal", "a saved ledger ends with its seal, and here something follows it")
+        match = _DERIVATION.fullmatch(body)
+        if match is not None:
+            self._begin_entry()
+            self.contents.add("derivation", b"{" + body[match.end(1) + 3 :])
+            site, text, number, master_seed, purpose, scheme, seed = match.groups()
+            words = scheme.decode(), purpose.decode()
+            instance_id = text.decode() if text is not None else None if number is None else int(number)
+            self.derivation(int(master_seed), *words, instance_id, int(seed), site, self._line)
+            return
+        data = codec.parse(body)
+        kind = data.get("kind") if type(data) is dict else None
+        structure = {"header": self._read_header, "part": self._read_part, "seal": self._read_seal}.get(str(kind))
+        if structure is not None:
+            if codec.canonical(data) != body:
+                raise LedgerFormatError("not in canonical form")
+            structure(data)
+            return
+        record = codec.decode(data)
+        written, content = codec.written(record)
+        if written != body:
+            raise LedgerFormatError("not in canonical form")
+        self._begin_entry()
+        if content is not None:
+            self.contents.add(codec.kind_of(record), content)
+        self.entry(record, self._line)
+
+    def _begin_entry(self) -> None:
+        if self.form is None and self._line == 1:
+            self.checker.fault(1, "header", f"the first line is not a header that names {chain.FORMAT!r}")
+        if not self._has_origin:
+            self.checker.fault(self._line, "origin", "nothing says where the entries from here on come from")
+            self._set_origin("0" * 16, 0, 0)
+        self._count += 1
+
+    # --- lines that hold no entry -------------------------------------------------------------------------------------
+
+    def _read_header(self, data: Any) -> None:
+        content = data.get("content")
+        found = content.get("format") if type(content) is dict else None
+        if type(found) is str and found != chain.FORMAT and _VERSIONED.fullmatch(found):
+            # Another version, or a flipped byte: the line after it will tell, which follows ours by our rules or does not.
+            self._other_format = found
+        if self._line != 1:
+            self.checker.fault(self._line, "header", "a header that is not the first line")
+            return
+        form = content.get("form") if type(content) is dict else None
+        if found != chain.FORMAT or form not in {"saved", "journal"} or data.keys() != {"content", "kind"} or len(content) != 2:  # noqa: PLR2004 - form and format
+            raise LedgerFormatError(f"a header names {chain.FORMAT!r} and is of form 'saved' or 'journal'")
+        self.form = str(form)
+
+    def _read_part(self, data: Any) -> None:
+        where = data.get("circumstance")
+        if type(where) is not dict or where.keys() != {"origin", "session", "start"} or len(data) != 2:  # noqa: PLR2004 - itself and the kind
+            raise LedgerFormatError("a part has an origin, a session and a start")
+        origin, session, start = where["origin"], where["session"], where["start"]
+        if type(origin) is not str or not re.fullmatch("[0-9a-f]{16}", origin):
+            raise LedgerFormatError("an origin is 16 hexadecimal digits")
+        for number in (session, start):
+            if type(number) is not int or not 0 <= number < _LARGEST_COUNT:
+                raise LedgerFormatError("a session and a start are integers from 0")
+        self._set_origin(origin, session, start)
+
+    def _set_origin(self, origin: str, session: int, start: int) -> None:
+        self._has_origin = True
+        self.contents.begin(origin, session)
+        self.origin(origin, session, start)
+
+    def _read_seal(self, data: Any) -> None:
+        self.is_sealed = True
+        found = data.get("content")
+        head = None if self.head is None else self.head.hex()
+        expected: dict[str, Any] = {"count": self._count, "digest": self.contents.digest(), "head": head}
+        if type(found) is not dict or found.keys() != expected.keys() or len(data) != 2:  # noqa: PLR2004 - itself and the kind
+            raise LedgerFormatError("a seal has a count, a digest and a head")
+        for name, value in expected.items():
+            if value is not None and found[name] != value:
+                shown = str(found[name])[:64]
+                self.checker.fault(self._line, "seal", f"the seal says {name} {shown}, and the file up to here has {value}")
+
+
+class _Verifier(Reader):
+    """Checks entries and keeps none."""
+
+    def derivation(
+        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+    ) -> None:
+        del site
+        self.checker.check_derivation(master_seed, scheme, purpose, instance_id, seed, line=line)
+
+    def entry(self, record: Record, line: int) -> None:
+        self.checker.check(record, line)
+
+
+class _Loader(Reader):
+    """Keeps entries, and checks none of them."""
+
+    def __init__(self) -> None:
+        super().__init__(Checker())
+        self.parts: List[Part] = []
+        self._known: dict[Any, Any] = {}  # words that recur are kept once
+
+    def origin(self, origin: str, session: int, start: int) -> None:
+        for part in reversed(self.parts):
+            if part.place == (origin, session):
+                if part.start + len(part.entries) == start:
+                    self._take(part)
+                    return
+                break
+        self._take(Part(origin=origin, session=session, start=start, lines=array("L")))
+        self.parts.append(self._part)
+
+    def _take(self, part: Part) -> None:
+        self._part = part
+        self._append: Callable[[Any], None] = part.entries.append
+        self._append_line: Callable[[int], None] = part.lines.append  # type: ignore[union-attr]
+
+    def derivation(
+        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+    ) -> None:
+        same = self._known.setdefault
+        self._append(
+            records.Derivation(
+                master_seed=same(master_seed, master_seed),
+                scheme=same(scheme, scheme),
+                purpose=same(purpose, purpose),
+                instance_id=instance_id,
+                seed=seed,
+                call_site=same(site, site.decode()),
+            )
+        )
+        self._append_line(line)
+
+    def entry(self, record: Record, line: int) -> None:
+        self._append(record)
+        self._append_line(line)
+
+
+def load_parts(path: PathLike) -> _Loader:
+    """Read a file, and return its parts and what was wrong with its lines.
+
+    Raises:
+        LedgerError: as for :meth:`Reader.read`.
+    """
+    loader = _Loader()
+    loader.read(path)
+    return loader
+
+
+def verify_file(path: PathLike, *, progress: Optional[Callable[[int], None]] = None) -> Verification:
+    """Verify a ledger file line by line, without loading it.
+
+    Args:
+        path: of a file that ``Ledger.save`` or a journal wrote.
+        progress: told every megabyte or so how many bytes have been read.
+
+    Returns:
+        What was found: the chain, header and seal, every seed and master seed of a child derived again, collisions and
+        contradictions. Faults are collected, each with its line.
+
+    Raises:
+        LedgerFormatError: no ledger, of another version of the format, or with a line past the limit of 16 MiB.
+        LedgerError: the file cannot be opened or read.
+    """
+    checker = Checker()
+    reader = _Verifier(checker)
+    reader.read(path, progress)
+    checker.finish()
+    return Verification(
+        faults=tuple(checker.faults),
+        entries=checker.entries,
+        seeds=checker.seeds,
+        digest=reader.contents.digest(),
+        is_sealed=reader.is_sealed,
+    )

@@ -1,0 +1,128 @@
+"""A statement on reproducibility in words: facts of a ledger, and no claim that was not checked or recorded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Iterator, Sequence
+
+from seedregistry import digest
+from seedregistry.ledger import records
+from seedregistry.ledger.tables import join_words, plural
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.records import Record
+    from seedregistry.ledger.verification import Verification
+
+__all__ = ["write"]
+
+_NAMED = ("python", "numpy", "torch", "torch.cuda", "system", "machine")
+_MODES = {
+    "off": "torch's deterministic algorithms were not asked for",
+    "warn": "torch's deterministic algorithms were on in the mode that only warns where there is none",
+    "strict": "torch's deterministic algorithms were on, with an error where there is none",
+}
+
+
+def write(entries: Sequence[Record], verification: Verification) -> str:
+    """Return the statement: sentences in one paragraph."""
+    sentences = [
+        *_seeds(entries),
+        *_verdict(verification),
+        *_built(entries),
+        *_audits(entries),
+        *_determinism(entries),
+        *_warnings(entries),
+        *_environment(entries),
+        f"The content of the ledger has the digest {verification.digest[: digest.SHORT_LENGTH]}.",
+    ]
+    return " ".join(sentences)
+
+
+def _seeds(entries: Sequence[Record]) -> Iterator[str]:
+    runs = [record for record in entries if isinstance(record, records.Run)]
+    streams = {
+        (record.master_seed, record.purpose, record.instance_id, type(record.instance_id)): record
+        for record in entries
+        if isinstance(record, records.Derivation)
+    }
+    if not streams:
+        yield "No stream was derived."
+        return
+    roots = dict.fromkeys((run.master_seed, run.scheme) for run in runs if run.parent is None)
+    origin = join_words(f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots)
+    purposes = sorted({name[1] for name in streams})
+    count = f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} ({join_words(purposes)})"
+    yield f"{count} {'was' if len(streams) == 1 else 'were'} derived from {origin}."
+    children = {run.master_seed for run in runs if run.parent is not None}
+    if children:
+        yield f"Of the registries, {len(children)} {'is a child' if len(children) == 1 else 'are children'} of another."
+
+
+def _verdict(verification: Verification) -> Iterator[str]:
+    if verification.ok:
+        yield f"All {verification.seeds} recorded seeds, those of children among them, were derived again, with equal results."
+    else:
+        first = verification.faults[0]
+        faults = plural(len(verification.faults), "fault")
+        yield f"THE LEDGER DOES NOT VERIFY: {faults}, the first at line {first.line} ({first.code})."
+
+
+def _built(entries: Sequence[Record]) -> Iterator[str]:
+    models = [record for record in entries if isinstance(record, records.Built) and record.purpose == "model"]
+    digests = [dict(record.description).get("digest") for record in models]
+    if models and all(isinstance(value, str) for value in digests):
+        distinct = len(set(digests))
+        times = plural(len(models), "model")
+        built = (
+            "was built; its initial parameters are recorded"
+            if len(models) == 1
+            else "were built; initial parameters are recorded"
+        )
+        yield f"{times} {built} by SHA-256 ({plural(distinct, 'distinct digest')})."
+
+
+def _audits(entries: Sequence[Record]) -> Iterator[str]:
+    audits = [record for record in entries if isinstance(record, records.Audited)]
+    if not audits:
+        yield "No audit was made, so draws outside these streams are not excluded."
+        return
+    found = sum(audit.undeclared for audit in audits)
+    broken = sum(not audit.completed for audit in audits)
+    audited = f"{plural(len(audits), 'audited block')} of the run"
+    if found:
+        yield f"In {audited}, {plural(found, 'draw')} outside these streams {'was' if found == 1 else 'were'} found."
+    else:
+        yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
+    if broken:
+        yield f"{plural(broken, 'audit')} ended with an exception."
+
+
+def _determinism(entries: Sequence[Record]) -> Iterator[str]:
+    switches = [record for record in entries if isinstance(record, records.Determinism)]
+    if not switches:
+        yield "Torch's determinism switches were not set through the registry."
+        return
+    modes = dict.fromkeys(_MODES.get(record.mode, f"mode {record.mode}") for record in switches)
+    yield f"In this run, {join_words(modes)}."
+    ineffective = dict.fromkeys(line for record in switches for line in record.ineffective)
+    if ineffective:
+        yield f"Of what was asked for, this took no effect: {'; '.join(ineffective)}."
+
+
+def _warnings(entries: Sequence[Record]) -> Iterator[str]:
+    counts = Counter(record.category for record in entries if isinstance(record, records.Warned))
+    if counts:
+        yield f"Warnings were recorded: {join_words(f'{count} x {name}' for name, count in sorted(counts.items()))}."
+
+
+def _environment(entries: Sequence[Record]) -> Iterator[str]:
+    seen = [dict(record.values) for record in entries if isinstance(record, records.EnvironmentSeen)]
+    if not seen:
+        yield "The environment was not recorded."
+        return
+    facts = []
+    for name in _NAMED:
+        values = list(dict.fromkeys(str(values[name]) for values in seen if values.get(name) is not None))
+        if values:
+            facts.append(f"{name} {' and '.join(values)}")
+    yield f"It ran with {', '.join(facts)}." if facts else "The environment was not recorded."

@@ -1,0 +1,185 @@
+"""The ledger as a table: a row for each purpose, or for each stream. What is printed and exported is made from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import attrs
+
+from seedregistry import digest
+from seedregistry.ledger import records
+from seedregistry.ledger.verification import words_of
+
+if TYPE_CHECKING:
+    from seedregistry.ledger.records import InstanceId, Record
+
+__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "to_text"]
+
+HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
+"""The columns of an export."""
+
+_ID_WIDTH = 24
+_SHOWN_FACTORIES = 3
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """The streams of one purpose in one registry, or one of them.
+
+    Attributes:
+        purpose: the purpose.
+        instance: its instance id, or the first and the last, as text.
+        streams: how many.
+        seed: the seed of one stream, or ``""``.
+        uses: how often generators, builds, splits or scopes began at the streams' start; positions are not counted.
+        built: what was built, in short.
+    """
+
+    purpose: str
+    instance: str
+    streams: int
+    seed: str
+    uses: int
+    built: str
+
+
+@attrs.frozen(kw_only=True)
+class Section:
+    """The rows of one registry.
+
+    Attributes:
+        name: ``""`` for the experiment's own registry, ``"fold 0"`` and the like for a child.
+        master_seed: its master seed.
+        scheme: its scheme.
+        rows: its rows.
+    """
+
+    name: str
+    master_seed: int
+    scheme: str
+    rows: Tuple[Row, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Table:
+    """All registries of a ledger.
+
+    Attributes:
+        sections: one for each registry, the experiment's own first.
+        digest: of the ledger's content, 64 hexadecimal digits.
+    """
+
+    sections: Tuple[Section, ...]
+    digest: str
+
+    @property
+    def facts(self) -> Tuple[Tuple[str, str], ...]:
+        """What a caption states: master seeds and schemes of the registries that are no children, and the short digest."""
+        own = [section for section in self.sections if not section.name] or list(self.sections[:1])
+        masters = ", ".join(dict.fromkeys(str(section.master_seed) for section in own)) or "none"
+        schemes = ", ".join(dict.fromkeys(section.scheme for section in own)) or "none"
+        return ("master seed", masters), ("scheme", schemes), ("digest", self.digest[: digest.SHORT_LENGTH])
+
+    def cells(self) -> Iterator[Tuple[str, ...]]:
+        """Yield the rows of an export, as text, in the columns of :data:`HEADER`."""
+        for section in self.sections:
+            for row in section.rows:
+                yield (section.name, row.purpose, row.instance, str(row.streams), row.seed, str(row.uses), row.built)
+
+
+def show_id(instance_id: Optional[object], width: int = _ID_WIDTH) -> str:
+    """Return an instance id as text that is not too wide; ``-`` for none."""
+    text = "-" if instance_id is None else str(instance_id)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool = False) -> Table:
+    """Return the table of a ledger's entries."""
+    runs: Dict[Tuple[int, str], records.Run] = {}
+    streams: Dict[int, Dict[str, Dict[Tuple[InstanceId, type], records.Derivation]]] = {}
+    uses: Counter[Tuple[object, ...]] = Counter()
+    built: Dict[Tuple[object, ...], Counter[str]] = {}
+    for record in entries:
+        if isinstance(record, records.Derivation):
+            own = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
+            own.setdefault((record.instance_id, type(record.instance_id)), record)
+        elif isinstance(record, records.Run):
+            runs.setdefault((record.master_seed, record.scheme), record)
+        elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
+            uses[words_of(record)] += 1
+            if isinstance(record, records.Built):
+                built.setdefault(words_of(record), Counter())[_show_built(record, in_full=every_stream)] += 1
+    sections = []
+    for run in sorted(runs.values(), key=lambda run: run.parent is not None):
+        purposes = streams.get(run.master_seed, {})
+        rows = [
+            _row(list(group), uses, built)
+            for found in purposes.values()
+            for group in (([one] for one in found.values()) if every_stream else [found.values()])
+        ]
+        name = "" if run.parent is None else f"{run.purpose} {show_id(run.instance_id)}"
+        sections.append(Section(name=name, master_seed=run.master_seed, scheme=run.scheme, rows=tuple(rows)))
+    return Table(sections=tuple(sections), digest=content_digest)
+
+
+def _show_built(record: records.Built, *, in_full: bool) -> str:
+    name = record.factory.rpartition(".")[2]
+    if in_full:
+        for key in ("digest", "order_digest"):
+            value = dict(record.description).get(key)
+            if isinstance(value, str):
+                return f"{name} {value[: digest.SHORT_LENGTH]}"
+    return name
+
+
+def _row(
+    group: List[records.Derivation], uses: Counter[Tuple[object, ...]], built: Dict[Tuple[object, ...], Counter[str]]
+) -> Row:
+    first, last = group[0], group[-1]
+    names: Counter[str] = Counter()
+    count = 0
+    for derivation in group:
+        words = words_of(derivation)
+        count += uses[words]
+        names.update(built.get(words, {}))
+    shown = [name if times == 1 else f"{times} x {name}" for name, times in names.items()]
+    more = [f"{len(shown) - _SHOWN_FACTORIES} more"] if len(shown) > _SHOWN_FACTORIES else []
+    is_one = len(group) == 1
+    return Row(
+        purpose=first.purpose,
+        instance=show_id(first.instance_id) if is_one else f"{show_id(first.instance_id)} .. {show_id(last.instance_id)}",
+        streams=len(group),
+        seed=str(first.seed) if is_one else "",
+        uses=count,
+        built=", ".join(shown[:_SHOWN_FACTORIES] + more),
+    )
+
+
+def to_text(table: Table) -> str:
+    """Return the table as plain lines, for a terminal."""
+    lines = []
+    for section in table.sections:
+        title = f"master seed {section.master_seed}  scheme {section.scheme}"
+        lines.append(f"child {section.name}  {title}" if section.name else title)
+        rows = [(row.purpose, row.instance, _seeds(row)) for row in section.rows]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        lines.extend(f"  {p:<{widths[0]}}  {i:<{widths[1]}}  {s}" for p, i, s in rows)
+    lines.append(f"digest {table.digest[: digest.SHORT_LENGTH]}")
+    return "\n".join(lines)
+
+
+def _seeds(row: Row) -> str:
+    counted = f", {plural(row.uses, 'use')}" if row.uses else ""
+    return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + counted
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: ``1 stream``, ``2 streams``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def join_words(words: Iterable[str]) -> str:
+    """Return words as in a sentence: ``a, b and c``."""
+    listed = list(words)
+    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}" if listed else "none"
