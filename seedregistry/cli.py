@@ -7,6 +7,7 @@ that is no ledger). Every command has ``--json``. Colours and bars are for termi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -48,14 +49,14 @@ def cli() -> None:
     """Derive seeds, and look into the ledgers of experiments."""
 
 
-@cli.command()
+@cli.command("derive")
 @click.argument("master_seed")
 @click.argument("purpose")
 @click.argument("instance_id", required=False)
 @click.option("--int", "is_int", is_flag=True, help="The instance id is an int: 7 and '7' are two ids under sha256-256.")
 @click.option("--scheme", default=derivation.DEFAULT_SCHEME, show_default=True, help="The rule from words to seeds.")
 @_as_json
-def derive(master_seed: str, purpose: str, instance_id: Optional[str], scheme: str, *, is_int: bool, as_json: bool) -> int:
+def _derive(master_seed: str, purpose: str, instance_id: Optional[str], scheme: str, *, is_int: bool, as_json: bool) -> int:
     """Print the component seed of MASTER_SEED, PURPOSE and INSTANCE_ID."""
     rule = derivation.find_scheme(scheme)
     number = derivation.validate_master_seed(_integer(master_seed, "MASTER_SEED"))
@@ -78,16 +79,16 @@ def derive(master_seed: str, purpose: str, instance_id: Optional[str], scheme: s
     return _YES
 
 
-@cli.group()
-def ledger() -> None:
+@cli.group("ledger")
+def _ledger() -> None:
     """Show, verify, compare and export ledger files."""
 
 
-@ledger.command()
+@_ledger.command("show")
 @_file
 @_every_stream
 @_as_json
-def show(file: Path, *, every_stream: bool, as_json: bool) -> int:
+def _show(file: Path, *, every_stream: bool, as_json: bool) -> int:
     """Print what was derived and built; exit 1 when the file is damaged."""
     loaded = Ledger.load(file)
     table = loaded.table(every_stream=every_stream)
@@ -101,11 +102,11 @@ def show(file: Path, *, every_stream: bool, as_json: bool) -> int:
     return _report_damage(loaded)
 
 
-@ledger.command()
+@_ledger.command("verify")
 @_file
 @click.option("--digest", "printed", help="A digest that was printed, 12 to 64 digits: the content must have it.")
 @_as_json
-def verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
+def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
     """Check chain, header and seal, and derive every seed again; exit 1 when something does not hold.
 
     A journal that is not closed has no seal: entries lost from its end are found against a digest that was printed.
@@ -129,11 +130,11 @@ def verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
     return _YES if found.ok and has_digest else _NO
 
 
-@ledger.command()
+@_ledger.command("diff")
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 @_as_json
-def diff(first: Path, second: Path, *, as_json: bool) -> int:
+def _diff(first: Path, second: Path, *, as_json: bool) -> int:
     """Print what two ledgers differ in; exit 1 when their contents differ."""
     ledgers = [Ledger.load(path) for path in (first, second)]
     found = ledgers[0].diff(ledgers[1])
@@ -145,7 +146,7 @@ def diff(first: Path, second: Path, *, as_json: bool) -> int:
     return _NO if found else damage
 
 
-@ledger.command()
+@_ledger.command("export")
 @_file
 @click.option(
     "--to",
@@ -158,7 +159,7 @@ def diff(first: Path, second: Path, *, as_json: bool) -> int:
 @_every_stream
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="A file to write, instead of printing.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --to json.")
-def export(file: Path, form: str, output: Optional[Path], *, every_stream: bool, as_json: bool) -> int:
+def _export(file: Path, form: str, output: Optional[Path], *, every_stream: bool, as_json: bool) -> int:
     """Print the ledger as a table for a paper, as data, or as a statement in words; exit 1 when the file is damaged."""
     loaded = Ledger.load(file)
     if as_json or form == "json":
@@ -178,11 +179,11 @@ def export(file: Path, form: str, output: Optional[Path], *, every_stream: bool,
     return _report_damage(loaded)
 
 
-@ledger.command()
+@_ledger.command("digest")
 @_file
 @click.option("--short", is_flag=True, help="The first 12 digits, as in a paper.")
 @_as_json
-def digest(file: Path, *, short: bool, as_json: bool) -> int:
+def _digest(file: Path, *, short: bool, as_json: bool) -> int:
     """Print the digest of the content; exit 1 when the file is damaged."""
     loaded = Ledger.load(file)
     found = loaded.short_digest if short else loaded.digest
@@ -234,6 +235,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Args:
         arguments: without the program's name; those of the process by default.
     """
+    logging.getLogger("seedregistry").addHandler(logging.NullHandler())  # what it would say is printed here
     given: Optional[List[str]] = None if arguments is None else list(arguments)
     try:
         code = cli.main(args=given, prog_name="seedregistry", standalone_mode=False)

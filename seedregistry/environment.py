@@ -1,7 +1,7 @@
 """The environment of the process, by name, from an allow-list. Circumstance: it is outside every digest.
 
 Recorded so that a reader can see under what conditions numbers were made. Never the host name, the user, a path or the
-command line. Reading it starts no accelerator, imports nothing of torch, sets no switch and moves no generator.
+command line, unless asked for. Reading it starts no accelerator, imports nothing of torch, sets no switch, moves no generator.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import sys
 from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple, Union
 
@@ -163,6 +164,15 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
 )
 
 
+# Only when asked for.
+_COMMAND_LINE: Tuple[Tuple[str, Callable[[], Any]], ...] = (("command_line", lambda: " ".join(map(shlex.quote, sys.argv))),)
+_PATHS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
+    ("path.working_directory", os.getcwd),
+    ("path.script", lambda: os.path.abspath(sys.argv[0])),
+    ("path.python", lambda: sys.executable),
+)
+
+
 def _read(get: Callable[[], Any]) -> Tuple[Value, Optional[str]]:
     """Return a fact and None, or None and why it cannot be had.
 
@@ -185,11 +195,16 @@ def _variable(name: str, allowed: re.Pattern[str]) -> Optional[str]:
     return value if value is None or allowed.fullmatch(value) else WITHHELD
 
 
-def snapshot() -> Environment:
-    """Return the environment of this process, now. Never raises for a fact that cannot be read."""
+def snapshot(*, command_line: bool = False, paths: bool = False) -> Environment:
+    """Return the environment of this process, now. Never raises for a fact that cannot be read.
+
+    Args:
+        command_line: also the command line, which may hold whatever was typed, secrets among it.
+        paths: also the working directory and the paths of the script and of Python, which may name the user.
+    """
     values: List[Tuple[str, Value]] = []
     unreadable: List[Tuple[str, str]] = []
-    for name, get in _FACTS:
+    for name, get in (*_FACTS, *(_COMMAND_LINE if command_line else ()), *(_PATHS if paths else ())):
         value, reason = _read(get)
         values.append((name, value))
         if reason is not None:

@@ -7,6 +7,7 @@ goes through the registry and is recorded.
 from __future__ import annotations
 
 import collections.abc
+import datetime as dt
 import difflib
 import logging
 import secrets
@@ -125,7 +126,7 @@ class SeedRegistry:
         for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
             shared.components[component.purpose] = component
         self._begin(number, rule, shared)
-        shared.ledger.append(records.Run(master_seed=number, scheme=rule.name, call_site=call_site()))
+        shared.ledger.append(records.Run(master_seed=number, scheme=rule.name, began=_now(), call_site=call_site()))
         if drawn:
             _log.info("No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number)
 
@@ -308,6 +309,7 @@ class SeedRegistry:
                         parent=self._master_seed,
                         purpose=stream.purpose,
                         instance_id=stream.instance_id,
+                        began=_now(),
                         call_site=call_site(),
                     )
                 )
@@ -610,15 +612,26 @@ class SeedRegistry:
         )
         return handle
 
-    def _record_environment(self) -> None:
+    def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
+        """Put the environment of the process, as it is now, into the ledger, as circumstance.
+
+        What is recorded by itself, once, with the first thing that is built, has neither a command line nor a path.
+
+        Args:
+            command_line: also the command line. It may hold whatever was typed, secrets among it.
+            paths: also the working directory and the paths of the script and of Python. They may name the user.
+        """
+        values = records.freeze(environment.snapshot(command_line=command_line, paths=paths).to_dict())
         shared = self._shared
-        if shared.has_environment:
-            return
-        values = records.freeze(environment.snapshot().to_dict())
         with shared.lock:
-            if not shared.has_environment:
-                shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
-                shared.has_environment = True
+            shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
+            shared.has_environment = True
+
+    def _record_environment(self) -> None:
+        if not self._shared.has_environment:
+            with self._shared.lock:
+                if not self._shared.has_environment:
+                    self.record_environment()
 
     def audit(self, mode: str = "error") -> audit.Audit:
         """Return a block in which every draw comes from a stream, or is reported.
@@ -714,6 +727,10 @@ class SeedRegistry:
         self._begin(state["master_seed"], derivation.find_scheme(state["scheme"]), state["shared"])
         self._seeds = state["seeds"]
         self._children = state["children"]
+
+
+def _now() -> str:
+    return dt.datetime.now(tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _derivation(

@@ -6,6 +6,7 @@ import os
 
 import hypothesis
 import pytest
+import rich.progress  # noqa: F401 - draws from python's generator when it is imported: here, before any test looks at it
 import torch
 
 from seedregistry import determinism, rng

@@ -104,7 +104,7 @@ class Reader:
             raise
         except (OSError, TypeError, ValueError) as error:  # the last two: not a path, or one with a zero byte
             reason = getattr(error, "strerror", None) or str(error)
-            raise LedgerError(f"Could not read the ledger {path!r}: {reason}.") from error
+            raise LedgerError(f"Could not read the ledger {str(path)!r}: {reason}.") from error
 
     def _read_lines(self, file: IO[bytes], path: str, progress: Optional[Callable[[int], None]]) -> None:
         told = 0

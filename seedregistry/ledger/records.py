@@ -159,13 +159,18 @@ class Record:
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Run(Record):
-    """A registry began. A child names its parent's master seed and the stream it came from."""
+    """A registry began. A child names its parent's master seed and the stream it came from.
+
+    Attributes:
+        began: when, in UTC, as in ``"2026-01-31T12:00:00Z"``.
+    """
 
     master_seed: int
     scheme: str
     parent: Optional[int] = None
     purpose: Optional[str] = None
     instance_id: InstanceId = None
+    began: str = attrs.field(default="", metadata=CIRCUMSTANCE)
     call_site: str = attrs.field(default="", metadata=CIRCUMSTANCE)
 
 
