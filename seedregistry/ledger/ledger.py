@@ -425,8 +425,10 @@ class Ledger:
 
 def _block(part: Part, own: Part, lines: Lines) -> bytes:
     """Return the lines of a merged part in a journal, and the one that goes back to the journal's own entries."""
-    entries = [lines.entry(codec.written(record)[0]) for record in part.entries]
-    return b"".join([lines.part(*part.place, part.start), *entries, lines.part(*own.place, own.start + len(own.entries))])
+    made = [lines.part(*part.place, part.start)]
+    made.extend(lines.entry(codec.written(record)[0]) for record in part.entries)
+    made.append(lines.part(*own.place, own.end))
+    return b"".join(made)
 
 
 _live: weakref.WeakSet[Ledger] = weakref.WeakSet()

@@ -142,8 +142,11 @@ class Reader:
         if self.torn:
             message = f"the line ends after {len(self.torn)} bytes: an entry that was being written when its process ended"
             self.checker.fault(self._line, "torn" if self.form == "journal" else "line", message)
+        if self.form is None:
+            self.checker.fault(1, "header", f"the first line is not a header that names {chain.FORMAT!r}")
         if self.form != "journal" and not self.is_sealed:
             self.checker.fault(self._line, "seal", "a saved ledger ends with a seal, and this one does not: its end is missing")
+        self.checker.faults.sort(key=lambda fault: fault.line)
 
     def _read_line(self, line: bytes, path: str) -> None:
         try:
@@ -197,8 +200,6 @@ class Reader:
         self.entry(record, self._line)
 
     def _begin_entry(self) -> None:
-        if self.form is None and self._line == 1:
-            self.checker.fault(1, "header", f"the first line is not a header that names {chain.FORMAT!r}")
         if not self._has_origin:
             self.checker.fault(self._line, "origin", "nothing says where the entries from here on come from")
             self._set_origin("0" * 16, 0, 0)
