@@ -219,7 +219,8 @@ def _print_table(table: tables.Table) -> None:
     facts = ", ".join(f"{name} {value}" for name, value in table.facts)
     shown = RichTable(title=facts, title_justify="left")
     for name in tables.HEADER:
-        shown.add_column(name, justify="right" if name in {"streams", "seed", "uses"} else "left")
+        is_number = name in {"streams", "seed", "uses"}
+        shown.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for cells in table.cells():
         shown.add_row(*map(_escape_markup, cells))
     console.print(shown)

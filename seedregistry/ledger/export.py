@@ -30,15 +30,18 @@ _LATEX: Dict[str, str] = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",  # \textquotedbl is not in every encoding
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "-": "{-}",  # two in a row are a dash otherwise
     "…": r"\ldots{}",
 }
-_LATIN = ("\u00c0", "\u017f")
-"""From the first to the last: letters that pdfLaTeX knows by themselves, but for those below."""
-_NOT_LATIN = "\u00d7\u00f7ĉĊċĈĿŀŉ\u017fĦħŦŧ\u0138"
+_LATIN = frozenset(map(chr, range(0xC0, 0x180))) - set(
+    # Signs, and letters that pdfLaTeX does not know, at least not in its first encoding, OT1.
+    "\u00d7\u00f7\u00d0\u00f0\u00de\u00fe\u0104\u0105\u0110\u0111\u0118\u0119\u0126\u0127\u012e\u012f\u0138\u013f\u0140\u0149\u014a\u014b"
+    "\u0166\u0167\u0172\u0173\u017f"
+)
+"""Letters that pdfLaTeX knows without a package."""
 
 
 def to_latex(table: Table, *, label: str, unicode: bool = False) -> str:
@@ -143,7 +146,7 @@ def _is_plain(char: str, *, unicode: bool) -> bool:
         return char.isprintable()
     if unicode:
         return char.isprintable()
-    return _LATIN[0] <= char <= _LATIN[1] and char not in _NOT_LATIN
+    return char in _LATIN
 
 
 def _by_number(char: str) -> str:

@@ -343,7 +343,7 @@ class Ledger:
             every_stream: a row for each stream instead of one for each purpose.
             label: of the table, for ``\ref``.
             unicode: write all characters as they are, for XeLaTeX and LuaLaTeX. Otherwise those that pdfLaTeX does not know
-                are written by number, as in ``U+6A21``.
+                without a package are written by number, as in ``U+6A21``.
         """
         return export.to_latex(self.table(every_stream=every_stream), label=label, unicode=unicode)
 
