@@ -103,10 +103,10 @@ def test_docstring_examples_run():
 
 @pytest.mark.parametrize("arguments", [["--epochs", "2"], ["--epochs", "1", "--seed", "7"]])
 def test_the_main_job_runs(arguments, tmp_path):
-    """The example of the README's main command trains, writes its ledger and repeats bit for bit."""
-    import json
+    """The example of the README's main command trains, repeats bit for bit, and leaves a ledger that verifies and its table."""
+    from seedregistry.ledger import verify_file
 
-    out = tmp_path / "ledger.json"
+    out = tmp_path / "out"
     run = subprocess.run(
         [sys.executable, str(ROOT / "docs/examples/digits.py"), *arguments, "--out", str(out)],
         capture_output=True,
@@ -115,9 +115,15 @@ def test_the_main_job_runs(arguments, tmp_path):
         cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr
-    data = json.loads(out.read_text(encoding="utf-8"))
-    assert data["format"] == "seedregistry.ledger/1"
-    assert data["digest"][:12] in run.stdout
+    report = verify_file(out / "ledger.jsonl")
+    assert report.ok
+    assert report.is_sealed
+    for text in (
+        run.stdout,
+        (out / "ledger.tex").read_text(encoding="utf-8"),
+        (out / "statement.txt").read_text(encoding="utf-8"),
+    ):
+        assert report.digest[:12] in text
 
 
 def test_no_page_names_a_registry_host():

@@ -3,14 +3,14 @@
 Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the batches and the dropout of
 each step. The ledger says what was derived and built; its digest and the weights of the second run must be those of the
 first, bit for bit. The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn, so nothing is downloaded.
+The ledger, a table for a paper and a statement in words are left in a folder.
 
-    python docs/examples/digits.py --seed 42 --epochs 20 --out out/ledger.json
+    python docs/examples/digits.py --seed 42 --epochs 20 --out out
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -21,7 +21,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from seedregistry import SeedRegistry
+from seedregistry import Ledger, SeedRegistry
+from seedregistry.ledger import Verification, verify_file
 
 BATCH_SIZE = 64
 BAR_WIDTH = 30
@@ -116,12 +117,23 @@ def is_equal(first: nn.Module, second: nn.Module) -> bool:
     return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
+def write_ledger(ledger: Ledger, folder: Path) -> Verification:
+    """Save a ledger and what a paper needs of it, and verify the file as a reader of the paper would."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger.save(folder / "ledger.jsonl")
+    (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
+    (folder / "statement.txt").write_text(ledger.statement() + "\n", encoding="utf-8")
+    report = verify_file(folder / "ledger.jsonl")
+    print(f"{folder / 'ledger.jsonl'}: {report}\n\n{ledger.statement()}\n")
+    return report
+
+
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description="Train on digits from one registry, twice, and compare.")
     parser.add_argument("--seed", type=int, default=42, help="master seed (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("out/ledger.json"), help="ledger file (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error("--epochs must be at least 1")
@@ -135,18 +147,17 @@ def main() -> int:
     first = train(arguments.seed, arguments.epochs, "first run ")
     print(f"test accuracy {first.accuracy:.4f}\n\n{first.registry.ledger}\n")
 
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", encoding="utf-8") as file:
-        json.dump(first.registry.ledger.to_dict(), file, indent=2)
-        file.write("\n")
-    print(f"ledger written to {arguments.out}\n")
+    report = write_ledger(first.registry.ledger, arguments.out)
 
     second = train(arguments.seed, arguments.epochs, "second run")
     has_same_digest = second.registry.ledger.digest == first.registry.ledger.digest
     has_same_weights = is_equal(first.model, second.model)
     print(f"\ndigest of the second ledger: {'equal' if has_same_digest else 'DIFFERENT'}")
     print(f"weights of the second model: {'equal, bit for bit' if has_same_weights else 'DIFFERENT'}")
-    return 0 if has_same_digest and has_same_weights else 1
+    difference = first.registry.ledger.diff(second.registry.ledger)
+    if difference:
+        print(difference)
+    return 0 if report and has_same_digest and has_same_weights else 1
 
 
 if __name__ == "__main__":

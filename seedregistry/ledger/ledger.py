@@ -310,7 +310,7 @@ class Ledger:
         """Compare this ledger with another one.
 
         Returns:
-            What differs: the first stream, then by purpose, then in circumstance. False when the contents are equal.
+            What differs, the first stream first, then by purpose, then in circumstance. False when the contents are equal.
         """
         return diff.compare(self._snapshot(), other._snapshot())
 

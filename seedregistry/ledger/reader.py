@@ -327,8 +327,8 @@ def verify_file(path: PathLike, *, progress: Optional[Callable[[int], None]] = N
         progress: told every megabyte or so how many bytes have been read.
 
     Returns:
-        What was found: the chain, header and seal, every seed and master seed of a child derived again, collisions and
-        contradictions. Faults are collected, each with its line.
+        What was found in the chain, the header and the seal, in deriving every seed and every child's master seed again, and in
+        looking for collisions and contradictions. Faults are collected, each with its line.
 
     Raises:
         LedgerFormatError: no ledger, of another version of the format, or with a line past the limit of 16 MiB.

@@ -60,7 +60,7 @@ def _seeds(entries: Sequence[Record]) -> Iterator[str]:
 
 def _verdict(verification: Verification) -> Iterator[str]:
     if verification.ok:
-        yield f"All {verification.seeds} recorded seeds, those of children among them, were derived again, with equal results."
+        yield f"All {verification.seeds} recorded seeds were derived again, with equal results."
     else:
         first = verification.faults[0]
         faults = plural(len(verification.faults), "fault")

@@ -73,7 +73,9 @@ class Verification:
 
     def __str__(self) -> str:
         verdict = "verified" if self.ok else "NOT VERIFIED"
-        counts = f"{self.entries} entries, {self.seeds} seeds derived again, digest {self.digest[:12]}"
+        entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
+        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
+        counts = f"{entries}, {seeds} derived again, digest {self.digest[:12]}"
         shown = [f"{verdict}: {counts}{'' if self.is_sealed else ', not sealed'}"]
         shown += [str(fault) for fault in self.faults[:_SHOWN]]
         if len(self.faults) > _SHOWN:
