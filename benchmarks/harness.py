@@ -92,3 +92,18 @@ def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, 
         what=what, measured_us=low * 1e6, peer_us=floor * 1e6, peer=peer_name, value=value, kind=kind, target=target
     )
     benchmark.pedantic(lambda: None, rounds=1)
+
+
+def report_figure(benchmark, what: str, value: float, unit: str, *, target: str, beside: tuple) -> None:
+    """Hand a row with a figure of its own unit to ``run.py``, beside another one of the same unit.
+
+    Args:
+        benchmark: the fixture.
+        what: the row's name.
+        value: the figure.
+        unit: such as ``"bytes an entry"``.
+        target: such as ``"<= 350"``; ``""`` for a row without one.
+        beside: name and value of the other figure.
+    """
+    benchmark.extra_info.update(what=what, value=value, kind="figure", unit=unit, target=target, beside=beside)
+    benchmark.pedantic(lambda: None, rounds=1)

@@ -44,8 +44,21 @@ def show_time(us: float) -> str:
     return f"{us * 1000:.0f} ns" if us < 1 else f"{us:.1f} us"
 
 
+def figure_row(info: dict) -> str:
+    """Return a row with a figure of its own unit."""
+    value, target, (name, other) = info["value"], info["target"], info["beside"]
+    met = "-"
+    if target:
+        limit = float(target.split()[1])
+        met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
+    shown = f"{value:,.0f} {info['unit']}"
+    return f"| {info['what']} | {shown} | {name}: {other:,.0f} | {value / other:.3g} x | {target or '-'} | {met} |"
+
+
 def row(info: dict) -> str:
     """Return a row of the table."""
+    if info["kind"] == "figure":
+        return figure_row(info)
     shown = {
         "ratio": f"{info['value']:.3g} x",
         "added": f"+{show_time(info['value'])}",
