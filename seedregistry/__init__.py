@@ -3,6 +3,7 @@
 from seedregistry.components import Component
 from seedregistry.data import DeterministicSampler
 from seedregistry.errors import (
+    AttributionError,
     ComponentCreationError,
     ComponentRegistrationError,
     DatasetGeneratorWarning,
@@ -18,6 +19,8 @@ from seedregistry.errors import (
     LedgerIntegrityError,
     LoaderStateError,
     OutOfRangeError,
+    RecipeError,
+    ReplayError,
     RngStateError,
     SampleAddressError,
     ScopeError,
@@ -55,6 +58,7 @@ from seedregistry.stream import Position, Stream
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttributionError",
     "Component",
     "ComponentCreationError",
     "ComponentRegistrationError",
@@ -74,6 +78,8 @@ __all__ = [
     "LoaderStateError",
     "OutOfRangeError",
     "Position",
+    "RecipeError",
+    "ReplayError",
     "RngStateError",
     "SampleAddressError",
     "ScopeError",

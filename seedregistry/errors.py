@@ -27,8 +27,11 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- UnrepeatableSamplerError (ValueError)
     +-- ShardingError (RuntimeError)
     +-- LedgerError
-        +-- LedgerFormatError (ValueError)
-        +-- LedgerIntegrityError (ValueError)
+    |   +-- LedgerFormatError (ValueError)
+    |   +-- LedgerIntegrityError (ValueError)
+    +-- AttributionError
+        +-- RecipeError (ValueError)
+        +-- ReplayError (RuntimeError)
 
     SeedRegistryWarning (UserWarning)
     +-- StreamReuseWarning
@@ -44,6 +47,7 @@ from __future__ import annotations
 from typing import Any, Optional, Tuple
 
 __all__ = [
+    "AttributionError",
     "ComponentCreationError",
     "ComponentRegistrationError",
     "DatasetGeneratorWarning",
@@ -59,6 +63,8 @@ __all__ = [
     "LedgerIntegrityError",
     "LoaderStateError",
     "OutOfRangeError",
+    "RecipeError",
+    "ReplayError",
     "RngStateError",
     "SampleAddressError",
     "ScopeError",
@@ -258,6 +264,18 @@ class LedgerFormatError(LedgerError, ValueError):
 
 class LedgerIntegrityError(LedgerError, ValueError):
     """A ledger contradicts itself or another one."""
+
+
+class AttributionError(SeedRegistryError):
+    """A training run cannot be attributed or retrained."""
+
+
+class RecipeError(AttributionError, ValueError):
+    """A training run, its data or what is asked about it is not of the kind that can be replayed and differentiated."""
+
+
+class ReplayError(AttributionError, RuntimeError):
+    """A training that was run again is not the one before, bit for bit."""
 
 
 class SeedRegistryWarning(UserWarning):

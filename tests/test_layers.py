@@ -23,7 +23,7 @@ LAYERS = {
     2: {"rng", "determinism", "environment", "distributed"},
     3: {"stream", "components", "data", "audit", "guard", "global_state", "host"},
     4: {"registry"},
-    5: {"functional", "integrations", "testing"},
+    5: {"attribution", "functional", "integrations", "testing"},
     6: {"cli", "__main__"},
 }
 # Inside a layer, who may import whom; a package's own modules are one unit.

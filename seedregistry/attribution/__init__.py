@@ -1,0 +1,35 @@
+"""Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
+
+from seedregistry.attribution.datasets import get_cifar10_dataloader, load_cifar10, load_digits
+from seedregistry.attribution.lds import PROTOCOLS, LdsScore, Retrainings, drop_sets, retrain, score
+from seedregistry.attribution.magic import Attribution, losses_of, magic, margins_of
+from seedregistry.attribution.models import construct_digits_cnn, construct_digits_mlp, construct_rn9
+from seedregistry.attribution.recipe import Recipe, cross_entropy
+from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
+from seedregistry.attribution.training import Batch, State, Training
+
+__all__ = [
+    "PROTOCOLS",
+    "Attribution",
+    "Batch",
+    "LdsScore",
+    "Metasmoothness",
+    "Recipe",
+    "Retrainings",
+    "State",
+    "Training",
+    "construct_digits_cnn",
+    "construct_digits_mlp",
+    "construct_rn9",
+    "cross_entropy",
+    "drop_sets",
+    "get_cifar10_dataloader",
+    "load_cifar10",
+    "load_digits",
+    "losses_of",
+    "magic",
+    "margins_of",
+    "metasmoothness",
+    "retrain",
+    "score",
+]

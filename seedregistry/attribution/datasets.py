@@ -1,0 +1,111 @@
+"""Data for attribution: the digits that come with scikit-learn, and CIFAR-10 through torchvision."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Tuple, Union
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from seedregistry.errors import RecipeError
+
+if TYPE_CHECKING:
+    from seedregistry.registry import SeedRegistry
+
+__all__ = ["get_cifar10_dataloader", "load_cifar10", "load_digits"]
+
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+Pair = Tuple[torch.Tensor, torch.Tensor]
+
+
+def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pair]:
+    """Return 1,797 handwritten digits of 8 x 8 pixels, split by the registry's stream ("split", "digits").
+
+    Args:
+        registry: derives and records the split.
+        train: number of training examples, below 1,797.
+
+    Returns:
+        (inputs, targets) for training and for testing: float64 in 0 to 1, shape (n, 64), and int64, shape (n,).
+    """
+    from sklearn.datasets import load_digits as load  # noqa: PLC0415 - an extra
+
+    data = load()
+    inputs, targets = torch.from_numpy(data.data) / 16, torch.from_numpy(data.target).to(torch.int64)
+    if not 0 < train < len(inputs):
+        raise RecipeError(f"train must be between 1 and {len(inputs) - 1}; got {train!r}.")
+    parts = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
+    chosen = [torch.tensor(part.indices) for part in parts]
+    return (inputs[chosen[0]], targets[chosen[0]]), (inputs[chosen[1]], targets[chosen[1]])
+
+
+def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool) -> Any:
+    try:
+        from torchvision.datasets import CIFAR10  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise RecipeError("CIFAR-10 needs torchvision: pip install torchvision") from error
+    return CIFAR10(os.fspath(root), train=train, download=download)
+
+
+def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, download: bool = False) -> Pair:
+    """Return CIFAR-10 as tensors, normalised by the training set's mean and deviation of each channel.
+
+    Args:
+        root: the folder that has, or gets, ``cifar-10-batches-py``.
+        train: the 50,000 training images, or the 10,000 test images.
+        download: fetch it when it is not there.
+
+    Returns:
+        Inputs, float32, shape (n, 3, 32, 32), and targets, int64, shape (n,).
+
+    Raises:
+        RecipeError: torchvision is not installed.
+    """
+    data = _cifar10(root, train=train, download=download)
+    inputs = torch.from_numpy(data.data).permute(0, 3, 1, 2).to(torch.float32) / 255
+    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (_CIFAR_MEAN, _CIFAR_STD))
+    return (inputs - mean) / deviation, torch.tensor(data.targets, dtype=torch.int64)
+
+
+class _Tensors(Dataset[Any]):
+    """Images and labels, as the documented loader gives them."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.inputs, self.targets = pair
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inputs[index], int(self.targets[index])
+
+
+def get_cifar10_dataloader(
+    root: Union[str, os.PathLike[str]] = "data",
+    *,
+    batch_size: int = 256,
+    split: str = "train",
+    num_workers: int = 0,
+    shuffle: bool = True,
+    download: bool = False,
+) -> DataLoader[Any]:
+    """Return a plain loader of CIFAR-10, for ``registry.dataloader`` or ``create_deterministic_dataloader``.
+
+    Args:
+        root: as for :func:`load_cifar10`.
+        batch_size: int > 0.
+        split: ``"train"`` or ``"test"``.
+        num_workers: worker processes.
+        shuffle: whether the rebuilt loader shuffles.
+        download: fetch the data when they are not there.
+
+    Raises:
+        RecipeError: torchvision is not installed, or another split.
+    """
+    if split not in {"train", "test"}:
+        raise RecipeError(f"split must be 'train' or 'test'; got {split!r}.")
+    pair = load_cifar10(root, train=split == "train", download=download)
+    return DataLoader(_Tensors(pair), batch_size=batch_size, shuffle=shuffle, num_workers=num_workers)

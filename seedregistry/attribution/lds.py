@@ -1,0 +1,419 @@
+"""The linear datamodeling score: how well predicted outcomes of retrainings on subsets rank the real ones.
+
+Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, section 2.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+
+import attrs
+import numpy as np
+import torch
+
+from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
+from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    import os
+
+    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.recipe import Recipe
+
+__all__ = ["PROTOCOLS", "LdsScore", "Retrainings", "drop_sets", "retrain", "score"]
+
+PROTOCOLS: Dict[str, str] = {
+    "weights": "the run itself with weights of zero: initial parameters, order and draws shared",
+    "cut": "the same, and the mean is over the examples that are left in a batch",
+    "subset": "a loader over the subset with the run's seed: a shorter dataset, so another order",
+    "own-order": "an order of its own for each model",
+    "own-init": "initial parameters of its own for each model",
+    "fresh": "initial parameters, order and draws of its own for each model",
+}
+"""How a retraining may differ from the run, by name. MAGIC predicts ``"weights"``."""
+
+SUBSETS_PURPOSE = "lds_subsets"
+
+_FORMAT = "seedregistry.lds/1"
+
+_Task = Tuple[str, float, int]
+"""A name, the fraction left out, and the number of the subset."""
+
+_BOOTSTRAPS = 1000
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Retrainings:
+    """What the retrainings on subsets ended in.
+
+    Attributes:
+        fraction: share of the training examples that each left out.
+        protocol: one of :data:`PROTOCOLS`.
+        dropped: indices of the examples that were left out: int64, shape (subsets, dropped).
+        values: measured after each: shape (subsets, targets).
+    """
+
+    fraction: float
+    protocol: str
+    dropped: torch.Tensor
+    values: torch.Tensor
+
+
+@attrs.frozen(kw_only=True)
+class LdsScore:
+    """How well scores predict retrainings.
+
+    Attributes:
+        fraction: share of the training examples that was left out.
+        protocol: one of :data:`PROTOCOLS`.
+        mean: mean Spearman correlation over the targets where it exists.
+        interval: 95% bootstrap interval of the mean, over subsets.
+        spearman: for each target; NaN where the predictions or the values are all equal.
+        pearson: mean Pearson correlation over the targets where it exists.
+        slope: of the real change by the predicted one, least squares over all targets; 1 where sizes are right too.
+        undefined: number of targets without a correlation.
+        subsets: number of retrainings.
+    """
+
+    fraction: float
+    protocol: str
+    mean: float
+    interval: Tuple[float, float]
+    spearman: Tuple[float, ...]
+    pearson: float
+    slope: float
+    undefined: int
+    subsets: int
+
+
+def drop_sets(
+    registry: SeedRegistry, size: int, fraction: float, subsets: int, *, instance_id: Any = "training"
+) -> torch.Tensor:
+    """Return which examples each retraining leaves out: int64 indices, shape (subsets, round(fraction * size)), sorted.
+
+    Each comes from a position of its own in the stream ("lds_subsets", instance_id): adding subsets or fractions changes none.
+
+    Raises:
+        RecipeError: the fraction leaves out nothing or everything.
+        InvalidOptionError: ``subsets`` is not an int > 1.
+    """
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise RecipeError(f"A fraction to leave out must be a float between 0 and 1; got {fraction!r}.")
+    count = round(fraction * size)
+    if not 0 < count < size:
+        raise RecipeError(f"Leaving out {fraction} of {size} examples leaves out {count}: nothing, or everything.")
+    if not isinstance(subsets, int) or isinstance(subsets, bool) or subsets < 2:  # noqa: PLR2004 - a correlation needs two
+        raise InvalidOptionError(f"subsets must be an int > 1; got {subsets!r}.")
+    stream = registry.stream(SUBSETS_PURPOSE, instance_id)
+    drawn = [
+        torch.randperm(size, generator=stream.at(repr(fraction), i).generator())[:count].sort().values for i in range(subsets)
+    ]
+    return torch.stack(drawn)
+
+
+# --- retraining -----------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Job:
+    """What every worker needs, once: pickled and sent with each task, and unpacked once a process."""
+
+    master_seed: int
+    scheme: str
+    recipe: Recipe
+    measurement: Measurement
+    protocol: str
+    fingerprint: str
+
+
+_unpacked: Dict[str, Tuple[_Job, Training]] = {}
+"""The last job of this process, by the digest of its bytes."""
+
+
+def _work(payload: bytes, name: str, index: int, dropped: List[int]) -> List[float]:
+    """Retrain once; in whatever process."""
+    digest = hashlib.sha256(payload).hexdigest()
+    if digest not in _unpacked:
+        job: _Job = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+        training = Training(SeedRegistry(job.master_seed, scheme=job.scheme), job.recipe)
+        found = training.fingerprint()
+        if found != job.fingerprint:
+            message = (
+                f"This process does not repeat the run: after its first steps the fingerprint is {found[:12]}, and "
+                f"{job.fingerprint[:12]} in the main process. Here: torch {torch.__version__}, {job.recipe.threads} threads, "
+                f"{job.recipe.dtype}. Use one type of machine and one version "
+                "of torch."
+            )
+            raise ReplayError(message)
+        _unpacked.clear()
+        _unpacked[digest] = (job, training)
+    return _retrain(*_unpacked[digest], name, index, torch.tensor(dropped))
+
+
+def _retrain(job: _Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> List[float]:
+    recipe = job.recipe
+    weights = torch.ones(training.size, dtype=recipe.dtype)
+    weights[dropped] = 0
+    own = f"{name}_{index}"
+    if job.protocol not in {"weights", "cut"}:
+        registry = SeedRegistry(job.master_seed, scheme=job.scheme)
+        if job.protocol == "subset":
+            kept = weights.nonzero().squeeze(1)
+            recipe = attrs.evolve(recipe, dataset=_subset(recipe.as_dataset(), kept))
+            weights = torch.ones(len(kept), dtype=recipe.dtype)
+        elif job.protocol == "own-order":
+            recipe = attrs.evolve(recipe, order_id=own)
+        elif job.protocol == "own-init":
+            recipe = attrs.evolve(recipe, model_id=own)
+        else:
+            recipe = attrs.evolve(recipe, instance_id=own)
+        training = Training(registry, recipe)
+    state = training.run(weights, cuts=job.protocol == "cut")
+    with torch.no_grad(), pinned_threads(recipe.threads):
+        values = job.measurement(training, state)
+    if not torch.isfinite(values).all():
+        raise RecipeError(f"Retraining {own} ended in values that are not finite: {values.tolist()[:5]} ...")
+    return [float(value) for value in values]
+
+
+def _subset(dataset: Any, kept: torch.Tensor) -> Any:
+    if isinstance(dataset, torch.utils.data.TensorDataset):
+        return torch.utils.data.TensorDataset(*(tensor[kept] for tensor in dataset.tensors))
+    return torch.utils.data.Subset(dataset, kept.tolist())
+
+
+def retrain(
+    training: Training,
+    measurement: Measurement,
+    *,
+    fractions: Iterable[float] = (0.01, 0.05, 0.2),
+    subsets: int = 50,
+    protocol: str = "weights",
+    workers: Union[int, concurrent.futures.Executor] = 1,
+    store: Union[str, os.PathLike[str], None] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> Tuple[Retrainings, ...]:
+    """Retrain on subsets, and measure each time.
+
+    The numbers are the same for any executor and any number of workers. Each process first repeats the beginning of the run and
+    compares its fingerprint with the main one's.
+
+    Args:
+        training: the run; its registry gives the subsets, and the ledger notes what was asked for, with a digest of the
+            subsets.
+        measurement: as for ``magic``.
+        fractions: shares of the training examples to leave out, each between 0 and 1.
+        subsets: retrainings for each fraction.
+        protocol: one of :data:`PROTOCOLS`.
+        workers: number of processes, 1 for this one alone; or an executor, which may be of a cluster. The recipe must pickle
+            then.
+        store: a folder in which each result is kept as it comes, so that retraining that was killed goes on.
+        progress: called with (retrainings done, retrainings).
+
+    Returns:
+        For each fraction, what came out.
+
+    Raises:
+        InvalidOptionError, RecipeError: an argument is not of its kind, or the recipe does not pickle; before anything is
+        trained. ReplayError: a process does not repeat the run, or ``store`` is of another one.
+    """
+    if protocol not in PROTOCOLS:
+        raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
+    if not isinstance(workers, concurrent.futures.Executor) and (
+        not isinstance(workers, int) or isinstance(workers, bool) or workers < 1
+    ):
+        raise InvalidOptionError(f"workers must be an int > 0 or an executor of concurrent.futures; got {workers!r}.")
+    registry, recipe = training.registry, training.recipe
+    wanted = {
+        fraction: drop_sets(registry, training.size, fraction, subsets, instance_id=recipe.instance_id)
+        for fraction in fractions
+    }
+    if not wanted:
+        raise RecipeError("fractions must name at least one share of the training examples to leave out.")
+    job = _Job(
+        master_seed=registry.master_seed,
+        scheme=registry.scheme,
+        recipe=recipe,
+        measurement=measurement,
+        protocol=protocol,
+        fingerprint=training.fingerprint(),
+    )
+    asked = {
+        "fractions": [repr(fraction) for fraction in wanted],
+        "subsets": subsets,
+        "protocol": protocol,
+        "run": job.fingerprint,
+    }
+    shared = "shared" if protocol in {"weights", "cut"} else "not those of the run"
+    digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
+    registry.note(**{f"lds {recipe.instance_id} {protocol}": {**asked, "streams": shared, "subsets_digest": digest}})
+    kept = _Store(store, {"format": _FORMAT, "protocol": protocol, "fingerprint": job.fingerprint})
+    tasks = [(f"lds_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
+    results = {task: kept.load(task[0], task[2], wanted[task[1]][task[2]]) for task in tasks}
+    todo = [task for task in tasks if results[task] is None]
+    done = len(tasks) - len(todo)
+    for task, values in _run(job, training, [(task, wanted[task[1]][task[2]]) for task in todo], workers):
+        results[task] = values
+        kept.save(task[0], task[2], wanted[task[1]][task[2]], values)
+        done += 1
+        if progress is not None:
+            progress(done, len(tasks))
+    return tuple(
+        Retrainings(
+            fraction=fraction,
+            protocol=protocol,
+            dropped=dropped,
+            values=torch.tensor(
+                [results[f"lds_{fraction!r}", fraction, index] for index in range(subsets)], dtype=torch.float64
+            ),
+        )
+        for fraction, dropped in wanted.items()
+    )
+
+
+def _run(
+    job: _Job,
+    training: Training,
+    tasks: Sequence[Tuple[_Task, torch.Tensor]],
+    workers: Union[int, concurrent.futures.Executor],
+) -> Iterable[Tuple[_Task, List[float]]]:
+    """Yield each task with its values, as they come."""
+    if workers == 1:
+        for task, dropped in tasks:
+            yield task, _retrain(job, training, task[0], task[2], dropped)
+        return
+    payload = _pickle(job)
+    own = None
+    if isinstance(workers, int):
+        own = workers = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = {workers.submit(_work, payload, task[0], task[2], dropped.tolist()): task for task, dropped in tasks}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        if own is not None:
+            own.shutdown(wait=True)
+
+
+def _pickle(job: _Job) -> bytes:
+    try:
+        payload = pickle.dumps(job)
+        pickle.loads(payload)  # noqa: S301 - our own bytes
+    except Exception as error:
+        message = (
+            f"The recipe or the measurement cannot be sent to other processes: {error}. Define model, loss and measurement as "
+            "functions of a module, or retrain in this process: workers=1."
+        )
+        raise RecipeError(message) from error
+    return payload
+
+
+class _Store:
+    """Results by retraining, a file each: whole, or not there."""
+
+    def __init__(self, folder: Union[str, os.PathLike[str], None], identity: Mapping[str, str]) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._identity = dict(identity)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str, index: int) -> Optional[Path]:
+        return None if self._folder is None else self._folder / f"{self._identity['protocol']}-{name}-{index}.json"
+
+    def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[List[float]]:
+        path = self._path(name, index)
+        if path is None or not path.exists():
+            return None
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        expected = {**self._identity, "dropped": dropped.tolist()}
+        if {key: saved.get(key) for key in expected} != expected:
+            message = f"{str(path)!r} holds a retraining of another run. Name another folder, or remove it."
+            raise ReplayError(message)
+        values: List[float] = saved["values"]
+        return values
+
+    def save(self, name: str, index: int, dropped: torch.Tensor, values: List[float]) -> None:
+        path = self._path(name, index)
+        if path is not None:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(
+                json.dumps({**self._identity, "dropped": dropped.tolist(), "values": values}), encoding="utf-8"
+            )
+            temporary.replace(path)
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------------
+
+
+def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[SeedRegistry] = None) -> LdsScore:
+    """Return how well scores predict retrainings.
+
+    Args:
+        retrainings: one of those that :func:`retrain` returned.
+        scores: of each target and training example, shape (targets, size): the effect of the example's weight on the measured
+            value.
+        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None makes no interval.
+
+    Raises:
+        RecipeError: the scores do not have a row for each target.
+    """
+    targets = retrainings.values.shape[1]
+    has_rows = scores.ndim == 2 and scores.shape[0] == targets  # noqa: PLR2004 - targets and examples
+    if not has_rows or scores.shape[1] <= int(retrainings.dropped.max()):
+        raise RecipeError(f"scores must have shape (targets, size) with {targets} targets; got {tuple(scores.shape)}.")
+    scores = scores.to(torch.float64)
+    predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
+    actual = retrainings.values.numpy()
+    spearman = _correlations(_ranks(predicted), _ranks(actual))
+    pearson = _correlations(predicted, actual)
+    centred = predicted - predicted.mean(0), actual - actual.mean(0)
+    spread = float((centred[0] ** 2).sum())
+    interval = (float("nan"), float("nan"))
+    if registry is not None:
+        draws = registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}").at(0).numpy()
+        chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
+        ranks = (
+            _ranks(predicted),
+            _ranks(actual),
+        )  # not ranked anew: rows drawn twice would be ties, and lower every correlation
+        means = [_mean(_correlations(ranks[0][rows], ranks[1][rows])) for rows in chosen]
+        interval = (float(np.nanpercentile(means, 2.5)), float(np.nanpercentile(means, 97.5)))
+    return LdsScore(
+        fraction=retrainings.fraction,
+        protocol=retrainings.protocol,
+        mean=_mean(spearman),
+        interval=interval,
+        spearman=tuple(float(value) for value in spearman),
+        pearson=_mean(pearson),
+        slope=float((centred[0] * centred[1]).sum()) / spread if spread else float("nan"),
+        undefined=int(np.isnan(spearman).sum()),
+        subsets=len(actual),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks within each column, equal values sharing the mean of theirs."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - an extra, and slow to import
+
+    ranks: np.ndarray = rankdata(values, axis=0)
+    return ranks
+
+
+def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair of columns, NaN where one is constant."""
+    one, two = first - first.mean(0), second - second.mean(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: np.ndarray = (one * two).sum(0) / np.sqrt((one**2).sum(0) * (two**2).sum(0))
+    return found

@@ -1,0 +1,137 @@
+"""A training run, described once: everything that training, retraining and attribution need to know, and nothing random."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterator, Mapping, Optional
+
+import attrs
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from seedregistry.attribution.optimizers import OPTIMIZERS
+from seedregistry.errors import RecipeError
+
+__all__ = ["Recipe", "cross_entropy"]
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of each example: shape (batch,)."""
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def _options(value: Optional[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return dict(value or {})
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Recipe:
+    """A training run as a description. Immutable; pickles when its functions do, which those of a module do.
+
+    The loss of a step is ``sum(w_i * l_i) / b`` over the batch, with the weights of its examples and its full size b, so that
+    an example of weight zero leaves the batch without changing anything else.
+
+    Args:
+        model: returns the model; called without arguments in the scope of ("model", instance_id).
+        dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length.
+        loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
+        epochs: int > 0.
+        batch_size: int > 0.
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
+        optimizer_options: for it, such as ``{"lr": 0.1, "momentum": 0.9}``.
+        scheduler: a scheduler class or name as for ``registry.scheduler``, stepped once a step; None keeps the options.
+        scheduler_options: for it. ``total_steps`` and ``T_max`` may be ``"steps"``, the number of steps of the run.
+        parameter_groups: returns the optimizer's parameter groups for a model; None takes all parameters as one.
+        drop_last: leave a last batch that is not full out.
+        clip_norm: clip the gradients to this total norm before each step, as ``clip_grad_norm_`` does; None does not.
+        eps_root: added under the root of Adam and AdamW. Zero is torch's own arithmetic, whose derivative is infinite
+            where a second moment is zero; 1e-12 to 1e-8 mends it.
+        dtype: floating dtype of parameters and inputs; float64 makes differences measurable.
+        instance_id: which training; the streams are ("model", id), ("dataloader", id), ("dropout", id), ...
+        model_id: instance id of the model alone, where its initial parameters are another training's; None takes
+            ``instance_id``.
+        order_id: instance id of the loader alone, where the order of the examples is another training's; None likewise.
+        threads: threads of torch while it runs; sums on the CPU depend on it.
+
+    Raises:
+        RecipeError: an argument is not of these kinds.
+    """
+
+    model: Callable[[], nn.Module]
+    dataset: Any
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy
+    epochs: int
+    batch_size: int
+    optimizer: Any = torch.optim.SGD
+    optimizer_options: Mapping[str, Any] = attrs.field(default=None, converter=_options)
+    scheduler: Any = None
+    scheduler_options: Mapping[str, Any] = attrs.field(default=None, converter=_options)
+    parameter_groups: Optional[Callable[[nn.Module], Any]] = None
+    drop_last: bool = False
+    clip_norm: Optional[float] = None
+    eps_root: float = 0.0
+    dtype: torch.dtype = torch.float32
+    instance_id: Any = "training"
+    model_id: Any = None
+    order_id: Any = None
+    threads: int = 1
+
+    def __attrs_post_init__(self) -> None:
+        problems = [*self._problems_of_kind(), *self._problems_of_value(), *self._problems_of_data()]
+        if problems:
+            raise RecipeError(f"This is no recipe: {'; '.join(problems)}.")
+
+    def _problems_of_kind(self) -> Iterator[str]:
+        for name in ("epochs", "batch_size", "threads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                yield f"{name} must be an int > 0; got {value!r}"
+        for name in ("model", "loss"):
+            if not callable(getattr(self, name)):
+                yield f"{name} must be callable; got {type(getattr(self, name)).__name__}"
+        if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
+            yield f"dtype must be a floating dtype; got {self.dtype!r}"
+
+    def _problems_of_value(self) -> Iterator[str]:
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
+            yield f"optimizer must be one of torch.optim's {known}; got {self.optimizer!r}"
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            yield f"clip_norm must be > 0 or None; got {self.clip_norm!r}"
+        if self.eps_root < 0 or (self.eps_root and self.optimizer is torch.optim.SGD):
+            yield f"eps_root is for Adam and AdamW, and >= 0; got {self.eps_root!r}"
+
+    def _problems_of_data(self) -> Iterator[str]:
+        size = self._size()
+        if size is None:
+            yield "dataset must be a dataset with a length, or two tensors of one length"
+        elif self.drop_last and isinstance(self.batch_size, int) and size < self.batch_size:
+            yield f"drop_last leaves no batch: {size} examples and a batch size of {self.batch_size}"
+
+    def _size(self) -> Optional[int]:
+        pair = self.dataset
+        if isinstance(pair, (tuple, list)) and [isinstance(item, torch.Tensor) for item in pair] == [True, True]:
+            return len(pair[0]) if len(pair[0]) == len(pair[1]) > 0 else None
+        try:
+            return len(self.dataset) or None
+        except TypeError:
+            return None
+
+    @property
+    def size(self) -> int:
+        """Number of training examples."""
+        return self._size() or 0
+
+    def as_dataset(self) -> Dataset[Any]:
+        """Return the data as a dataset, floating inputs in the recipe's dtype where they are tensors."""
+        if isinstance(self.dataset, (tuple, list)):
+            inputs, targets = self.dataset
+            return TensorDataset(self.cast(inputs), self.cast(targets))
+        if type(self.dataset) is TensorDataset:
+            return TensorDataset(*(self.cast(tensor) for tensor in self.dataset.tensors))
+        dataset: Dataset[Any] = self.dataset
+        return dataset
+
+    def cast(self, value: Any) -> Any:
+        """Return a floating tensor in the recipe's dtype, and anything else as it is."""
+        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -1,0 +1,266 @@
+"""Training as a pure function: bit-equal to torch's own loop, from any state, for every optimizer and schedule."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from functools import lru_cache
+
+import pytest
+import torch
+from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Unused, batch_norm, data, mlp, recipe
+from torch import nn
+
+from seedregistry import SeedRegistry
+from seedregistry.attribution import Recipe, Training, construct_digits_cnn, construct_digits_mlp, construct_rn9
+from seedregistry.attribution.replay import Slots, best_cut, default_slots, replayed_steps, walk_back
+from seedregistry.errors import InvalidOptionError, RecipeError
+
+
+def plain_loop(own: Recipe, weights=None) -> nn.Module:
+    """The loop that a user of torch would write, with torch's optimizer, on the same registry."""
+    registry = SeedRegistry(42)
+    model = registry.model(own.model, instance_id="training").to(own.dtype)
+    groups = model.parameters() if own.parameter_groups is None else own.parameter_groups(model)
+    optimizer = registry.optimizer(own.optimizer, groups, instance_id="training", **own.optimizer_options)
+    loader = registry.dataloader(
+        own.as_dataset(), instance_id="training", batch_size=own.batch_size, shuffle=True, drop_last=own.drop_last
+    )
+    scheduler = None
+    if own.scheduler is not None:
+        total = own.epochs * len(loader)
+        options = {key: total if value == "steps" else value for key, value in own.scheduler_options.items()}
+        scheduler = registry.scheduler(own.scheduler, optimizer, instance_id="training", **options)
+    dropout = registry.stream("dropout", "training")
+    for epoch in range(own.epochs):
+        for step, (inputs, targets) in loader.steps(epoch):
+            with dropout.scope(epoch, step):
+                losses = own.loss(model(inputs), targets)
+            if weights is not None:
+                losses = losses * weights[loader.indices(epoch, step)]
+            optimizer.zero_grad()
+            (losses.sum() / len(targets)).backward()
+            if own.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), own.clip_norm)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_it_is_torchs_own_loop(name, dtype):
+    """With every optimizer, schedule and option, and with weights, the result is that of torch's loop, bit for bit."""
+    if dtype == torch.float32 and name == "augmentation":
+        pytest.skip("the dataset is float64")
+    own = recipe(**{**VARIANTS[name], "eps_root": 0.0, "dtype": dtype})
+    weights = torch.ones(SIZE, dtype=dtype)
+    weights[::7] = 0
+    for given in (None, weights):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        expected = plain_loop(own, given)
+        torch.set_num_threads(threads)
+        state = Training(SeedRegistry(42), own).run(given)
+        for parameter, own_parameter in zip(state.parameters, expected.parameters()):
+            assert torch.equal(parameter, own_parameter), name
+
+
+def test_a_parameter_without_gradient_stays():
+    """As in torch, a parameter that the loss does not depend on is left alone, weight decay or not."""
+    own = recipe(model=Unused)
+    state = Training(SeedRegistry(42), own).run()
+    expected = plain_loop(own)
+    for parameter, own_parameter in zip(state.parameters, expected.parameters()):
+        assert torch.equal(parameter, own_parameter)
+
+
+@pytest.mark.parametrize("name", ["dropout", "augmentation", "one cycle with adamw"])
+def test_any_step_can_be_run_again(name):
+    """From any state the rest of the run gives the same bits, also in a second training object and after other steps."""
+    training, other = (Training(SeedRegistry(42), recipe(**VARIANTS[name])) for _ in range(2))
+    final = training.run().fingerprint()
+    for step in (0, 1, 3, training.steps - 1):
+        state = training.advance(training.initial_state(), step)
+        training.losses(state, training.batch(step))
+        assert other.advance(state, other.steps).fingerprint() == final
+    assert training.fingerprint() == other.fingerprint()
+    assert training.fingerprint() != Training(SeedRegistry(43), recipe(**VARIANTS[name])).fingerprint()
+
+
+def test_training_moves_and_keeps_nothing():
+    """A run moves no default generator, changes neither the initial state nor the number of threads, and draws at positions."""
+    training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], threads=2))
+    before = training.initial_state().fingerprint(), torch.get_num_threads(), torch.get_rng_state()
+    training.run()
+    assert (training.initial_state().fingerprint(), torch.get_num_threads()) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_the_ledger_has_the_run():
+    """Model, optimizer, scheduler and loader of a recipe are built by the registry, and recorded."""
+    registry = SeedRegistry(42)
+    Training(registry, recipe(**VARIANTS["one cycle"]))
+    assert [name[0] for name in registry] == ["model", "dataloader", "dropout", "optimizer", "scheduler"]
+    assert registry.ledger.verify().ok
+
+
+def test_weights_of_zero_and_cutting():
+    """Weight zero leaves the others' share as it is; cutting divides by those that are left; a batch of nothing still steps."""
+    training = Training(SeedRegistry(42), recipe(optimizer_options={"lr": 0.1}))
+    state = training.initial_state()
+    batch = training.batch(0)
+    half = torch.zeros(16, dtype=torch.float64)
+    half[:8] = 1
+    moves = [training.step(state, half, batch, cuts=cuts).parameters[0] - state.parameters[0] for cuts in (False, True)]
+    assert torch.allclose(moves[0] * 2, moves[1])
+    for cuts in (False, True):
+        nothing = training.step(state, torch.zeros(16, dtype=torch.float64), batch, cuts=cuts)
+        assert torch.equal(nothing.parameters[0], state.parameters[0])
+        assert nothing.step == 1
+
+
+def test_the_model_of_a_state():
+    """The model that a state stands for computes what the training's outputs are."""
+    training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
+    state = training.run()
+    inputs = data()[0]
+    with torch.no_grad():
+        assert torch.equal(training.model(state)(inputs), training.outputs(state, inputs))
+
+
+def test_states_and_recipes_pickle():
+    """A state keeps its bits, and a recipe of importable functions its meaning, in another process."""
+    training = Training(SeedRegistry(42), recipe())
+    state = training.advance(training.initial_state(), 3)
+    assert pickle.loads(pickle.dumps(state)).fingerprint() == state.fingerprint()
+    again = Training(SeedRegistry(42), pickle.loads(pickle.dumps(training.recipe)))
+    assert again.fingerprint() == training.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs must be an int > 0"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"model": "mlp"}, "model must be callable"),
+        ({"optimizer": torch.optim.Adagrad}, "SGD, Adam, AdamW"),
+        ({"dataset": (torch.zeros(3), torch.zeros(4))}, "one length"),
+        ({"dataset": 7}, "a dataset with a length"),
+        ({"dataset": (torch.zeros(0, 2), torch.zeros(0))}, "one length"),
+        ({"drop_last": True, "batch_size": 100}, "leaves no batch"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"eps_root": 1e-9}, "eps_root is for Adam"),
+        ({"dtype": torch.int64}, "floating dtype"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_recipes_that_are_none(changes, words):
+    """A wrong argument is one clear error that says what was expected, before anything is built."""
+    with pytest.raises(RecipeError, match=words):
+        recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": batch_norm}, r"1 \(BatchNorm1d\).*GroupNorm"),
+        ({"optimizer_options": {**SGD, "maximize": True}}, "maximize=True"),
+        ({"optimizer": torch.optim.Adam, "optimizer_options": {**ADAM, "amsgrad": True}}, "amsgrad=True"),
+        ({"parameter_groups": lambda model: [{"params": [model[0].weight]}]}, "each of the model's parameters once"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(changes, words):
+    """A model or option whose steps depend on more than their state is refused by name, before any step."""
+    with pytest.raises(RecipeError, match=words):
+        Training(SeedRegistry(42), recipe(**changes))
+
+
+def test_steps_that_are_not_pure_are_refused():
+    """A model that changes a buffer, and a loss that is one number, are refused at the first step."""
+    with pytest.raises(RecipeError, match="count"):
+        Training(SeedRegistry(42), recipe(model=Counting)).run()
+    with pytest.raises(RecipeError, match="reduction='none'"):
+        Training(SeedRegistry(42), recipe(loss=nn.functional.cross_entropy)).run()
+
+
+# --- walking back ---------------------------------------------------------------------------------------------------------
+
+
+class Step:
+    """A state that is its number."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+@lru_cache(maxsize=None)
+def fewest(length: int, slots: int) -> int:
+    """The fewest steps that walking back can run, by trying every cut."""
+    if length <= 1:
+        return 0
+    if slots == 0:
+        return length * (length - 1) // 2
+    return min(cut + fewest(length - cut, slots - 1) + fewest(cut, slots) for cut in range(1, length))
+
+
+def test_the_schedule_is_optimal():
+    """The binomial schedule runs as few steps as any schedule with its slots can."""
+    for length in range(1, 80):
+        for slots in range(8):
+            assert replayed_steps(length, slots) == fewest(length, slots), (length, slots)
+    assert best_cut(2, 1) == 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 50, 333])
+@pytest.mark.parametrize("slots", [0, 1, 2, 3, 8, 16, 400])
+def test_every_state_comes_once_backwards(length, slots):
+    """All states come, the last first, with no more kept than there are slots and as many steps as were promised."""
+    counted = []
+
+    def advance(state, step):
+        counted.append(step - state.step)
+        return Step(step)
+
+    store = Slots()
+    seen = [state.step for state in walk_back(Step(0), length, advance, slots=slots, store=store)]
+    assert seen == list(range(length - 1, -1, -1))
+    assert sum(counted) == replayed_steps(length, slots)
+    assert store.most <= slots
+
+
+def test_states_kept_grow_with_the_logarithm():
+    """The default number of slots is twice the binary logarithm of the steps; each step is then run fewer than five times."""
+    for steps in (1, 10, 100, 1000, 10_000):
+        assert default_slots(steps) <= max(2, 2 * math.ceil(math.log2(steps + 1)))
+        assert replayed_steps(steps, default_slots(steps)) < 5 * steps
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.moves_global_state
+def test_models():
+    """The models take what they say and have the sizes they say; ResNet-9 has 2.4 million parameters at its usual width."""
+    assert construct_digits_mlp()(torch.zeros(2, 64)).shape == (2, 10)
+    assert construct_digits_cnn()(torch.zeros(2, 64)).shape == (2, 10)
+    small = construct_rn9(num_classes=7, width=4)
+    assert small(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert 2.3e6 < sum(parameter.numel() for parameter in construct_rn9().parameters()) < 2.5e6
+    usual = construct_rn9(width=4, activation="relu", norm="batch", pool="max")
+    assert usual(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    for wrong in ({"activation": "x"}, {"norm": "x"}, {"pool": "x"}):
+        with pytest.raises(InvalidOptionError, match="x"):
+            construct_rn9(**wrong)
+
+
+@pytest.mark.moves_global_state
+def test_group_norm_is_torchs():
+    """The group norm of elementary operations is torch's, up to rounding."""
+    from seedregistry.attribution.models import _GroupNorm
+
+    inputs = torch.randn(3, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    own, torchs = _GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
+    assert torch.allclose(own(inputs), torchs(inputs), atol=1e-12)
+    assert mlp() is not None

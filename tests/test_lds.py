@@ -1,0 +1,280 @@
+"""Retraining on subsets: the same numbers wherever it runs, kept as they come, and scored as the papers do."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from recipes import SIZE, VARIANTS, Noisy, held_out, recipe
+
+from seedregistry import SeedRegistry
+from seedregistry.attribution import PROTOCOLS, Retrainings, Training, drop_sets, losses_of, magic, retrain, score
+from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
+from seedregistry.ledger import Note
+
+TESTS = losses_of(*held_out())
+
+
+@pytest.fixture(scope="module")
+def training():
+    return Training(SeedRegistry(42), recipe(epochs=4, optimizer_options={"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}))
+
+
+def values_of(found) -> list:
+    return [retrainings.values for retrainings in found]
+
+
+def test_magic_predicts_retraining(training):
+    """On a small smooth training the scores rank the outcomes of retraining almost perfectly; random scores do not."""
+    scores = magic(training, TESTS).scores
+    found = retrain(training, TESTS, fractions=(0.05, 0.2), subsets=20)
+    for retrainings in found:
+        scored = score(retrainings, scores, registry=training.registry)
+        assert scored.mean > 0.97
+        assert scored.interval[0] <= scored.mean <= scored.interval[1]
+        assert 0.5 < scored.slope < 2
+        assert scored.undefined == 0
+        assert abs(score(retrainings, torch.randn(5, SIZE, generator=torch.Generator().manual_seed(0))).mean) < 0.5
+
+
+def test_retraining_is_the_run_with_weights_of_zero(training):
+    """Each retraining is the run itself with the left-out examples at weight zero, bit for bit."""
+    (found,) = retrain(training, TESTS, fractions=(0.1,), subsets=3)
+    for dropped, values in zip(found.dropped, found.values):
+        weights = torch.ones(SIZE, dtype=torch.float64)
+        weights[dropped] = 0
+        with torch.no_grad():
+            assert torch.equal(TESTS(training, training.run(weights)), values)
+
+
+def test_subsets_are_positions():
+    """A subset is a function of its fraction and number: more subsets or other fractions change none of them."""
+    few = drop_sets(SeedRegistry(42), 100, 0.1, 3)
+    many = drop_sets(SeedRegistry(42), 100, 0.1, 7)
+    assert torch.equal(few, many[:3])
+    assert few.shape == (3, 10)
+    assert all(len(set(row.tolist())) == 10 for row in many)
+    assert len({tuple(row.tolist()) for row in many}) == 7
+    assert not torch.equal(drop_sets(SeedRegistry(43), 100, 0.1, 3), few)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, 0.001, 0.999, 1, "0.1", float("nan")])
+def test_fractions_that_are_none(training, fraction):
+    """A fraction that leaves out nothing or everything is refused before anything is trained."""
+    with pytest.raises(RecipeError, match=r"[Ll]eav"):
+        retrain(training, TESTS, fractions=(fraction,), subsets=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"subsets": 1}, {"subsets": 2.5}, {"protocol": "x"}, {"workers": 0}, {"workers": "2"}, {"workers": True}],
+)
+def test_options_that_are_none(training, options):
+    """A wrong option is refused before anything is trained."""
+    with pytest.raises(InvalidOptionError, match=next(iter(options))):
+        retrain(training, TESTS, **{"fractions": (0.1,), "subsets": 3, **options})
+    with pytest.raises(RecipeError, match="fractions"):
+        retrain(training, TESTS, fractions=())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol(training, protocol):
+    """Each protocol retrains, differs from the others in what it shares, and repeats."""
+    (found,) = retrain(training, TESTS, fractions=(0.1,), subsets=3, protocol=protocol)
+    (again,) = retrain(Training(SeedRegistry(42), training.recipe), TESTS, fractions=(0.1,), subsets=3, protocol=protocol)
+    assert torch.equal(found.values, again.values)
+    (shared,) = retrain(training, TESTS, fractions=(0.1,), subsets=3)
+    assert torch.equal(found.values, shared.values) == (protocol == "weights")
+    assert torch.equal(found.dropped, shared.dropped)
+
+
+def test_own_init_and_own_order_are_the_documented_streams(training):
+    """Models of their own come from the streams ("model", "lds_<fraction>_<i>"), orders likewise from ("dataloader", ...)."""
+    dropped = drop_sets(training.registry, SIZE, 0.1, 2)
+    weights = torch.ones(SIZE, dtype=torch.float64)
+    weights[dropped[1]] = 0
+    for protocol, change in (("own-init", {"model_id": "lds_0.1_1"}), ("own-order", {"order_id": "lds_0.1_1"})):
+        (found,) = retrain(training, TESTS, fractions=(0.1,), subsets=2, protocol=protocol)
+        own = Training(SeedRegistry(42), attrs.evolve(training.recipe, **change))
+        with torch.no_grad():
+            assert torch.equal(TESTS(own, own.run(weights)), found.values[1])
+
+
+def test_the_ledger_notes_what_was_asked(training):
+    """The ledger has fractions, protocol, a digest of the subsets, and whether the streams are those of the run."""
+    registry = SeedRegistry(42)
+    own = Training(registry, training.recipe)
+    for protocol, words in (("weights", "shared"), ("own-init", "not those of the run")):
+        retrain(own, TESTS, fractions=(0.1,), subsets=2, protocol=protocol)
+        note = next(record for record in registry.ledger.find(Note) if record.name == f"lds training {protocol}")
+        assert dict(note.value)["streams"] == words
+        assert len(dict(note.value)["subsets_digest"]) == 64
+    assert registry.ledger.verify().ok
+
+
+# --- other processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["weights", "own-init"])
+def test_any_number_of_processes_gives_the_same_numbers(training, protocol):
+    """One process, a pool of two, and an executor of the user's give equal values and equal ledgers."""
+    runs = []
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        for workers in (1, 2, threads):
+            registry = SeedRegistry(42)
+            own = Training(registry, training.recipe)
+            found = retrain(own, TESTS, fractions=(0.1, 0.2), subsets=3, protocol=protocol, workers=workers)
+            runs.append((values_of(found), registry.ledger.digest))
+    for values, digest in runs[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(values, runs[0][0]))
+        assert digest == runs[0][1]
+
+
+@pytest.mark.moves_global_state  # Dask draws from python's generator
+def test_a_cluster_of_dask(training):
+    """The executor of a local Dask cluster gives the numbers of one process."""
+    distributed = pytest.importorskip("distributed")
+    here = os.path.dirname(__file__)
+    with distributed.LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        preload=[os.path.join(here, "dask_preload.py")],
+    ) as cluster, distributed.Client(cluster) as client:
+        found = retrain(training, TESTS, fractions=(0.1,), subsets=4, workers=client.get_executor())
+    expected = retrain(training, TESTS, fractions=(0.1,), subsets=4)
+    assert torch.equal(found[0].values, expected[0].values)
+
+
+def test_what_cannot_be_sent_is_said(training):
+    """A recipe that does not pickle is refused before a process starts, with both ways out."""
+    own = Training(SeedRegistry(42), attrs.evolve(training.recipe, model=lambda: recipe().model()))
+    with pytest.raises(RecipeError, match="functions of a module, or retrain in this process"):
+        retrain(own, TESTS, fractions=(0.1,), subsets=2, workers=2)
+    retrain(own, TESTS, fractions=(0.1,), subsets=2)
+
+
+def test_a_process_that_does_not_repeat_the_run_refuses(training, monkeypatch):
+    """The handshake: a process whose first steps have another fingerprint refuses, with both."""
+    from seedregistry.attribution import lds
+
+    monkeypatch.setattr(lds, "_unpacked", {})
+    monkeypatch.setattr(Training, "fingerprint", lambda self, steps=10: "a" * 64 if self is training else "b" * 64)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match="bbbbbbbbbbbb, and aaaaaaaaaaaa"):
+        retrain(training, TESTS, fractions=(0.1,), subsets=2, workers=pool)
+
+
+# --- going on ----------------------------------------------------------------------------------------------------------
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from recipes import recipe, held_out
+from seedregistry import SeedRegistry
+from seedregistry.attribution import Training, losses_of, retrain
+training = Training(SeedRegistry(42), recipe(epochs=4))
+found = retrain(training, losses_of(*held_out()), fractions=(0.1,), subsets=300, store=sys.argv[2],
+                progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_retraining_that_was_killed_goes_on(tmp_path):
+    """Killed with signal 9 and run again, retraining goes on with what it has, and ends with the same numbers."""
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) == 20:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    kept = len(list(tmp_path.glob("*.json")))
+    assert 20 <= kept < 300
+    own = Training(SeedRegistry(42), recipe(epochs=4))
+    calls = []
+    (found,) = retrain(
+        own, TESTS, fractions=(0.1,), subsets=kept + 5, store=tmp_path, progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(kept + i, kept + 5) for i in range(1, 6)]
+    (expected,) = retrain(own, TESTS, fractions=(0.1,), subsets=kept + 5)
+    assert torch.equal(found.values, expected.values)
+
+
+def test_a_store_of_another_run_is_refused(training, tmp_path):
+    """Kept results of another run are refused, not mixed in."""
+    retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    with pytest.raises(ReplayError, match="another run"):
+        retrain(Training(SeedRegistry(43), training.recipe), TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    path = next(tmp_path.glob("*.json"))
+    assert json.loads(path.read_text())["format"] == "seedregistry.lds/1"
+
+
+def test_values_that_are_not_finite_are_refused(training):
+    """A retraining that diverges is an error, not a rank."""
+    wild = Training(SeedRegistry(42), recipe(optimizer_options={"lr": 1e200}))
+    with pytest.raises(RecipeError, match="not finite"):
+        retrain(wild, TESTS, fractions=(0.1,), subsets=2)
+
+
+def test_datasets_that_draw(training):
+    """Datasets with augmentation retrain too, also on a shorter subset."""
+    own = Training(
+        SeedRegistry(42), recipe(dataset=Noisy(), **{k: v for k, v in VARIANTS["dropout"].items() if k != "dataset"})
+    )
+    for protocol in ("weights", "subset"):
+        (found,) = retrain(own, TESTS, fractions=(0.1,), subsets=2, protocol=protocol)
+        assert torch.isfinite(found.values).all()
+
+
+# --- scoring -----------------------------------------------------------------------------------------------------------
+
+
+def made(values: torch.Tensor, dropped: torch.Tensor) -> Retrainings:
+    return Retrainings(fraction=0.1, protocol="weights", dropped=dropped, values=values)
+
+
+def test_scores_are_scipys():
+    """Spearman and Pearson are those of scipy, target by target; the slope is that of least squares."""
+    from scipy.stats import pearsonr, spearmanr
+
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 40, generator=generator, dtype=torch.float64)
+    dropped = torch.stack([torch.randperm(40, generator=generator)[:4] for _ in range(12)])
+    predicted = -torch.stack([scores[:, rows].sum(1) for rows in dropped])
+    actual = 2 * predicted + torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    actual[3] = actual[4]  # ties
+    found = score(made(actual, dropped), scores)
+    assert np.allclose(found.spearman, [spearmanr(predicted[:, i], actual[:, i])[0] for i in range(3)])
+    assert math.isclose(found.pearson, np.mean([pearsonr(predicted[:, i], actual[:, i])[0] for i in range(3)]))
+    assert math.isclose(found.mean, np.mean(found.spearman))
+    assert 1 < found.slope < 3
+    assert math.isnan(found.interval[0])
+
+
+def test_constant_predictions_are_counted():
+    """A target whose predictions are all equal has no correlation: it is counted, and left out of the mean."""
+    scores = torch.zeros(2, 10, dtype=torch.float64)
+    scores[1] = torch.arange(10)
+    dropped = torch.tensor([[0], [3], [7]])
+    found = score(made(-torch.tensor([[1.0, 0.0], [2.0, 3.0], [3.0, 7.0]], dtype=torch.float64), dropped), scores)
+    assert found.undefined == 1
+    assert math.isclose(found.mean, 1.0)
+    assert math.isnan(score(made(torch.zeros(3, 2, dtype=torch.float64), dropped), scores).mean)
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (2,), (2, 5)])
+def test_scores_of_another_shape_are_refused(shape):
+    """Scores must have a row for each target and a column for each example."""
+    with pytest.raises(RecipeError, match="shape"):
+        score(made(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([[0], [3], [7]])), torch.zeros(shape))
