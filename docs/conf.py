@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
     # Type variables and aliases are not documented on their own.
     (
         r"py:(class|obj)",
-        r"(seedregistry(\.\w+)*\.)?(T|P|_?[A-Z]\w*T|MasterSeed|InstanceId|Coordinate|Value|SeedSource|LateSeed|Shard|Indices|StreamHost|Order|(data\.cursor\.)?Cursor)",
+        r"(seedregistry(\.\w+)*\.)?(T|P|_?[A-Z]\w*T|MasterSeed|InstanceId|Coordinate|Value|SeedSource|LateSeed|Shard|Indices|StreamHost|Order|Pair|Progress|Measurement|Hyper|(data\.cursor\.)?Cursor)",
     ),
     # Underscored names are private and stay out of the reference.
     (r"py:.*", r"seedregistry(\.\w+)*\._\w+"),

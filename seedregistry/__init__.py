@@ -37,6 +37,7 @@ from seedregistry.errors import (
     UndeclaredRandomnessWarning,
     UnknownPurposeError,
     UnrepeatableSamplerError,
+    UnsharedInitialParametersWarning,
     UnsupportedSchedulerError,
 )
 from seedregistry.functional import (
@@ -98,6 +99,7 @@ __all__ = [
     "UndeclaredRandomnessWarning",
     "UnknownPurposeError",
     "UnrepeatableSamplerError",
+    "UnsharedInitialParametersWarning",
     "UnsupportedSchedulerError",
     "__version__",
     "create_deterministic_dataloader",

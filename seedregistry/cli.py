@@ -1,4 +1,4 @@
-"""The command line: derive a seed; show, verify, compare and export ledgers.
+"""The command line: derive a seed; show, verify, compare and export ledgers; attribute trainings.
 
 Exit codes: 0 for yes (verified, equal), 1 for no (faulty, different), 2 for what could not be answered (wrong usage, a file
 that is no ledger). Every command has ``--json``. Colours and bars are for terminals only.
@@ -25,7 +25,7 @@ except ImportError as error:
     message = f"seedregistry.cli needs {needed}: pip install 'seedregistry[cli]'"
     raise ImportError(message, name=error.name) from error
 
-from seedregistry import derivation
+from seedregistry import attribution_cli, derivation
 from seedregistry.errors import SeedRegistryError
 from seedregistry.ledger import Ledger, codec, tables, verify_file
 
@@ -194,6 +194,9 @@ def _digest(file: Path, *, short: bool, as_json: bool) -> int:
     return _report_damage(loaded)
 
 
+attribution_cli.add_commands(cli)
+
+
 def _integer(text: str, name: str) -> int:
     sign, digits = ("-", text[1:]) if text.startswith("-") else ("", text)
     if not (digits.isascii() and digits.isdigit() and len(digits) <= derivation.MASTER_SEED_BITS):
@@ -246,6 +249,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         return _UNANSWERED
     except click.Abort:
         return 130
+    except ImportError as error:  # a package of an extra that the command needs
+        click.echo(f"Error: {error}", err=True)
+        return _UNANSWERED
     except SeedRegistryError as error:
         click.echo(f"Error: {error}", err=True)
         return _UNANSWERED

@@ -40,6 +40,7 @@ processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The t
     +-- ShuffleIgnoredWarning
     +-- EpochRepeatedWarning
     +-- DatasetGeneratorWarning
+    +-- UnsharedInitialParametersWarning
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ __all__ = [
     "UndeclaredRandomnessWarning",
     "UnknownPurposeError",
     "UnrepeatableSamplerError",
+    "UnsharedInitialParametersWarning",
     "UnsupportedSchedulerError",
 ]
 
@@ -304,3 +306,7 @@ class EpochRepeatedWarning(SeedRegistryWarning):
 
 class DatasetGeneratorWarning(SeedRegistryWarning):
     """A dataset holds a random number generator of its own, whose copies repeat in every worker and every epoch."""
+
+
+class UnsharedInitialParametersWarning(SeedRegistryWarning):
+    """Retrainings have initial parameters of their own, which attribution of a single model does not predict."""

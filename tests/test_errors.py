@@ -49,6 +49,7 @@ TREE = {
     "ShuffleIgnoredWarning": ("SeedRegistryWarning",),
     "EpochRepeatedWarning": ("SeedRegistryWarning",),
     "DatasetGeneratorWarning": ("SeedRegistryWarning",),
+    "UnsharedInitialParametersWarning": ("SeedRegistryWarning",),
 }
 
 

@@ -1,10 +1,12 @@
 """Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
 
+from seedregistry.attribution import baselines
 from seedregistry.attribution.datasets import get_cifar10_dataloader, load_cifar10, load_digits
 from seedregistry.attribution.lds import PROTOCOLS, LdsScore, Retrainings, drop_sets, retrain, score
 from seedregistry.attribution.magic import Attribution, losses_of, magic, margins_of
 from seedregistry.attribution.models import construct_digits_cnn, construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe, cross_entropy
+from seedregistry.attribution.setups import setup_lds_validation, setup_magic_training, setup_perfect_consistency
 from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
 from seedregistry.attribution.training import Batch, State, Training
 
@@ -18,6 +20,7 @@ __all__ = [
     "Retrainings",
     "State",
     "Training",
+    "baselines",
     "construct_digits_cnn",
     "construct_digits_mlp",
     "construct_rn9",
@@ -32,4 +35,7 @@ __all__ = [
     "metasmoothness",
     "retrain",
     "score",
+    "setup_lds_validation",
+    "setup_magic_training",
+    "setup_perfect_consistency",
 ]

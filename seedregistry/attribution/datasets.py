@@ -29,7 +29,8 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
         train: number of training examples, below 1,797.
 
     Returns:
-        (inputs, targets) for training and for testing: float64 in 0 to 1, shape (n, 64), and int64, shape (n,).
+        The pairs (inputs, targets) for training and for testing. Inputs are float64 in 0 to 1, shape (n, 64), and targets
+        int64, shape (n,).
     """
     from sklearn.datasets import load_digits as load  # noqa: PLC0415 - an extra
 
@@ -59,7 +60,7 @@ def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, down
         download: fetch it when it is not there.
 
     Returns:
-        Inputs, float32, shape (n, 3, 32, 32), and targets, int64, shape (n,).
+        The inputs, float32, shape (n, 3, 32, 32), and the targets, int64, shape (n,).
 
     Raises:
         RecipeError: torchvision is not installed.

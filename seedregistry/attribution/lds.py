@@ -221,8 +221,9 @@ def retrain(
         For each fraction, what came out.
 
     Raises:
-        InvalidOptionError, RecipeError: an argument is not of its kind, or the recipe does not pickle; before anything is
-        trained. ReplayError: a process does not repeat the run, or ``store`` is of another one.
+        InvalidOptionError: an option is not one of its values.
+        RecipeError: a fraction leaves out nothing or everything, or the recipe does not pickle; before anything is trained.
+        ReplayError: a process does not repeat the run, or ``store`` is of another one.
     """
     if protocol not in PROTOCOLS:
         raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")

@@ -169,6 +169,34 @@ class Training:
                 scheduler.step()
         return table
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, of the first parameter's group."""
+        return float(self._hyper[step][0]["lr"])
+
+    def examples(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Return the inputs and targets of all training examples, in the dataset's order.
+
+        Raises:
+            RecipeError: the data are no tensors.
+        """
+        if self._tensors is None:
+            raise RecipeError("This needs data given as two tensors: what a dataset draws while it fetches has no one value.")
+        inputs, targets = self._tensors
+        return inputs, targets
+
+    def functional(self) -> Tuple[nn.Module, Tuple[str, ...], Dict[str, torch.Tensor]]:
+        """Return the model for ``functional_call``, the names of its parameters in the order of a state, and its buffers."""
+        return self._model, tuple(self._names), self._buffers
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation mode for a block."""
+        self._model.eval()
+        try:
+            yield
+        finally:
+            self._model.train()
+
     def position(self, step: int) -> Tuple[int, int]:
         """Return (epoch, step in the epoch) of a step of the run."""
         return divmod(step, self._epoch_length)
@@ -202,11 +230,8 @@ class Training:
 
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
         """Return the model's outputs in evaluation mode, differentiable in the state's parameters."""
-        self._model.eval()
-        try:
+        with self.evaluating():
             return self._call(state.parameters, inputs)
-        finally:
-            self._model.train()
 
     def _call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
         outputs: torch.Tensor = functional_call(self._model, {**dict(zip(self._names, parameters)), **self._buffers}, (inputs,))

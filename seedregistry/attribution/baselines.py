@@ -1,0 +1,156 @@
+"""Simpler scores, for the table beside MAGIC: gradient dot product, TracIn, influence function, random.
+
+All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape (targets, size).
+
+Source: G. Pruthi and others, Estimating Training Data Influence by Tracing Gradient Descent, 2020 (TracIn); P. W. Koh and P.
+Liang, Understanding Black-box Predictions via Influence Functions, 2017; J. Martens, New Insights and Perspectives on the
+Natural Gradient Method, 2020 (Gauss-Newton).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Sequence, Tuple
+
+import torch
+from torch.func import functional_call, grad, jvp, vjp, vmap
+
+from seedregistry.attribution.training import pinned_threads
+from seedregistry.errors import RecipeError
+
+if TYPE_CHECKING:
+    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.training import State, Training
+
+__all__ = ["gradient_dot_product", "influence_function", "random_scores", "tracin"]
+
+_TOLERANCE = 1e-6
+
+
+def gradient_dot_product(training: Training, measurement: Measurement, state: State) -> torch.Tensor:
+    """Return minus the dot product of the measurement's gradient and each example's, after the training."""
+    with pinned_threads(training.recipe.threads):
+        return -_flat(_measured(training, measurement, state)) @ _flat(_per_example(training, state)).T
+
+
+def tracin(training: Training, measurement: Measurement, states: Sequence[State]) -> torch.Tensor:
+    """Return the gradient dot products summed over states along the way, each by its learning rate.
+
+    Args:
+        training: what is attributed.
+        measurement: what is measured.
+        states: such as those after each epoch; the learning rate is that of the last step before each.
+    """
+    with pinned_threads(training.recipe.threads):
+        total = torch.zeros(())
+        for state in states:
+            rate = training.learning_rate(max(state.step - 1, 0))
+            total = total + rate * gradient_dot_product(training, measurement, state)
+    return total
+
+
+def influence_function(
+    training: Training, measurement: Measurement, state: State, *, damping: float = 0.1, iterations: int = 100
+) -> torch.Tensor:
+    """Return minus the measurement's gradient times the inverse Gauss-Newton matrix times each example's gradient.
+
+    The matrix is damped. Solved by conjugate gradients, for all targets at once, with exact products.
+
+    Args:
+        training: what is attributed.
+        measurement: what is measured.
+        state: the final state.
+        damping: added to the diagonal, > 0.
+        iterations: at most.
+
+    Raises:
+        RecipeError: the damping is not positive.
+    """
+    if not damping > 0:
+        raise RecipeError(f"damping must be > 0; got {damping!r}.")
+    with pinned_threads(training.recipe.threads):
+        product = _gauss_newton(training, state, damping)
+        solved = _conjugate_gradients(product, _flat(_measured(training, measurement, state)), iterations)
+        return -solved @ _flat(_per_example(training, state)).T / training.size
+
+
+def random_scores(training: Training, targets: int) -> torch.Tensor:
+    """Return scores that say nothing, from the stream ("random_scores", instance id): what chance alone would get."""
+    generator = training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()
+    return torch.randn(targets, training.size, generator=generator, dtype=training.recipe.dtype)
+
+
+def _flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+
+def _measured(training: Training, measurement: Measurement, state: State) -> Tuple[torch.Tensor, ...]:
+    """Return the gradients of each target, by parameter: shape (targets, ...)."""
+    parameters = tuple(parameter.detach().requires_grad_() for parameter in state.parameters)
+    values = measurement(training, state.with_tensors([*parameters, *state.tensors()[len(parameters) :]]))
+    rows = [
+        torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True) for value in values
+    ]
+    return tuple(torch.stack(column) for column in zip(*rows))
+
+
+def _per_example(training: Training, state: State) -> Tuple[torch.Tensor, ...]:
+    """Return the gradient of each training example's loss in evaluation mode, by parameter: shape (size, ...)."""
+    inputs, targets = training.examples()
+    model, names, buffers = training.functional()
+
+    def loss(parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        outputs = functional_call(model, {**dict(zip(names, parameters)), **buffers}, (one[None],))
+        return training.recipe.loss(outputs, target[None])[0]
+
+    with training.evaluating():
+        found: Tuple[torch.Tensor, ...] = vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)
+    return found
+
+
+def _gauss_newton(training: Training, state: State, damping: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the product with the mean Gauss-Newton matrix plus damping, for rows of flat vectors."""
+    inputs, targets = training.examples()
+    model, names, buffers = training.functional()
+    shapes = [parameter.shape for parameter in state.parameters]
+    sizes = [parameter.numel() for parameter in state.parameters]
+
+    def outputs(*parameters: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = functional_call(model, {**dict(zip(names, parameters)), **buffers}, (inputs,))
+        return found
+
+    def of_loss(found: torch.Tensor) -> torch.Tensor:
+        return training.recipe.loss(found, targets).mean()
+
+    def one(vector: torch.Tensor) -> torch.Tensor:
+        tangents = tuple(part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes))  # type: ignore[no-untyped-call]
+        found, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
+        _, curved = jvp(grad(of_loss), (found,), (along,))  # type: ignore[misc]
+        _, pull = vjp(outputs, *state.parameters)  # type: ignore[misc]
+        return torch.cat([part.flatten() for part in pull(curved)]) + damping * vector
+
+    def product(vectors: torch.Tensor) -> torch.Tensor:
+        with training.evaluating():
+            found: torch.Tensor = vmap(one)(vectors)
+        return found
+
+    return product
+
+
+def _conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Solve for each row of ``right``."""
+    solution = torch.zeros_like(right)
+    residual = right.clone()
+    direction = residual.clone()
+    size = residual.square().sum(1, keepdim=True)
+    least = size * _TOLERANCE**2
+    for _ in range(iterations):
+        if bool((size <= least).all()):
+            break
+        curved = product(direction)
+        step = size / (direction * curved).sum(1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)
+        solution = solution + step * direction
+        residual = residual - step * curved
+        after = residual.square().sum(1, keepdim=True)
+        direction = residual + (after / size.clamp(min=torch.finfo(right.dtype).tiny)) * direction
+        size = after
+    return solution

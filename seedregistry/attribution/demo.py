@@ -1,0 +1,352 @@
+"""The main job on real data: train, attribute, retrain on subsets, score, and write down what was found.
+
+Everything random comes from one registry; run twice, with whatever number of processes, it gives the same numbers and one
+digest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
+
+import attrs
+import numpy as np
+import torch
+
+from seedregistry.attribution import baselines, report
+from seedregistry.attribution.datasets import load_cifar10, load_digits
+from seedregistry.attribution.lds import LdsScore, Retrainings, retrain, score
+from seedregistry.attribution.magic import Attribution, losses_of, magic
+from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
+from seedregistry.attribution.recipe import Recipe
+from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
+from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.errors import InvalidOptionError
+from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    import concurrent.futures
+    import os
+
+__all__ = ["Demo", "Plan", "cifar10_plan", "digits_plan", "run_demo"]
+
+Pair = Tuple[torch.Tensor, torch.Tensor]
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+_ABLATION = ("own-init", "own-order", "subset")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Plan:
+    """What a demonstration trains and asks.
+
+    Attributes:
+        recipe: the training run.
+        train: training inputs and targets.
+        test: test inputs and targets.
+        targets: number of test examples whose losses are attributed, the first ones.
+        fractions: shares of the training examples that retrainings leave out.
+        subsets: retrainings for each fraction.
+        ablation_fractions: those for which retrainings with other seeds are made too.
+        ablation_subsets: retrainings for each of these.
+        image_shape: shape of an image as (height, width) or (channels, height, width).
+    """
+
+    recipe: Recipe
+    train: Pair
+    test: Pair
+    targets: int = 32
+    fractions: Tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
+    subsets: int = 50
+    ablation_fractions: Tuple[float, ...] = (0.01, 0.05)
+    ablation_subsets: int = 50
+    image_shape: Tuple[int, ...]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Demo:
+    """What a demonstration found.
+
+    Attributes:
+        registry: with the ledger.
+        plan: what was done.
+        attribution: MAGIC's scores.
+        scores: for each method, MAGIC first, its score for each fraction.
+        retrainings: for each fraction.
+        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of the fractions.
+        smoothness: of the training.
+        test_accuracy: share of the test examples that the trained model gets right.
+        seconds: how long each part took.
+    """
+
+    registry: SeedRegistry
+    plan: Plan
+    attribution: Attribution
+    scores: Dict[str, Tuple[LdsScore, ...]]
+    retrainings: Tuple[Retrainings, ...]
+    ablation: Dict[str, Tuple[LdsScore, ...]]
+    smoothness: Metasmoothness
+    test_accuracy: float
+    seconds: Dict[str, float]
+
+    def results(self) -> Dict[str, Any]:
+        """Return the figures as plain data: what ``results.json`` holds."""
+
+        def means(scored: Sequence[LdsScore]) -> Dict[str, float]:
+            return {repr(one.fraction): one.mean for one in scored}
+
+        lds = self.scores["MAGIC"]
+        return {
+            "seed": self.registry.master_seed,
+            "digest": self.registry.ledger.digest,
+            "lds": means(lds),
+            "lds_interval": {repr(one.fraction): list(one.interval) for one in lds},
+            "lds_slope": {repr(one.fraction): one.slope for one in lds},
+            "baselines": {name: means(scored) for name, scored in self.scores.items() if name != "MAGIC"},
+            "ablation": {name: means(scored) for name, scored in self.ablation.items()},
+            "metasmoothness": self.smoothness.value,
+            "test_accuracy": self.test_accuracy,
+            "seconds": self.seconds,
+        }
+
+
+def digits_plan(registry: SeedRegistry) -> Plan:
+    """Return the plan for the digits: 1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
+
+    Images are standardised by mean and deviation of the training ones.
+    """
+    train, test = load_digits(registry)
+    mean, deviation = train[0].mean(), train[0].std()  # of the training images alone
+    train, test = (((inputs - mean) / deviation, targets) for inputs, targets in (train, test))
+    recipe = Recipe(
+        model=construct_digits_mlp,
+        dataset=train,
+        epochs=20,
+        batch_size=120,
+        drop_last=True,
+        optimizer_options={"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3},
+        scheduler="OneCycleLR",
+        scheduler_options={
+            "max_lr": 0.02,
+            "total_steps": "steps",
+            "pct_start": 0.25,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+            "div_factor": 20.0,
+            "final_div_factor": 1.0,
+        },
+        dtype=torch.float64,
+    )
+    return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
+
+
+def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]]) -> Plan:
+    """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs. It takes patience on a CPU."""
+    del registry  # the data come divided
+    train, test = load_cifar10(root), load_cifar10(root, train=False)
+    recipe = Recipe(
+        model=construct_rn9,
+        dataset=train,
+        epochs=20,
+        batch_size=min(500, len(train[0])),
+        drop_last=True,
+        optimizer_options={"lr": 0.085, "momentum": 0.85, "weight_decay": 5e-4},
+        scheduler="OneCycleLR",
+        scheduler_options={
+            "max_lr": 0.085,
+            "total_steps": "steps",
+            "pct_start": 0.25,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+        },
+        threads=torch.get_num_threads(),
+    )
+    return Plan(
+        recipe=recipe,
+        train=train,
+        test=test,
+        image_shape=(3, 32, 32),
+        targets=min(32, len(test[0])),
+        fractions=(0.01, 0.05),
+        ablation_fractions=(0.01,),
+    )
+
+
+def _tell_nobody(what: str, done: int, total: int) -> None:
+    del what, done, total
+
+
+class _Clock:
+    """Measures the parts of the job."""
+
+    def __init__(self) -> None:
+        self.seconds: Dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        found = work()
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+        return found
+
+
+def run_demo(
+    out: Union[str, os.PathLike[str]],
+    *,
+    seed: int = 42,
+    plan: Union[str, Callable[[SeedRegistry], Plan]] = "digits",
+    root: Union[str, os.PathLike[str]] = "data",
+    workers: Union[int, concurrent.futures.Executor] = 1,
+    progress: Optional[Progress] = None,
+) -> Demo:
+    """Train, attribute, retrain and score; write ledger, table, scores, results and report.
+
+    The files are ``ledger.jsonl``, ``ledger.tex``, ``scores.npz``, ``results.json`` and ``report.html``.
+
+    Killed and run again with the same folder, it goes on.
+
+    Args:
+        out: folder to write to, made when it is not there.
+        seed: master seed.
+        plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a :class:`Plan`.
+        root: where CIFAR-10 is.
+        workers: as for ``retrain``.
+        progress: told what is being done.
+
+    Raises:
+        InvalidOptionError: no plan goes by that name.
+    """
+    plans: Dict[str, Callable[[SeedRegistry], Plan]] = {
+        "digits": digits_plan,
+        "cifar10": lambda registry: cifar10_plan(registry, root),
+    }
+    make = plans.get(plan) if isinstance(plan, str) else plan
+    if make is None:
+        raise InvalidOptionError(f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}.")
+    folder = Path(out)
+    kept = folder / "progress"
+    kept.mkdir(parents=True, exist_ok=True)
+    tell: Progress = progress or _tell_nobody
+    demo = _carry_out(SeedRegistry(seed), make, kept, workers, tell)
+    _write(demo, folder)
+    shutil.rmtree(kept)
+    return demo
+
+
+def _carry_out(
+    registry: SeedRegistry,
+    make: Callable[[SeedRegistry], Plan],
+    kept: Path,
+    workers: Union[int, concurrent.futures.Executor],
+    tell: Progress,
+) -> Demo:
+    clock = _Clock()
+    plan = make(registry)
+    training = Training(registry, plan.recipe)
+    targets = slice(0, plan.targets)
+    measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
+    with registry.audit():
+        final = clock.time("train", lambda: training.run(progress=lambda step: tell("train", step + 1, training.steps)))
+    attribution: Attribution = clock.time(
+        "magic",
+        lambda: magic(
+            training,
+            measurement,
+            resume=kept / "magic.pt",
+            progress=lambda done, total: tell("attribute", done, total),
+        ),
+    )
+    retrainings = clock.time(
+        "retrain",
+        lambda: retrain(
+            training,
+            measurement,
+            fractions=plan.fractions,
+            subsets=plan.subsets,
+            workers=workers,
+            store=kept / "retrain",
+            progress=lambda done, total: tell("retrain", done, total),
+        ),
+    )
+    scores = {
+        "MAGIC": attribution.scores,
+        **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan.targets))),
+    }
+    ablation = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
+    shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
+    with torch.no_grad(), pinned_threads(plan.recipe.threads):
+        outputs = training.outputs(final, plan.recipe.cast(plan.test[0]))
+    return Demo(
+        registry=registry,
+        plan=plan,
+        attribution=attribution,
+        scores={
+            name: tuple(score(one, given, registry=_if_magic(registry, name)) for one in retrainings)
+            for name, given in scores.items()
+        },
+        retrainings=retrainings,
+        ablation={
+            "weights": tuple(score(one, attribution.scores) for one in shared),
+            **{name: tuple(score(one, attribution.scores) for one in found) for name, found in ablation.items()},
+        },
+        smoothness=clock.time("metasmoothness", lambda: metasmoothness(training, measurement)),
+        test_accuracy=float((outputs.argmax(1) == plan.test[1]).to(torch.float64).mean()),
+        seconds=clock.seconds,
+    )
+
+
+def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
+    return registry if name == "MAGIC" else None
+
+
+def _baselines(training: Training, measurement: Any, targets: int) -> Iterator[Tuple[str, torch.Tensor]]:
+    states = [training.initial_state()]
+    for epoch in range(1, training.recipe.epochs + 1):
+        states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
+    yield "influence function (Gauss-Newton, CG)", baselines.influence_function(training, measurement, states[-1])
+    yield "TracIn (every epoch)", baselines.tracin(training, measurement, states[1:])
+    yield "gradient dot product", baselines.gradient_dot_product(training, measurement, states[-1])
+    yield "random", baselines.random_scores(training, targets)
+
+
+def _ablate(
+    training: Training,
+    measurement: Any,
+    plan: Plan,
+    kept: Path,
+    workers: Union[int, concurrent.futures.Executor],
+    tell: Progress,
+) -> Dict[str, Tuple[Retrainings, ...]]:
+    """Retrain with one wrong seed each."""
+    found = {}
+    for protocol in _ABLATION:
+        found[protocol] = retrain(
+            training,
+            measurement,
+            fractions=plan.ablation_fractions,
+            subsets=plan.ablation_subsets,
+            protocol=protocol,
+            workers=workers,
+            store=kept / "retrain",
+            progress=lambda done, total, protocol=protocol: tell(f"retrain ({protocol})", done, total),  # type: ignore[misc]
+        )
+    return found
+
+
+def _write(demo: Demo, folder: Path) -> None:
+    ledger = demo.registry.ledger
+    ledger.save(folder / "ledger.jsonl")
+    (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(demo.results(), indent=2) + "\n", encoding="utf-8")
+    arrays: Dict[str, np.ndarray] = {
+        "scores": demo.attribution.scores.numpy(),
+        "values": demo.attribution.values.numpy(),
+    }
+    for one in demo.retrainings:
+        arrays[f"dropped_{one.fraction!r}"] = one.dropped.numpy()
+        arrays[f"retrained_{one.fraction!r}"] = one.values.numpy()
+    np.savez(folder / "scores.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "report.html").write_text(report.render(demo), encoding="utf-8")

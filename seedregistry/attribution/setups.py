@@ -1,0 +1,160 @@
+"""The documented setup functions for MAGIC and LDS, with the documented streams and numbers.
+
+A configuration is any object with these attributes, of which all but ``SEED`` have defaults: ``SEED`` (master seed, or a
+``SeedRegistry``), ``MODEL`` (factory of the model, ``construct_rn9``), ``MODEL_PARAMS`` (keywords for it, none),
+``DATALOADER`` (factory of a loader, ``get_cifar10_dataloader``), ``DATALOADER_PARAMS`` (keywords for it, none), ``OPTIMIZER``
+(class of the optimizer, ``torch.optim.SGD``), ``OPTIMIZER_PARAMS`` (keywords for it, learning rate 0.1, momentum 0.9, weight decay 5e-4).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple, Union
+
+import torch
+
+from seedregistry.attribution.datasets import get_cifar10_dataloader
+from seedregistry.attribution.models import construct_rn9
+from seedregistry.callsite import stack_level
+from seedregistry.errors import InvalidOptionError, UnsharedInitialParametersWarning
+from seedregistry.functional import (
+    create_deterministic_dataloader,
+    create_deterministic_model,
+    create_deterministic_optimizer,
+)
+from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+__all__ = ["setup_lds_validation", "setup_magic_training", "setup_perfect_consistency"]
+
+_TRAINING = "training"
+
+Source = Union[int, SeedRegistry]
+
+
+def _arguments(config_or_registry: Any, config: Any) -> Tuple[Source, Any]:
+    """Return where seeds come from, and the configuration.
+
+    Raises:
+        InvalidOptionError: there is no configuration with a seed, or it has another seed than the registry.
+    """
+    if not isinstance(config_or_registry, SeedRegistry):
+        if config is not None:
+            message = (
+                f"With two arguments the first is a SeedRegistry and the second a configuration; got {config_or_registry!r}."
+            )
+            raise InvalidOptionError(message)
+        seed = getattr(config_or_registry, "SEED", None)
+        if seed is None:
+            raise InvalidOptionError(f"A configuration has an attribute SEED; {config_or_registry!r} has none.")
+        return seed, config_or_registry
+    seed = getattr(config, "SEED", config_or_registry)
+    master_seed = seed.master_seed if isinstance(seed, SeedRegistry) else seed
+    if master_seed != config_or_registry.master_seed:
+        registry_seed = config_or_registry.master_seed
+        message = f"The configuration has SEED {master_seed!r} and the registry has master seed {registry_seed}: use one."
+        raise InvalidOptionError(message)
+    return config_or_registry, config
+
+
+def _loader(source: Source, config: Any) -> DataLoader[Any]:
+    keywords = {"shuffle": True, **getattr(config, "DATALOADER_PARAMS", {})}
+    factory = getattr(config, "DATALOADER", get_cifar10_dataloader)
+    loader: DataLoader[Any] = create_deterministic_dataloader(source, factory, _TRAINING, **keywords)
+    return loader
+
+
+def _model(source: Source, config: Any, instance_id: str) -> nn.Module:
+    factory = getattr(config, "MODEL", construct_rn9)
+    model: nn.Module = create_deterministic_model(source, factory, instance_id, **getattr(config, "MODEL_PARAMS", {}))
+    return model
+
+
+def _optimizer(source: Source, config: Any, model: nn.Module, instance_id: str) -> torch.optim.Optimizer:
+    keywords: Dict[str, Any] = getattr(config, "OPTIMIZER_PARAMS", {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
+    cls = getattr(config, "OPTIMIZER", torch.optim.SGD)
+    optimizer: torch.optim.Optimizer = create_deterministic_optimizer(source, cls, model.parameters(), instance_id, **keywords)
+    return optimizer
+
+
+def setup_magic_training(
+    config_or_registry: Any, config: Any = None
+) -> Tuple[DataLoader[Any], nn.Module, torch.optim.Optimizer]:
+    """Return loader, model and optimizer of the run that is attributed, all of instance id "training".
+
+    Args:
+        config_or_registry: the configuration, or a registry.
+        config: the configuration, after a registry.
+
+    Raises:
+        InvalidOptionError: no ``SEED``, or one that is not the registry's.
+    """
+    source, own = _arguments(config_or_registry, config)
+    loader, model = _loader(source, own), _model(source, own, _TRAINING)
+    return loader, model, _optimizer(source, own, model, _TRAINING)
+
+
+def setup_lds_validation(
+    config_or_registry: Any, *arguments: Any, num_models: Any = None, share_init: Any = None
+) -> Tuple[DataLoader[Any], List[nn.Module], List[torch.optim.Optimizer]]:
+    """Return the shared loader, models and optimizers of retrainings; ids "lds_0", "lds_1", ... as documented.
+
+    With initial parameters of its own, which the documented ids mean, a retraining is not one of *the* run, and attribution of
+    a single model cannot predict it: the score falls from .99 to .1 in this library's demonstration. ``share_init=True`` takes
+    those of the run. Without it there is one warning.
+
+    Args:
+        config_or_registry: the configuration, or a registry, which the configuration follows.
+        *arguments: the configuration after a registry; then the two below, as documented.
+        num_models: int > 0, 5 by default.
+        share_init: build every model from ("model", "training"); False by default.
+
+    Raises:
+        InvalidOptionError: no ``SEED``, or one that is not the registry's, or no number of models.
+    """
+    rest = list(arguments)
+    config = rest.pop(0) if isinstance(config_or_registry, SeedRegistry) and rest else None
+    count = num_models if num_models is not None else rest.pop(0) if rest else 5
+    shares = share_init if share_init is not None else rest.pop(0) if rest else False
+    if rest or not isinstance(count, int) or isinstance(count, bool) or count < 1 or not isinstance(shares, bool):
+        message = (
+            f"setup_lds_validation takes (config, num_models, share_init), an int > 0 and a bool; got {count!r}, {shares!r}"
+            f"{', and more' if rest else ''}."
+        )
+        raise InvalidOptionError(message)
+    source, own = _arguments(config_or_registry, config)
+    if not shares:
+        message = (
+            "The models of setup_lds_validation have initial parameters of their own, ('model', 'lds_i'): retrainings that "
+            "MAGIC, or any attribution of a single model, does not predict. Pass share_init=True to retrain the run itself."
+        )
+        warnings.warn(message, UnsharedInitialParametersWarning, stacklevel=stack_level())
+    loader = _loader(source, own)
+    models = [_model(source, own, _TRAINING if shares else f"lds_{i}") for i in range(count)]
+    return loader, models, [_optimizer(source, own, model, f"lds_{i}") for i, model in enumerate(models)]
+
+
+def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_params: Any) -> Tuple[nn.Module, nn.Module]:
+    """Return two models with equal parameters, one for MAGIC and one for LDS.
+
+    Called with ``(config, creator_func)`` or ``(registry, config, creator_func)``.
+
+    Both are built from ("model", "training").
+
+    Args:
+        config_or_registry: the configuration, or a registry.
+        *arguments: the factory, after the configuration where a registry came first.
+        **model_params: for the factory.
+
+    Raises:
+        InvalidOptionError: no ``SEED``, or one that is not the registry's, or no factory.
+    """
+    if not arguments or not callable(arguments[-1]) or len(arguments) > 2:  # noqa: PLR2004 - a configuration and a factory
+        raise InvalidOptionError("setup_perfect_consistency takes (config, creator_func) or (registry, config, creator_func).")
+    creator: Callable[..., nn.Module] = arguments[-1]
+    source, _ = _arguments(config_or_registry, *(arguments[:-1] or (None,)))
+    first, second = (create_deterministic_model(source, creator, _TRAINING, **model_params) for _ in range(2))
+    return first, second

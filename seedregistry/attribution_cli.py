@@ -1,0 +1,236 @@
+"""The commands of attribution: the demonstration, MAGIC and retraining on a recipe of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+except ImportError as error:
+    needed = str(error.name).partition(".")[0]
+    message = f"seedregistry.attribution_cli needs {needed}: pip install 'seedregistry[cli]'"
+    raise ImportError(message, name=error.name) from error
+
+from seedregistry.registry import SeedRegistry
+
+__all__ = ["add_commands"]
+
+_LINES = 10
+"""Lines in a log for each part of the work."""
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
+_workers = click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that retrain.")
+_recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
+
+
+class _Progress:
+    """Shows how far the work is: bars on a terminal, lines in a log. Both on standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Bars(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._tasks: Dict[str, TaskID] = {}
+        self._started = time.monotonic()
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the bars while a block runs."""
+        with self._bars:
+            yield
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
+        if self._console.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.update(self._tasks[what], completed=done)
+        elif done == total or done % max(1, total // _LINES) == 0:
+            click.echo(f"{time.monotonic() - self._started:7.1f} s  {what}: {done} of {total}", err=True)
+
+
+def add_commands(cli: click.Group) -> None:
+    """Add ``demo``, ``magic`` and ``lds`` to the command line."""
+    cli.add_command(_demo)
+    cli.add_command(_magic)
+    cli.add_command(_lds)
+
+
+@click.command("demo")
+@click.option("--data", type=click.Choice(["digits", "cifar10"]), default="digits", show_default=True, help="What to train on.")
+@click.option("--root", default="data", show_default=True, help="Where CIFAR-10 is.")
+@click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@_seed
+@_workers
+@_as_json
+def _demo(data: str, root: str, out: Path, seed: int, workers: int, *, as_json: bool) -> int:
+    """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
+    from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
+
+    progress = _Progress()
+    with progress.shown():
+        demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, progress=progress)
+    results = demo.results()
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+        return 0
+    click.echo(_table("left out", {"MAGIC": results["lds"], **results["baselines"]}))
+    click.echo("\nMAGIC's score against retrainings with one wrong seed:\n")
+    click.echo(_table("left out", results["ablation"]))
+    click.echo(f"\ntest accuracy {results['test_accuracy']:.3f}\n\n{demo.registry.ledger}\n")
+    click.echo(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return 0
+
+
+def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
+    """Return methods by fractions, as lines."""
+    fractions = list(next(iter(rows.values())))
+    width = max(map(len, [corner, *rows]))
+    heads = "".join(f"{100 * float(fraction):>8g}%" for fraction in fractions)
+    lines = [f"{corner:<{width}}{heads}"]
+    lines += [f"{name:<{width}}" + "".join(f"{row[fraction]:>9.3f}" for fraction in fractions) for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def _load(name: str, registry: SeedRegistry) -> Tuple[Any, Any]:
+    """Return what the user's function makes of a registry: a recipe and a measurement."""
+    from seedregistry.attribution import Recipe  # noqa: PLC0415 - as above
+
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise click.BadParameter(f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise click.BadParameter(f"{name!r} cannot be imported: {error}.", param_hint="MODULE:FUNCTION") from error
+    found = function(registry)
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Recipe) or not callable(found[1]):  # noqa: PLR2004 - a pair
+        raise click.BadParameter(f"{name!r} must return (Recipe, measurement) for a registry.", param_hint="MODULE:FUNCTION")
+    return found
+
+
+@click.command("magic")
+@_recipe
+@_seed
+@click.option("--out", default="scores.npz", show_default=True, type=click.Path(path_type=Path), help="File for the scores.")
+@click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
+@click.option("--slots", type=click.IntRange(min=0), help="How many states to keep.")
+@click.option("--spill", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A folder for them.")
+@_as_json
+def _magic(
+    recipe: str, seed: int, out: Path, ledger: Optional[Path], slots: Optional[int], spill: Optional[Path], *, as_json: bool
+) -> int:
+    """Attribute a training of yours: MODULE:FUNCTION returns (Recipe, measurement) for a registry.
+
+    Killed and run again, it goes on.
+    """
+    import numpy as np  # noqa: PLC0415 - with torch, when it is needed
+
+    from seedregistry.attribution import Training, magic  # noqa: PLC0415 - as above
+
+    registry = SeedRegistry(seed)
+    own, measurement = _load(recipe, registry)
+    training = Training(registry, own)
+    progress = _Progress()
+    with progress.shown():
+        found = magic(
+            training,
+            measurement,
+            slots=slots,
+            spill=spill,
+            resume=out.with_name(f".{out.name}.progress"),
+            progress=lambda done, total: progress("attribute", done, total),
+        )
+    np.savez(out, scores=found.scores.numpy(), values=found.values.numpy())
+    if ledger is not None:
+        registry.ledger.save(ledger)
+    facts = {"targets": len(found.values), "examples": training.size, "steps": training.steps, "digest": registry.ledger.digest}
+    click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {facts['targets']} targets, {facts['examples']} examples")
+    return 0
+
+
+@click.command("lds")
+@_recipe
+@_seed
+@click.option("--scores", required=True, type=click.Path(path_type=Path, exists=True), help="Scores that `magic` wrote.")
+@click.option(
+    "--fraction", "fractions", multiple=True, type=float, default=(0.01, 0.05, 0.2), show_default=True, help="Left out."
+)
+@click.option("--subsets", default=50, show_default=True, help="Retrainings for each fraction.")
+@click.option("--protocol", default="weights", show_default=True, help="What the retrainings share with the run.")
+@click.option("--store", type=click.Path(path_type=Path), help="A folder in which results are kept, to go on after a kill.")
+@click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
+@_workers
+@_as_json
+def _lds(  # noqa: PLR0913 - options of a command
+    recipe: str,
+    seed: int,
+    scores: Path,
+    fractions: Tuple[float, ...],
+    subsets: int,
+    protocol: str,
+    store: Optional[Path],
+    ledger: Optional[Path],
+    workers: int,
+    *,
+    as_json: bool,
+) -> int:
+    """Retrain a training of yours on subsets, and score the scores: MODULE:FUNCTION as for `magic`."""
+    import numpy as np  # noqa: PLC0415 - as above
+    import torch  # noqa: PLC0415 - as above
+
+    from seedregistry.attribution import Training, retrain, score  # noqa: PLC0415 - as above
+
+    registry = SeedRegistry(seed)
+    own, measurement = _load(recipe, registry)
+    training = Training(registry, own)
+    try:
+        with np.load(scores, allow_pickle=False) as saved:
+            given = torch.from_numpy(saved["scores"])
+    except (OSError, ValueError, KeyError) as error:
+        raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
+    progress = _Progress()
+    with progress.shown():
+        found = retrain(
+            training,
+            measurement,
+            fractions=fractions,
+            subsets=subsets,
+            protocol=protocol,
+            workers=workers,
+            store=store,
+            progress=lambda done, total: progress("retrain", done, total),
+        )
+    scored = [score(one, given, registry=registry) for one in found]
+    if ledger is not None:
+        registry.ledger.save(ledger)
+    if as_json:
+        rows: List[Dict[str, Any]] = [
+            {
+                "fraction": one.fraction,
+                "mean": one.mean,
+                "interval": one.interval,
+                "slope": one.slope,
+                "undefined": one.undefined,
+            }
+            for one in scored
+        ]
+        click.echo(
+            json.dumps({"protocol": protocol, "subsets": subsets, "lds": rows, "digest": registry.ledger.digest}, indent=2)
+        )
+        return 0
+    for one in scored:
+        low, high = one.interval
+        click.echo(f"{100 * one.fraction:g}% left out: {one.mean:.3f} ({low:.3f} to {high:.3f}), slope {one.slope:.2f}")
+    return 0

@@ -1,0 +1,221 @@
+"""The documented setup functions, data and baselines: the documented streams, and a warning where it matters."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from recipes import SIZE, held_out, mlp, recipe
+from torch import nn
+
+from seedregistry import SeedRegistry, UnsharedInitialParametersWarning, create_deterministic_model, derive_component_seed
+from seedregistry.attribution import (
+    Training,
+    baselines,
+    get_cifar10_dataloader,
+    load_cifar10,
+    load_digits,
+    losses_of,
+    retrain,
+    score,
+    setup_lds_validation,
+    setup_magic_training,
+    setup_perfect_consistency,
+)
+from seedregistry.errors import InvalidOptionError, RecipeError
+from seedregistry.ledger import Derivation
+
+
+class Config:
+    """A configuration as in the documents, with a small model and data."""
+
+    SEED = 42
+    MODEL = staticmethod(mlp)
+    OPTIMIZER_PARAMS = {"lr": 0.05, "momentum": 0.9}  # noqa: RUF012 - a configuration
+
+    @staticmethod
+    def DATALOADER(**keywords):  # noqa: N802 - a configuration
+        data = torch.utils.data.TensorDataset(torch.arange(20.0), torch.arange(20))
+        return torch.utils.data.DataLoader(data, batch_size=4, **keywords)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters()))
+
+
+def test_magic_training_has_the_documented_streams():
+    """Loader, model and optimizer of the run are those of instance id "training"."""
+    loader, model, optimizer = setup_magic_training(Config)
+    assert same(model, create_deterministic_model(42, mlp, "training"))
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    seed = derive_component_seed(42, "dataloader", "training")
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(torch.cat([batch[1] for batch in loader]), order)
+
+
+def test_lds_validation_keeps_the_documented_ids():
+    """Models are of ids "lds_0", ... as documented, with a warning; shared on request, without one. The loader is the run's."""
+    with pytest.warns(UnsharedInitialParametersWarning, match="share_init=True"):
+        loader, models, optimizers = setup_lds_validation(Config, 3)
+    assert len(models) == len(optimizers) == 3
+    for i, model in enumerate(models):
+        assert same(model, create_deterministic_model(42, mlp, f"lds_{i}"))
+    assert [batch[1].tolist() for batch in loader] == [batch[1].tolist() for batch in setup_magic_training(Config)[0]]
+    run = setup_magic_training(Config)[1]
+    for call in (
+        lambda: setup_lds_validation(Config, num_models=2, share_init=True),
+        lambda: setup_lds_validation(Config, 2, True),
+        lambda: setup_lds_validation(SeedRegistry(42), Config, 2, True),
+    ):
+        _, shared, _ = call()
+        assert len(shared) == 2
+        assert all(same(model, run) for model in shared)
+
+
+def test_a_registry_in_place_of_the_seed():
+    """With a registry first, or as SEED, the numbers are the same and its ledger is filled."""
+    first, second = SeedRegistry(42), SeedRegistry(42)
+    plain = setup_magic_training(Config)[1]
+
+    class WithRegistry(Config):
+        SEED = second
+
+    assert same(setup_magic_training(first, Config)[1], plain)
+    assert same(setup_magic_training(WithRegistry)[1], plain)
+    for registry in (first, second):
+        assert {record.purpose for record in registry.ledger.find(Derivation)} == {"model", "dataloader", "optimizer"}
+
+
+def test_perfect_consistency():
+    """The two models are equal, and are the run's."""
+    magic_model, lds_model = setup_perfect_consistency(Config, nn.Linear, in_features=3, out_features=2)
+    assert same(magic_model, lds_model)
+    assert magic_model is not lds_model
+    assert same(magic_model, create_deterministic_model(42, nn.Linear, "training", in_features=3, out_features=2))
+    assert same(setup_perfect_consistency(SeedRegistry(42), Config, nn.Linear, in_features=3, out_features=2)[0], magic_model)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: setup_magic_training(object()),
+        lambda: setup_magic_training(SeedRegistry(43), Config),
+        lambda: setup_magic_training(Config, Config),
+        lambda: setup_lds_validation(Config, 0),
+        lambda: setup_lds_validation(Config, True),
+        lambda: setup_lds_validation(Config, 2, "yes"),
+        lambda: setup_lds_validation(Config, 2, True, 7),
+        lambda: setup_perfect_consistency(Config),
+        lambda: setup_perfect_consistency(Config, "mlp"),
+    ],
+)
+def test_wrong_setups(call):
+    """No seed, another seed than the registry's, no number of models or no factory: one clear error, nothing built."""
+    with pytest.raises(InvalidOptionError):
+        call()
+
+
+# --- data -------------------------------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    """The digits are split by the registry, recorded, in 0 to 1, and the same each time."""
+    registry = SeedRegistry(42)
+    train, test = load_digits(registry)
+    assert (train[0].shape, test[0].shape) == ((1200, 64), (597, 64))
+    assert 0 <= float(train[0].min()) < float(train[0].max()) <= 1
+    assert torch.equal(load_digits(SeedRegistry(42))[0][0], train[0])
+    assert not torch.equal(load_digits(SeedRegistry(43))[0][0], train[0])
+    assert ("split", "digits") in registry
+    for wrong in (0, 1797):
+        with pytest.raises(RecipeError, match="train"):
+            load_digits(registry, train=wrong)
+
+
+class FakeCifar10:
+    """Stands in for torchvision's class: a few images of its own."""
+
+    def __init__(self, root, *, train, download) -> None:
+        assert not download
+        count = 30 if train else 10
+        self.data = np.arange(count * 32 * 32 * 3, dtype=np.int64).reshape(count, 32, 32, 3).astype(np.uint8)
+        self.targets = [i % 10 for i in range(count)]
+
+
+def test_cifar10(monkeypatch):
+    """CIFAR-10 comes as normalised tensors through torchvision, and as the documented loader; its absence is said."""
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(RecipeError, match="torchvision"):
+        load_cifar10("data")
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.CIFAR10 = FakeCifar10
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    inputs, targets = load_cifar10("data")
+    assert inputs.shape == (30, 3, 32, 32)
+    assert inputs.dtype == torch.float32
+    assert targets.tolist()[:3] == [0, 1, 2]
+    assert abs(float(inputs.mean())) < 0.5
+    loader = SeedRegistry(42).dataloader(get_cifar10_dataloader, instance_id="training", batch_size=8)
+    assert next(iter(loader))[0].shape == (8, 3, 32, 32)
+    assert len(get_cifar10_dataloader(split="test", batch_size=5)) == 2
+    with pytest.raises(RecipeError, match="split"):
+        get_cifar10_dataloader(split="valid")
+
+
+# --- baselines ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training():
+    return Training(SeedRegistry(42), recipe(epochs=6, optimizer_options={"lr": 0.1}))
+
+
+def gradients(training, state, inputs, targets) -> torch.Tensor:
+    parameters = [parameter.clone().requires_grad_() for parameter in state.parameters]
+    rows = []
+    for one, target in zip(inputs, targets):
+        loss = training.recipe.loss(
+            training.outputs(state.with_tensors([*parameters, *state.tensors()[4:]]), one[None]), target[None]
+        )
+        rows.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss[0], parameters)]))
+    return torch.stack(rows)
+
+
+def test_baselines_are_what_they_say(training):
+    """Dot product, TracIn and influence function are those of gradients taken one by one, and of an explicit matrix."""
+    state = training.run()
+    measurement = losses_of(*held_out())
+    train, test = gradients(training, state, *training.examples()), gradients(training, state, *held_out())
+    assert torch.allclose(baselines.gradient_dot_product(training, measurement, state), -test @ train.T)
+    middle = training.advance(training.initial_state(), 7)
+    traced = baselines.tracin(training, measurement, [middle, state])
+    expected = 0.1 * (baselines.gradient_dot_product(training, measurement, middle) - test @ train.T)
+    assert torch.allclose(traced, expected)
+
+    product = baselines._gauss_newton(training, state, 0.1)
+    identity = torch.eye(train.shape[1], dtype=torch.float64)
+    matrix = product(identity)
+    assert torch.allclose(matrix, matrix.T, atol=1e-10)
+    assert float(torch.linalg.eigvalsh(matrix).min()) > 0.0999
+    influence = baselines.influence_function(training, measurement, state)
+    assert torch.allclose(influence, -torch.linalg.solve(matrix, test.T).T @ train.T / SIZE, atol=1e-6)
+    with pytest.raises(RecipeError, match="damping"):
+        baselines.influence_function(training, measurement, state, damping=0)
+
+
+def test_baselines_have_the_sign_of_effects(training):
+    """Baselines predict retraining better than chance, with the sign of MAGIC's scores."""
+    measurement = losses_of(*held_out())
+    (found,) = retrain(training, measurement, fractions=(0.2,), subsets=30)
+    state = training.run()
+    for scores in (
+        baselines.gradient_dot_product(training, measurement, state),
+        baselines.influence_function(training, measurement, state),
+        baselines.tracin(training, measurement, [state]),
+    ):
+        assert score(found, scores).mean > 0.3
+    assert abs(score(found, baselines.random_scores(training, 5)).mean) < 0.3
