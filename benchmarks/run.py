@@ -44,6 +44,11 @@ def show_time(us: float) -> str:
     return f"{us * 1000:.0f} ns" if us < 1 else f"{us:.1f} us"
 
 
+def number(value: float) -> str:
+    """Return a figure with as many digits as it has meaning."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def figure_row(info: dict) -> str:
     """Return a row with a figure of its own unit."""
     value, target, (name, other) = info["value"], info["target"], info["beside"]
@@ -51,8 +56,8 @@ def figure_row(info: dict) -> str:
     if target:
         limit = float(target.split()[1])
         met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
-    shown = f"{value:,.0f} {info['unit']}"
-    return f"| {info['what']} | {shown} | {name}: {other:,.0f} | {value / other:.3g} x | {target or '-'} | {met} |"
+    shown = f"{number(value)} {info['unit']}"
+    return f"| {info['what']} | {shown} | {name}: {number(other)} | {value / other:.3g} x | {target or '-'} | {met} |"
 
 
 def row(info: dict) -> str:

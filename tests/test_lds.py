@@ -76,7 +76,7 @@ def test_fractions_that_are_none(training, fraction):
 
 @pytest.mark.parametrize(
     "options",
-    [{"subsets": 1}, {"subsets": 2.5}, {"protocol": "x"}, {"workers": 0}, {"workers": "2"}, {"workers": True}],
+    [{"subsets": 1}, {"subsets": 2.5}, {"protocol": "x"}, {"workers": 0}, {"workers": "2"}, {"workers": True}, {"at_once": 0}],
 )
 def test_options_that_are_none(training, options):
     """A wrong option is refused before anything is trained."""
@@ -172,6 +172,26 @@ def test_a_process_that_does_not_repeat_the_run_refuses(training, monkeypatch):
     monkeypatch.setattr(Training, "fingerprint", lambda self, steps=10: "a" * 64 if self is training else "b" * 64)
     with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match="bbbbbbbbbbbb, and aaaaaaaaaaaa"):
         retrain(training, TESTS, fractions=(0.1,), subsets=2, workers=pool)
+
+
+@pytest.mark.parametrize("protocol", ["weights", "cut"])
+@pytest.mark.parametrize("name", ["momentum and weight decay", "adamw", "dropout", "norms", "one cycle"])
+def test_many_at_once(name, protocol):
+    """A stack of models trains as each by itself, up to rounding, with the same draws; also in other processes."""
+    own = Training(SeedRegistry(42), recipe(**VARIANTS[name]))
+    (one_by_one,) = retrain(own, TESTS, fractions=(0.1,), subsets=5, protocol=protocol)
+    (stacked,) = retrain(own, TESTS, fractions=(0.1,), subsets=5, protocol=protocol, at_once=3)
+    assert torch.allclose(stacked.values, one_by_one.values, rtol=1e-10, atol=1e-12)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        (elsewhere,) = retrain(own, TESTS, fractions=(0.1,), subsets=5, protocol=protocol, at_once=3, workers=pool)
+    assert torch.equal(elsewhere.values, stacked.values)
+
+
+def test_what_cannot_be_stacked_is_said():
+    """Clipping by the norm of one model is refused for a stack, with the way out."""
+    own = Training(SeedRegistry(42), recipe(**VARIANTS["clipping"]))
+    with pytest.raises(RecipeError, match="one by one"):
+        retrain(own, TESTS, fractions=(0.1,), subsets=3, at_once=3)
 
 
 # --- going on ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """The documented setup functions for MAGIC and LDS, with the documented streams and numbers.
 
-A configuration is any object with these attributes, of which all but ``SEED`` have defaults: ``SEED`` (master seed, or a
-``SeedRegistry``), ``MODEL`` (factory of the model, ``construct_rn9``), ``MODEL_PARAMS`` (keywords for it, none),
-``DATALOADER`` (factory of a loader, ``get_cifar10_dataloader``), ``DATALOADER_PARAMS`` (keywords for it, none), ``OPTIMIZER``
-(class of the optimizer, ``torch.optim.SGD``), ``OPTIMIZER_PARAMS`` (keywords for it, learning rate 0.1, momentum 0.9, weight decay 5e-4).
+A configuration is any object with these attributes, of which all but ``SEED`` have defaults:
+
+- ``SEED``: master seed, or a ``SeedRegistry``;
+- ``MODEL``, ``MODEL_PARAMS``: factory of the model, ``construct_rn9``, and keywords for it;
+- ``DATALOADER``, ``DATALOADER_PARAMS``: factory of a loader, ``get_cifar10_dataloader``, and keywords for it;
+- ``OPTIMIZER``, ``OPTIMIZER_PARAMS``: class of the optimizer, ``torch.optim.SGD``, and keywords for it, by default learning
+  rate 0.1, momentum 0.9, weight decay 5e-4.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional,
 import attrs
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
@@ -332,6 +332,43 @@ class Training:
         """Train from the first step to the last; see :meth:`advance`."""
         with pinned_threads(self.recipe.threads):
             return self.advance(self.initial_state(), self.steps, weights, progress, cuts=cuts)
+
+    def run_many(self, weights: torch.Tensor, *, cuts: bool = False) -> List[State]:
+        """Train many times at once, each with weights of its own, and return the final states.
+
+        One computation over a stack of models (``torch.func.vmap``): for small models several times as fast as one by one,
+        and not bit-equal to it, since sums over a stack are done in another order.
+
+        Args:
+            weights: of all training examples for each model, shape (models, size).
+            cuts: as for :meth:`step`.
+
+        Raises:
+            RecipeError: the recipe clips gradients, or the model has a layer that cannot be stacked.
+        """
+        if self.recipe.clip_norm is not None:
+            raise RecipeError("Gradients are clipped model by model: train one by one.")
+        count = len(weights)
+        state = self.initial_state()
+        state = state.with_tensors([tensor.expand(count, *tensor.shape) for tensor in state.tensors()])
+        whole = weights.to(self.recipe.dtype)
+        with pinned_threads(self.recipe.threads), torch.no_grad():
+            for step in range(self.steps):
+                state = self._step_many(state, whole, self.batch(step), cuts=cuts)
+        return [state.with_tensors([tensor[i] for tensor in state.tensors()]) for i in range(count)]
+
+    def _step_many(self, state: State, whole: torch.Tensor, batch: Batch, *, cuts: bool) -> State:
+        def loss(parameters: Tuple[torch.Tensor, ...], weights: torch.Tensor) -> torch.Tensor:
+            losses = self.recipe.loss(self._call(parameters, batch.inputs), batch.targets)
+            return (weights * losses).sum() / (weights.sum().clamp(min=1) if cuts else len(batch.indices))
+
+        epoch, own = self.position(state.step)
+        try:
+            with self._dropout.scope(epoch, own, rank=None):  # one draw for all models, that of a single one
+                gradients = vmap(grad(loss), randomness="same")(state.parameters, whole[:, batch.indices])
+        except RuntimeError as error:
+            raise RecipeError(f"The model cannot be trained as a stack: {error}. Train one by one.") from error
+        return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
         """Return SHA-256 over the state after the first steps at weight 1, and over all options of all steps.
