@@ -185,6 +185,63 @@ def test_steps_that_are_not_pure_are_refused():
         Training(SeedRegistry(42), recipe(loss=nn.functional.cross_entropy)).run()
 
 
+class DrawsFromItsOwn(torch.utils.data.Dataset):
+    """Augments from a generator of its own, which no stream sets."""
+
+    def __init__(self) -> None:
+        self.inputs, self.targets = data()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index):
+        return self.inputs[index] + torch.randn(6, generator=self.generator, dtype=torch.float64), self.targets[index]
+
+
+class ImpureModel(nn.Module):
+    """Perturbs its outputs from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, inputs):
+        return self.layer(inputs) * (1 + torch.rand(1, generator=self.generator, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::seedregistry.DatasetGeneratorWarning")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": DrawsFromItsOwn()}, "first batch was another one"),
+        ({"model": ImpureModel}, "another state when it was run again"),
+        ({"dataset": (data()[0], data()[1] + 2)}, "failed at step 0 on inputs of shape .*targets of shape"),
+        ({"dataset": (data()[0][:, :4], data()[1])}, "failed at step 0"),
+    ],
+)
+def test_what_does_not_replay_is_found_at_once(changes, words):
+    """Data, models and targets that no replay can rest on are refused before the first training."""
+    from recipes import held_out
+
+    from seedregistry.attribution import lds, losses_of, magic, retrain
+
+    training = Training(SeedRegistry(42), recipe(**changes))
+    measurement = losses_of(*held_out())
+    for call in (lambda: magic(training, measurement), lambda: retrain(training, measurement)):
+        with pytest.raises(RecipeError, match=words):
+            call()
+    with pytest.raises(RecipeError, match="scores must have shape"):
+        lds(training, measurement, torch.zeros(5, 3))
+
+
+def test_a_training_that_diverges_stops():
+    """A loss that is not finite ends the training at its step, with the number of the step."""
+    with pytest.raises(RecipeError, match=r"loss of step \d+ is (inf|nan)"):
+        Training(SeedRegistry(42), recipe(optimizer_options={"lr": 1e200})).run()
+
+
 # --- walking back ---------------------------------------------------------------------------------------------------------
 
 

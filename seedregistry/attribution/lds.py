@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from seedregistry.attribution.magic import Measurement
     from seedregistry.attribution.recipe import Recipe
 
-__all__ = ["PROTOCOLS", "LdsScore", "Retrainings", "drop_sets", "retrain", "score"]
+__all__ = ["PROTOCOLS", "LdsScore", "Retrainings", "drop_sets", "lds", "retrain", "score"]
 
 PROTOCOLS: Dict[str, str] = {
     "weights": "the run itself with weights of zero: initial parameters, order and draws shared",
@@ -255,6 +255,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     }
     if not wanted:
         raise RecipeError("fractions must name at least one share of the training examples to leave out.")
+    training.check()
     job = _Job(
         master_seed=registry.master_seed,
         scheme=registry.scheme,
@@ -381,6 +382,24 @@ class _Store:
                 json.dumps({**self._identity, "dropped": dropped.tolist(), "values": values}), encoding="utf-8"
             )
             temporary.replace(path)
+
+
+def lds(training: Training, measurement: Measurement, scores: torch.Tensor, **options: Any) -> Tuple[LdsScore, ...]:
+    """Retrain on subsets and return how well scores predict the outcomes: for each fraction.
+
+    Args:
+        training: the run.
+        measurement: as for ``magic``.
+        scores: of each target and training example, shape (targets, size).
+        **options: for :func:`retrain`.
+
+    Raises:
+        RecipeError: as for :func:`retrain` and :func:`score`; the shape of the scores is looked at before anything is trained.
+        InvalidOptionError, ReplayError: as for :func:`retrain`.
+    """
+    if scores.ndim != 2 or scores.shape[1] != training.size:  # noqa: PLR2004 - targets and examples
+        raise RecipeError(f"scores must have shape (targets, {training.size}); got {tuple(scores.shape)}.")
+    return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
 
 
 # --- scoring --------------------------------------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ def magic(
         raise InvalidOptionError(f"slots must be an int >= 0; got {slots!r}.")
     if vectorized not in (True, False, "auto"):
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
+    training.check()
     store = Slots(spill)
     try:
         with pinned_threads(training.recipe.threads):

@@ -247,8 +247,14 @@ class Training:
     def losses(self, state: State, batch: Batch) -> torch.Tensor:
         """Return the loss of each example of the step that comes next, in training mode: shape (batch,)."""
         epoch, own = self.position(state.step)
-        with self._dropout.scope(epoch, own, rank=None):
-            losses = self.recipe.loss(self._call(state.parameters, batch.inputs), batch.targets)
+        try:
+            with self._dropout.scope(epoch, own, rank=None):
+                losses = self.recipe.loss(self._call(state.parameters, batch.inputs), batch.targets)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, RecipeError):
+                raise
+            shapes = f"inputs {_describe(batch.inputs)}, targets {_describe(batch.targets)}"
+            raise RecipeError(f"Model or loss failed at step {state.step} on {shapes}: {error}") from error
         if losses.shape != (len(batch.indices),):
             message = f"The loss must be one number an example, shape ({len(batch.indices)},); got shape {tuple(losses.shape)}."
             raise RecipeError(f"{message} Use reduction='none'.")
@@ -280,6 +286,9 @@ class Training:
             losses = self.losses(attrs.evolve(state, parameters=parameters), batch)
             size = weights.sum().clamp(min=1) if cuts else len(batch.indices)
             loss = (weights * losses).sum() / size
+            if not torch.isfinite(loss):
+                message = f"The loss of step {state.step} is {loss.item()}: the training diverged. Lower the learning rate."
+                raise RecipeError(message)
             gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
         with contextlib.nullcontext() if create_graph else torch.no_grad():
             return self._update(state, gradients)
@@ -321,6 +330,31 @@ class Training:
             if progress is not None:
                 progress(step)
         return state
+
+    def check(self) -> None:
+        """Run the first step twice, from its beginning, and compare: what a replay rests on.
+
+        Raises:
+            RecipeError: the batch or the step was not the same the second time, or it failed.
+        """
+        with pinned_threads(self.recipe.threads):
+            batches = [self.batch(0) for _ in range(2)]
+            first, second = (_bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches)
+            if first != second:
+                message = (
+                    "The first batch was another one when it was fetched again: the dataset draws from something that no "
+                    "stream sets, such as a generator of its own. Draw from the default generators of python, NumPy or torch."
+                )
+                raise RecipeError(message)
+            weights = torch.ones(len(batches[0].indices), dtype=self.recipe.dtype)
+            states = [self.step(self.initial_state(), weights, batch) for batch in batches]
+            if states[0].fingerprint() != states[1].fingerprint():
+                message = (
+                    "The first step ended in another state when it was run again: model or loss draws from something that no "
+                    "stream sets, such as a generator of its own, or an operator is not deterministic. Draw from the default "
+                    "generators."
+                )
+                raise RecipeError(message)
 
     def run(
         self,
@@ -388,6 +422,19 @@ class Training:
             for own, parameter in zip(model.parameters(), state.parameters):
                 own.copy_(parameter)
         return model.eval()
+
+
+def _bytes_of(values: Sequence[Any]) -> List[bytes]:
+    """Return the bytes of what a batch holds, where they are tensors."""
+    return [
+        value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for value in values
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def _describe(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"of type {type(value).__name__}"
 
 
 def _refuse_running_statistics(model: nn.Module) -> None:
