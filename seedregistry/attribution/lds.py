@@ -229,7 +229,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         workers: number of processes, 1 for this one alone; or an executor, which may be a cluster's. The recipe must pickle
             then.
         at_once: how many models a process trains as one stack, under the protocols ``"weights"`` and ``"cut"``: several times
-            as fast for small models, and equal up to rounding instead of bit for bit. See :meth:`Training.run_many`.
+            as fast for small models, and equal up to rounding instead of bit for bit. See ``Training.run_many``.
         store: a folder in which each result is kept as it comes, so that retraining that was killed goes on.
         progress: called with (retrainings done, retrainings).
 
