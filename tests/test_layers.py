@@ -46,8 +46,8 @@ SIDEWAYS = {
 }
 # Modules that need a framework, and are not looked into where it is missing.
 FRAMEWORKS = {
-    "attribution/demo": "jinja2",
-    "attribution/report": "jinja2",
+    "attribution/demo": "matplotlib",
+    "attribution/report": "matplotlib",
     "attribution_cli": "click",
     "cli": "click",
     "integrations/accelerate": "accelerate",
