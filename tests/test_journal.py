@@ -439,6 +439,36 @@ def test_a_merge_that_fails_takes_nothing(path, monkeypatch):
     assert list(Ledger.load(path)) == list(registry.ledger)
 
 
+def test_closing_while_others_write_and_merge(path):
+    """Threads that derive and merge while the journal is closed get their entry in or an error, and the file verifies."""
+    registry = SeedRegistry(42, scheme="sha256-256", journal=path)
+    part = ledger_of([Run(master_seed=42, scheme="sha256-256"), Note(name="x", value=1)])
+    returned = []
+
+    def write() -> None:
+        for i in range(10_000):
+            try:
+                registry.seed("busy", i)
+                registry.ledger.merge(part)
+            except LedgerError:
+                return
+            returned.append(i)
+
+    threads = [threading.Thread(target=write, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while not returned:
+        pass
+    registry.ledger.close()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    report = verify_file(path)
+    assert report.ok
+    assert report.is_sealed
+    assert {record.instance_id for record in Ledger.load(path).find(Derivation)} >= set(returned)
+
+
 def test_copies_have_no_journal(path):
     """A pickled or copied registry goes on in memory."""
     registry = experiment(path)

@@ -247,6 +247,23 @@ def test_a_worker_hands_over_what_its_own_workers_did():
     assert {record.purpose for record in registry.ledger.find(Derivation)} >= {"deep", "middle"}
 
 
+def test_two_ledgers_that_merge_each_other():
+    """Two threads that merge two ledgers into each other, again and again, do not wait for each other for ever."""
+    first, second = begin().ledger, begin().ledger
+
+    def merge(one: Ledger, two: Ledger) -> None:
+        for _ in range(200):
+            one.merge(two)
+
+    threads = [threading.Thread(target=merge, args=pair, daemon=True) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert first.digest == second.digest
+
+
 def test_merging_while_others_write():
     """Threads that derive while parts are merged lose nothing."""
     registry, parts = make_parts()

@@ -226,7 +226,7 @@ class Ledger:
         journal = self._journal
         if journal is None or journal.is_closed:
             return
-        with journal.lock:
+        with self._lock, journal.lock:  # in the order in which merge takes them
             count, content = len(self), self.digest
             journal.write(lambda lines: lines.seal(count, content))
             journal.close()
@@ -291,9 +291,10 @@ class Ledger:
             if not isinstance(other, Ledger):
                 raise LedgerError(f"merge takes ledgers, such as part() of a worker's; got {type(other).__name__}.")
             other._refuse_damage("merged")
+        given = [part for other in others for part in other._snapshot()]  # before our lock: others may be merging us
         with self._lock:
             parts = self._snapshot()
-            fresh, overlaps = merging.missing(parts, [part for other in others for part in other._snapshot()])
+            fresh, overlaps = merging.missing(parts, given)
             merging.refuse_contradictions(overlaps, parts, fresh)
             merging.refuse_collisions(parts, fresh)
             journal = self._journal
