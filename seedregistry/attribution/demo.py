@@ -17,11 +17,9 @@ import numpy as np
 import torch
 
 from seedregistry.attribution import baselines, report
-from seedregistry.attribution.datasets import load_cifar10, load_digits
 from seedregistry.attribution.lds import LdsScore, Retrainings, retrain, score
 from seedregistry.attribution.magic import Attribution, losses_of, magic
-from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
-from seedregistry.attribution.recipe import Recipe
+from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
 from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
 from seedregistry.attribution.training import Training, pinned_threads
 from seedregistry.errors import InvalidOptionError
@@ -31,40 +29,12 @@ if TYPE_CHECKING:
     import concurrent.futures
     import os
 
-__all__ = ["Demo", "Plan", "cifar10_plan", "digits_plan", "run_demo"]
+__all__ = ["Demo", "run_demo"]
 
-Pair = Tuple[torch.Tensor, torch.Tensor]
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ABLATION = ("own-init", "own-order", "subset")
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Plan:
-    """What a demonstration trains and asks.
-
-    Attributes:
-        recipe: the training run.
-        train: training inputs and targets.
-        test: test inputs and targets.
-        targets: number of test examples whose losses are attributed, the first ones.
-        fractions: shares of the training examples that retrainings leave out.
-        subsets: retrainings for each fraction.
-        ablation_fractions: those for which retrainings with other seeds are made too.
-        ablation_subsets: retrainings for each of these.
-        image_shape: shape of an image as (height, width) or (channels, height, width).
-    """
-
-    recipe: Recipe
-    train: Pair
-    test: Pair
-    targets: int = 32
-    fractions: Tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
-    subsets: int = 50
-    ablation_fractions: Tuple[float, ...] = (0.01, 0.05)
-    ablation_subsets: int = 50
-    image_shape: Tuple[int, ...]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -112,69 +82,6 @@ class Demo:
             "test_accuracy": self.test_accuracy,
             "seconds": self.seconds,
         }
-
-
-def digits_plan(registry: SeedRegistry) -> Plan:
-    """Return the plan for the digits: 1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
-
-    Images are standardised by mean and deviation of the training ones.
-    """
-    train, test = load_digits(registry)
-    with pinned_threads(1):  # sums depend on how many there are, in the last bit
-        mean, deviation = train[0].mean(), train[0].std()  # of the training images alone
-    train, test = (((inputs - mean) / deviation, targets) for inputs, targets in (train, test))
-    recipe = Recipe(
-        model=construct_digits_mlp,
-        dataset=train,
-        epochs=20,
-        batch_size=120,
-        drop_last=True,
-        optimizer_options={"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3},
-        scheduler="OneCycleLR",
-        scheduler_options={
-            "max_lr": 0.02,
-            "total_steps": "steps",
-            "pct_start": 0.25,
-            "anneal_strategy": "linear",
-            "cycle_momentum": False,
-            "div_factor": 20.0,
-            "final_div_factor": 1.0,
-        },
-        dtype=torch.float64,
-    )
-    return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
-
-
-def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]]) -> Plan:
-    """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs. It takes patience on a CPU."""
-    del registry  # the data come divided
-    train, test = load_cifar10(root), load_cifar10(root, train=False)
-    recipe = Recipe(
-        model=construct_rn9,
-        dataset=train,
-        epochs=20,
-        batch_size=min(500, len(train[0])),
-        drop_last=True,
-        optimizer_options={"lr": 0.085, "momentum": 0.85, "weight_decay": 5e-4},
-        scheduler="OneCycleLR",
-        scheduler_options={
-            "max_lr": 0.085,
-            "total_steps": "steps",
-            "pct_start": 0.25,
-            "anneal_strategy": "linear",
-            "cycle_momentum": False,
-        },
-        threads=torch.get_num_threads(),
-    )
-    return Plan(
-        recipe=recipe,
-        train=train,
-        test=test,
-        image_shape=(3, 32, 32),
-        targets=min(32, len(test[0])),
-        fractions=(0.01, 0.05),
-        ablation_fractions=(0.01,),
-    )
 
 
 def _tell_nobody(what: str, done: int, total: int) -> None:

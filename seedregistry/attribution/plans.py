@@ -1,0 +1,112 @@
+"""What the main job trains and asks: the digits, and CIFAR-10."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple, Union
+
+import attrs
+import torch
+
+from seedregistry.attribution.datasets import load_cifar10, load_digits
+from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
+from seedregistry.attribution.recipe import Recipe
+from seedregistry.attribution.training import pinned_threads
+
+if TYPE_CHECKING:
+    import os
+
+    from seedregistry.registry import SeedRegistry
+
+__all__ = ["Plan", "cifar10_plan", "digits_plan"]
+
+Pair = Tuple[torch.Tensor, torch.Tensor]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Plan:
+    """What a demonstration trains and asks.
+
+    Attributes:
+        recipe: the training run.
+        train: training inputs and targets.
+        test: test inputs and targets.
+        targets: number of test examples whose losses are attributed, the first ones.
+        fractions: shares of the training examples that retrainings leave out.
+        subsets: retrainings for each fraction.
+        ablation_fractions: those for which retrainings with other seeds are made too.
+        ablation_subsets: retrainings for each of these.
+        image_shape: shape of an image as (height, width) or (channels, height, width).
+    """
+
+    recipe: Recipe
+    train: Pair
+    test: Pair
+    targets: int = 32
+    fractions: Tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
+    subsets: int = 50
+    ablation_fractions: Tuple[float, ...] = (0.01, 0.05)
+    ablation_subsets: int = 50
+    image_shape: Tuple[int, ...]
+
+
+def digits_plan(registry: SeedRegistry) -> Plan:
+    """Return the plan for the digits: 1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
+
+    Images are standardised by mean and deviation of the training ones.
+    """
+    train, test = load_digits(registry)
+    with pinned_threads(1):  # sums depend on how many there are, in the last bit
+        mean, deviation = train[0].mean(), train[0].std()  # of the training images alone
+    train, test = (((inputs - mean) / deviation, targets) for inputs, targets in (train, test))
+    recipe = Recipe(
+        model=construct_digits_mlp,
+        dataset=train,
+        epochs=20,
+        batch_size=120,
+        drop_last=True,
+        optimizer_options={"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3},
+        scheduler="OneCycleLR",
+        scheduler_options={
+            "max_lr": 0.02,
+            "total_steps": "steps",
+            "pct_start": 0.25,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+            "div_factor": 20.0,
+            "final_div_factor": 1.0,
+        },
+        dtype=torch.float64,
+    )
+    return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
+
+
+def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]]) -> Plan:
+    """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs. It takes patience on a CPU."""
+    del registry  # the data come divided
+    train, test = load_cifar10(root), load_cifar10(root, train=False)
+    recipe = Recipe(
+        model=construct_rn9,
+        dataset=train,
+        epochs=20,
+        batch_size=min(500, len(train[0])),
+        drop_last=True,
+        optimizer_options={"lr": 0.085, "momentum": 0.85, "weight_decay": 5e-4},
+        scheduler="OneCycleLR",
+        scheduler_options={
+            "max_lr": 0.085,
+            "total_steps": "steps",
+            "pct_start": 0.25,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+        },
+        threads=torch.get_num_threads(),
+    )
+    return Plan(
+        recipe=recipe,
+        train=train,
+        test=test,
+        image_shape=(3, 32, 32),
+        targets=min(32, len(test[0])),
+        fractions=(0.01, 0.05),
+        ablation_fractions=(0.01,),
+    )
