@@ -119,7 +119,7 @@ def run_demo(
     Args:
         out: folder to write to, made when it is not there.
         seed: master seed.
-        plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a :class:`Plan`.
+        plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a ``Plan``.
         root: where CIFAR-10 is.
         workers: as for ``retrain``.
         progress: told what is being done.
