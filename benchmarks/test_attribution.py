@@ -33,10 +33,12 @@ def seconds(work) -> float:
 
 @pytest.fixture(scope="module")
 def digits():
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     registry = SeedRegistry(42)
     plan = digits_plan(registry)
-    return plan, Training(registry, plan.recipe)
+    yield plan, Training(registry, plan.recipe)
+    torch.set_num_threads(threads)
 
 
 def targets(plan, count: int):
