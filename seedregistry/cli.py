@@ -6,6 +6,7 @@ that is no ledger). Every command has ``--json``. Colours and bars are for termi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -113,7 +114,10 @@ def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
     """
     if printed is not None and (len(printed) < _LEAST_DIGEST or set(printed) - set("0123456789abcdef")):
         raise click.BadParameter(f"{printed!r} is not 12 to 64 hexadecimal digits.", param_hint="--digest")
-    size = file.stat().st_size if file.is_file() else 0
+    try:
+        size = file.stat().st_size
+    except OSError:  # reading it will say why
+        size = 0
     with Progress(disable=size < _LARGE_BYTES or not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
         task = bar.add_task("verifying", total=size)
         found = verify_file(file, progress=lambda size_bytes: bar.update(task, completed=size_bytes))
@@ -230,7 +234,7 @@ def _print_table(table: tables.Table) -> None:
 
 
 def _escape_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+    return tables.visible(text).replace("[", r"\[")
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -243,7 +247,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     given: Optional[List[str]] = None if arguments is None else list(arguments)
     try:
         code = cli.main(args=given, prog_name="seedregistry", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return _UNANSWERED
@@ -255,7 +260,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except SeedRegistryError as error:
         click.echo(f"Error: {error}", err=True)
         return _UNANSWERED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _YES
+    except (OSError, SystemExit) as error:  # a full disk, or a reader, such as head, that has seen enough: click exits for it
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            click.echo(f"Error: {error}", err=True)
+        return _UNANSWERED
     return code if isinstance(code, int) else _YES

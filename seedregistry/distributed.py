@@ -37,5 +37,10 @@ def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[s
         own = int(told)
     if not own:
         return path
-    whole = Path(path)
+    try:
+        whole = Path(path)
+    except TypeError:  # no path at all: whoever opens it will say so
+        return path
+    if not whole.name:
+        return path
     return whole.with_name(f"{whole.stem}.rank{own}{whole.suffix}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Set, Tuple, Type
 
 from seedregistry import derivation, rng
@@ -45,10 +47,24 @@ class Shared:
                 self.guard.claim(record.seed, (record.master_seed, record.purpose, record.instance_id))
         self.ledger = ledger
         self.guard.ledger = ledger
+        ledger.on_merge = self._claim
 
     def _make_transient(self) -> None:
         self.lock = threading.RLock()
         self.handouts = rng.Handouts()
+        self.ledger.on_merge = self._claim
+        _live.add(self)
+
+    def _claim(self, derivations: Iterable[records.Derivation]) -> None:
+        """Claim the seeds of streams that other processes derived.
+
+        Raises:
+            SeedCollisionError: one of them is another stream's here; none was claimed.
+        """
+        with self.lock:
+            self.guard.claim_all(
+                (record.seed, (record.master_seed, record.purpose, record.instance_id)) for record in derivations
+            )
 
     def __getstate__(self) -> Dict[str, Any]:
         with self.lock:
@@ -58,6 +74,18 @@ class Shared:
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)
         self._make_transient()
+
+
+_live: weakref.WeakSet[Shared] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for shared in list(_live):
+        shared.lock = threading.RLock()  # the parent's may be held by a thread that is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Host:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -307,10 +308,11 @@ def test_a_full_disk_is_one_error_and_loses_nothing(path, monkeypatch, written):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_real_full_device():
-    """A device without space is refused at once."""
-    with pytest.raises(LedgerError, match="No space left on device"):
-        SeedRegistry(42, journal="/dev/full")
+def test_devices_are_refused():
+    """A device, which keeps nothing, is refused at once."""
+    for device in ("/dev/full", "/dev/null"):
+        with pytest.raises(LedgerError, match="no regular file"):
+            SeedRegistry(42, journal=device)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -437,6 +439,114 @@ def test_a_merge_that_fails_takes_nothing(path, monkeypatch):
     assert (path.read_bytes(), list(registry.ledger)) == before
     registry.ledger.merge(other)
     assert list(Ledger.load(path)) == list(registry.ledger)
+
+
+SIGNALS = """
+import signal, sys
+from seedregistry.ledger import Ledger, Note
+from seedregistry.errors import LedgerError
+path, what = sys.argv[1:]
+journal = Ledger.journalled(path)
+def handler(_, frame):
+    if "/seedregistry/ledger/" not in frame.f_code.co_filename:
+        return  # only in the middle of the library
+    if what == "close":
+        journal.close()
+    elif what == "append":
+        journal.append(Note(name="handler", value=1))
+    else:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+for i in range(4000):
+    try:
+        journal.append(Note(name="n", value=i))
+    except (LedgerError, KeyboardInterrupt):
+        pass
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(len(journal), [record.value for record in journal] == [record.value for record in Ledger.load(path)])
+journal.close()
+"""
+
+
+@posix
+@pytest.mark.parametrize("what", ["interrupt", "append", "close"])
+def test_signals_in_the_middle_of_writes(path, what):
+    """Signal handlers that raise, append or close, again and again, leave a sound file that agrees with memory."""
+    command = [sys.executable, "-W", "ignore", "-c", SIGNALS, str(path), what]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    count, agrees = run.stdout.split()
+    report = verify_file(path)
+    assert report.ok, str(report)
+    assert report.entries == int(count)
+    assert report.is_sealed
+    assert agrees == "True"
+
+
+@posix
+def test_a_fork_while_another_thread_derives(path):
+    """A child forked while another thread of the parent holds the registry's lock does not wait for it."""
+    registry = SeedRegistry(42, scheme="sha256-256", journal=path)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with registry._shared.lock:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - in the child
+        registry.seed("a")
+        os._exit(0)
+    deadline = time.monotonic() + 20
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            pytest.fail("the child waits for a lock that nobody holds")
+        time.sleep(0.01)
+    done.set()
+    thread.join()
+
+
+def test_merged_seeds_are_claimed(path):
+    """A stream that would share the seed of one that a worker derived is refused, and the journal goes on afterwards."""
+    registry = SeedRegistry(42, journal=path)
+    worker = pickle.loads(pickle.dumps(registry))
+    worker.seed("m", "7")
+    registry.ledger.merge(worker.ledger.part())
+    with pytest.raises(SeedCollisionError):
+        registry.seed("m", 7)
+    registry.ledger.close()
+    del registry, worker
+    gc.collect()
+    assert SeedRegistry(42, journal=path).ledger.verify().ok
+
+
+def test_a_merge_takes_all_or_nothing(path):
+    """Of several parts of which one cannot be written, none is taken, on disk or in memory."""
+    registry = SeedRegistry(42, journal=path)
+    good = ledger_of([Note(name="x", value=1)], origin="0" * 16)
+    bad = ledger_of([Note(name="x", value="y" * (17 << 20))], origin="f" * 16)
+    with pytest.raises(LedgerError, match="longer than"):
+        registry.ledger.merge(good, bad)
+    assert len(registry.ledger) == verify_file(path).entries == 1
+    registry.ledger.merge(good)
+    assert list(Ledger.load(path)) == list(registry.ledger)
+
+
+def test_a_changed_last_byte_is_no_torn_line(path):
+    """A whole line whose end was changed is damage; a line without its end is an entry that was never finished."""
+    experiment(path).ledger.close()
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + b"x")
+    assert not verify_file(path).ok
+    path.write_bytes(raw[:-2])
+    assert verify_file(path).ok
 
 
 def test_closing_while_others_write_and_merge(path):

@@ -231,6 +231,9 @@ def test_the_statement_does_not_say_every_without_an_audit():
     assert "every draw" not in text
     assert "2 draws outside these streams were found" in text
     assert "1 audit ended with an exception" in text
+    broken = experiment().ledger
+    broken.append(Audited(mode="error", undeclared=0, completed=False))
+    assert "every draw" not in broken.statement()
 
 
 @pytest.mark.moves_global_state

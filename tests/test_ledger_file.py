@@ -318,6 +318,54 @@ def test_lines_in_no_canonical_form_are_found(saved, tmp_path, body, reason):
     assert reason in report.faults[0].message
 
 
+@pytest.mark.parametrize("depth", [65, 480, 700, 900, 960, 2000])
+def test_every_depth_is_answered(saved, tmp_path, depth):
+    """Nesting past that of any record is a fault of its line at every depth, and the rest of the file is read."""
+    deep = b'{"content":{"name":"x","value":' + b"[" * depth + b"]" * depth + b'},"kind":"note"}'
+    bodies = bodies_of(saved)
+    for body in (deep, deep.replace(b"note", b"later"), b'{"content":{"name":"x","value":{"f":[]}},"kind":"note"}'):
+        forge(tmp_path / "b.jsonl", [*bodies[:4], body, *bodies[4:]])
+        report = verify_file(tmp_path / "b.jsonl")
+        assert codes(report)[0] == (5, "line")
+        assert report.entries == 5
+        assert codes(Ledger.load(tmp_path / "b.jsonl").verify()) == codes(report)
+
+
+@pytest.mark.parametrize("content", [b"[1,2]", b"5", b"null", b'"ab"'])
+def test_content_is_an_object(saved, tmp_path, content):
+    """A record whose content is no object is a fault, also of a kind that is not known."""
+    bodies = bodies_of(saved)
+    forge(tmp_path / "b.jsonl", [*bodies[:4], b'{"content":' + content + b',"kind":"zzz"}', *bodies[4:]])
+    assert codes(verify_file(tmp_path / "b.jsonl"))[0] == (5, "line")
+
+
+def test_unknown_content_is_compared(tmp_path):
+    """Comparing ledgers with kinds that are not known asks nothing of what is in them."""
+    odd = Unknown(kind="zzz", body='{"content":{"master_seed":"abc"},"kind":"zzz"}')
+    assert "zzz: 1 only in the first" in str(ledger_of([odd]).diff(Ledger()))
+
+
+def test_an_entry_that_stands_twice_is_found(saved, tmp_path):
+    """Two entries with one origin, session and number are found: merging would take one of them."""
+    bodies = bodies_of(saved)
+    forge(tmp_path / "b.jsonl", [*bodies[:-1], bodies[1], bodies[4], bodies[-1]])
+    assert codes(verify_file(tmp_path / "b.jsonl")) == [(8, "origin")]
+
+
+def test_parts_that_go_on_are_saved_as_one(tmp_path):
+    """A ledger that took a worker's entries in several parts is byte-stable too."""
+    whole = ledger_of(every_kind(), origin="a" * 16)._snapshot()[0]
+    merged = ledger_of(every_kind()[:2])
+    for start, end in ((0, 3), (3, 5), (5, 9)):
+        piece = Ledger()
+        piece._parts.insert(0, whole.cut(start, end))
+        merged.merge(piece)
+    merged.save(tmp_path / "a.jsonl")
+    Ledger.load(tmp_path / "a.jsonl").save(tmp_path / "b.jsonl")
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert not Ledger.load(tmp_path / "a.jsonl").merge(ledger_of([Note(name="x", value=1)], origin="b" * 16)).verify().is_sealed
+
+
 def test_two_sets_of_indices_for_one_split_are_found(saved, tmp_path):
     """A split that says other indices the second time contradicts itself."""
     split = {

@@ -49,6 +49,8 @@ FACTS = frozenset({"derivation", "determinism", "epoch", "note", "run", "scope",
 The set is part of the format and never grows within it.
 """
 
+_DEEPEST = 64
+
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 _DIGITS = re.compile(r"0|-?[1-9][0-9]{0,4299}")
@@ -106,7 +108,7 @@ def _value(data: Any) -> records.Value:
     if cls is list:
         return tuple([_value(item) for item in data])
     if cls is dict:
-        if len(data) == 1 and data.get("f") in _INFINITIES:
+        if len(data) == 1 and type(data.get("f")) is str and data["f"] in _INFINITIES:
             return _INFINITIES[data["f"]]
         raise LedgerFormatError('an object inside a value is {"f": "inf"}, {"f": "-inf"} or {"f": "nan"}')
     return data  # type: ignore[no-any-return]
@@ -258,6 +260,9 @@ def decode(data: Any) -> Record:
     strange = sorted(map(str, data.keys() - {"circumstance", "content", "kind"}))
     if strange:
         raise LedgerFormatError(f"a record has a circumstance, a content and a kind, and here also {', '.join(strange)[:80]}")
+    for part in ("circumstance", "content"):
+        if type(data.get(part, {})) is not dict:
+            raise LedgerFormatError(f"the {part} of a record is an object")
     kind = data["kind"]
     cls = KINDS.get(kind)
     if cls is None:
@@ -309,6 +314,16 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
+def _refuse_depth(data: Any) -> None:
+    """Refuse what is nested deeper than any record: what is read here is walked by recursion elsewhere."""
+    level = [data] if type(data) in (dict, list) else []
+    for _ in range(_DEEPEST):
+        level = [item for one in level for item in (one.values() if type(one) is dict else one) if type(item) in (dict, list)]
+        if not level:
+            return
+    raise LedgerFormatError("nested too deeply")
+
+
 def _refuse_constant(name: str) -> None:
     raise LedgerFormatError(f"{name} is not JSON")
 
@@ -323,7 +338,9 @@ def parse(text: bytes) -> Any:
         LedgerFormatError: not UTF-8, not JSON, nested too deeply, or with a number that no record holds.
     """
     try:
-        return _read_json(text.decode())
+        data = _read_json(text.decode())
+        _refuse_depth(data)
+        return data
     except UnicodeDecodeError as error:
         raise LedgerFormatError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:

@@ -206,7 +206,7 @@ class _Side:
             if kind in _SHOWN_OTHERWISE or codec.content(record) is None:
                 continue
             data = dict(codec.encode(record)["content"])
-            if "master_seed" in data:
+            if "master_seed" in data and not isinstance(record, records.Unknown):
                 data["master_seed"] = self.path(int(data["master_seed"]))
             found.setdefault(kind, Counter())[repr(sorted(data.items()))] += 1
         return found

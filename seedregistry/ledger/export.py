@@ -6,7 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence, Tuple
 
-from seedregistry.ledger.tables import HEADER
+from seedregistry.ledger.tables import HEADER, visible
 
 if TYPE_CHECKING:
     from seedregistry.ledger.tables import Table
@@ -35,6 +35,9 @@ _LATEX: Dict[str, str] = {
     "`": r"\textasciigrave{}",
     "-": "{-}",  # two in a row are a dash otherwise
     "…": r"\ldots{}",
+    "[": "{[}",  # after the end of a row it would begin an argument, and a star likewise
+    "]": "{]}",
+    "*": "{*}",
 }
 _LATIN = frozenset(map(chr, range(0xC0, 0x180))) - set(
     # Signs, and letters that pdfLaTeX does not know, at least not in its first encoding, OT1.
@@ -159,4 +162,4 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def _escape_markdown(text: str) -> str:
     escaped = "".join(f"\\{char}" if char in "\\|`*_[]<>#~" else char for char in text)
-    return " ".join(escaped.split())  # no line ends in a cell
+    return visible(" ".join(escaped.split()))  # no line ends in a cell

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import chain, codec, records
@@ -31,6 +32,16 @@ PathLike = Union[str, "os.PathLike[str]"]
 _SHOWN_TORN = 200
 
 
+class _Pending(NamedTuple):
+    """A write that may have been interrupted: it counts when the list has more items than before."""
+
+    into: List[Any]
+    length: int
+    head_before: bytes
+    head_after: bytes
+    size: int
+
+
 class Journal:
     """An open journal. Thread-safe; belongs to the process that opened it.
 
@@ -45,7 +56,8 @@ class Journal:
         self.lock = threading.RLock()
         self._descriptor = descriptor
         self._durable = durable
-        self._is_uncertain = False
+        self._is_writing = False
+        self._pending: Optional[_Pending] = None
         self._lines = Lines()
         self._size = 0
 
@@ -55,6 +67,10 @@ class Journal:
         Raises:
             LedgerError: it is locked.
         """
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise LedgerError(
+                f"The journal {str(self.path)!r} is no regular file: nothing would be kept in it. Name another one."
+            )
         _lock(self._descriptor, self.path)
         return os.fstat(self._descriptor).st_size
 
@@ -64,45 +80,64 @@ class Journal:
         self._lines = Lines(head)
         self._size = size
 
-    def write(self, make: Callable[[Lines], bytes]) -> None:
-        """Write what ``make`` returns for the lines, as one piece: all of it, or nothing.
+    def write(self, make: Callable[[Lines], bytes], into: List[Any], items: Sequence[Any]) -> None:
+        """Write what ``make`` returns for the lines, and put ``items`` into a list: both, or neither.
+
+        Whatever interrupts it, the file and the list agree when the next write begins.
 
         Raises:
-            LedgerError: the journal is closed, or the file system refused; the file ends where it ended.
+            LedgerError: the journal is closed or in the middle of a write, or the file system refused; nothing was written.
         """
         with self.lock:
-            if self._descriptor < 0:
-                raise LedgerError(
-                    f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take a new registry."
-                )
-            if self._is_uncertain:
-                self._cut()
-            head = self._lines.head
-            self._is_uncertain = True  # until the end of the block, whatever interrupts it
+            self._require_open()
+            self._settle()
+            head, count = self._lines.head, len(into)
             try:
+                self._is_writing = True
                 data = make(self._lines)
+                self._pending = _Pending(into, count, head, self._lines.head, self._size + len(data))
                 self._write_all(data)
                 if self._durable:
                     os.fsync(self._descriptor)
-                self._size += len(data)
-                self._is_uncertain = False
+                into.extend(items)  # in one step: from here on it counts
             except BaseException as error:
-                self._lines.head = head
+                if self._pending is None:
+                    self._lines.head = head
                 with contextlib.suppress(OSError):
-                    self._cut()
+                    self._settle()
                 if isinstance(error, OSError):
                     raise storage_error("write to the journal", self.path, error, "The entry is not recorded.") from error
                 raise
+            finally:
+                self._is_writing = False
+            self._settle()
+
+    def _require_open(self) -> None:
+        if self._descriptor < 0:
+            raise LedgerError(f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take a new registry.")
+        if self._is_writing:
+            message = (
+                f"The journal {str(self.path)!r} is in the middle of a write of this thread: a signal handler must not use it. "
+                "Let the handler set a flag, and look at it in the main program."
+            )
+            raise LedgerError(message)
 
     def _write_all(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
-    def _cut(self) -> None:
-        """Cut off what was written after the last whole entry."""
-        os.ftruncate(self._descriptor, self._size)
-        self._is_uncertain = False
+    def _settle(self) -> None:
+        """Finish the last write, or take it back, by whether its items were taken; doing it twice is doing it once."""
+        pending = self._pending
+        if pending is None:
+            return
+        if len(pending.into) > pending.length:
+            self._size, self._lines.head = pending.size, pending.head_after
+        else:
+            self._lines.head = pending.head_before
+            os.ftruncate(self._descriptor, self._size)
+        self._pending = None
 
     @property
     def is_closed(self) -> bool:
@@ -112,9 +147,13 @@ class Journal:
     def close(self) -> None:
         """Close the file and give its lock back. Closing twice is closing once."""
         with self.lock:
+            if self._descriptor < 0:
+                return
+            self._require_open()
+            with contextlib.suppress(OSError):
+                self._settle()
             descriptor, self._descriptor = self._descriptor, -1
-            if descriptor >= 0:
-                os.close(descriptor)
+            os.close(descriptor)
 
     def abandon(self) -> None:
         """Close the file in a forked child, whose lock may be another thread's that is not there any more."""
@@ -180,6 +219,8 @@ def is_being_written(path: PathLike) -> bool:
     if fcntl is None:  # pragma: no cover - Windows
         return False
     try:
+        if not Path(path).is_file():
+            return False
         with Path(path).open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -192,7 +233,7 @@ def is_being_written(path: PathLike) -> bool:
 
 def _begin(journal: Journal) -> Tuple[Journal, Sequence[Part], Part]:
     own = Part(origin=new_origin())
-    journal.write(lambda lines: lines.header("journal") + lines.part(*own.place, 0))
+    journal.write(lambda lines: lines.header("journal") + lines.part(*own.place, 0), [], [own])
     sync_folder(journal.path.parent)
     return journal, (), own
 
@@ -223,7 +264,9 @@ def _resume(journal: Journal, run: Optional[Tuple[int, str]]) -> Tuple[Journal, 
     if loaded.torn:
         own.entries.append(_torn_record(loaded.torn))
     journal.write(
-        lambda lines: lines.part(*own.place, 0) + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries)
+        lambda lines: lines.part(*own.place, 0) + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries),
+        [],
+        [own],
     )
     return journal, loaded.parts, own
 

@@ -8,14 +8,14 @@ import os
 import threading
 import weakref
 from collections import Counter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from seedregistry import digest
 from seedregistry.errors import LedgerError, LedgerIntegrityError
 from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
 from seedregistry.ledger.chain import FORMAT
 from seedregistry.ledger.journal import Journal, is_being_written, open_journal
-from seedregistry.ledger.parts import Part, content_digest, counted, new_origin
+from seedregistry.ledger.parts import Part, content_digest, counted, joined, new_origin
 from seedregistry.ledger.reader import load_parts
 from seedregistry.ledger.records import Record
 from seedregistry.ledger.verification import Checker, Fault, Verification
@@ -52,6 +52,7 @@ class Ledger:
         self._journal = journal
         self._faults: Tuple[Fault, ...] = ()
         self._is_sealed = False
+        self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = None  # told of derivations before they are taken
         self._start_part(own)
         _live.add(self)
 
@@ -97,9 +98,7 @@ class Ledger:
             self._records.append(record)
             return
         body = codec.written(record)[0]
-        with journal.lock:
-            journal.write(lambda lines: lines.entry(body))
-            self._records.append(record)
+        journal.write(lambda lines: lines.entry(body), self._records, [record])
 
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
         """Add a record that is made when the ledger is first read: building is not held up by writing it down.
@@ -191,7 +190,7 @@ class Ledger:
         if is_being_written(path):
             message = f"{os.fspath(path)!r} is a journal that is being written: give the saved ledger a name of its own."
             raise LedgerError(message)
-        write_whole(path, saved_lines(self._snapshot()))
+        write_whole(path, saved_lines(joined(self._snapshot())))
 
     @classmethod
     def load(cls, path: PathLike) -> Ledger:
@@ -224,11 +223,13 @@ class Ledger:
             LedgerError: the file system refused.
         """
         journal = self._journal
-        if journal is None or journal.is_closed:
+        if journal is None:
             return
         with self._lock, journal.lock:  # in the order in which merge takes them
+            if journal.is_closed:
+                return
             count, content = len(self), self.digest
-            journal.write(lambda lines: lines.seal(count, content))
+            journal.write(lambda lines: lines.seal(count, content), [], [count])
             journal.close()
 
     def verify(self) -> Verification:
@@ -297,14 +298,15 @@ class Ledger:
             fresh, overlaps = merging.missing(parts, given)
             merging.refuse_contradictions(overlaps, parts, fresh)
             merging.refuse_collisions(parts, fresh)
+            if fresh and self.on_merge is not None:
+                self.on_merge(merging.own_derivations(parts, fresh))
             journal = self._journal
             if journal is None:
                 self._parts.extend(fresh)
-                return self
-            with journal.lock:
-                for part in fresh:
-                    journal.write(functools.partial(_block, part, self._own))
-                    self._parts.append(part)
+            elif fresh:
+                journal.write(functools.partial(_block, fresh, self._own), self._parts, fresh)
+            if fresh:
+                self._is_sealed = False
         return self
 
     def diff(self, other: Ledger) -> diff.LedgerDiff:
@@ -424,10 +426,12 @@ class Ledger:
         self._start_part()
 
 
-def _block(part: Part, own: Part, lines: Lines) -> bytes:
-    """Return the lines of a merged part in a journal, and the one that goes back to the journal's own entries."""
-    made = [lines.part(*part.place, part.start)]
-    made.extend(lines.entry(codec.written(record)[0]) for record in part.entries)
+def _block(parts: Sequence[Part], own: Part, lines: Lines) -> bytes:
+    """Return the lines of merged parts in a journal, and the one that goes back to the journal's own entries."""
+    made = []
+    for part in parts:
+        made.append(lines.part(*part.place, part.start))
+        made.extend(lines.entry(codec.written(record)[0]) for record in part.entries)
     made.append(lines.part(*own.place, own.end))
     return b"".join(made)
 

@@ -10,7 +10,7 @@ from seedregistry.ledger import codec, records
 from seedregistry.ledger.parts import Part, Place
 from seedregistry.ledger.verification import Families, Words, words_of
 
-__all__ = ["context_of", "missing", "refuse_collisions", "refuse_contradictions"]
+__all__ = ["context_of", "missing", "own_derivations", "refuse_collisions", "refuse_contradictions"]
 
 Overlap = Tuple[Part, Part]
 
@@ -67,7 +67,7 @@ def refuse_contradictions(overlaps: Iterable[Overlap], own: Iterable[Part], fres
         start, end = max(present.start, other.start), min(present.end, other.end)
         pairs = zip(present.entries[start - present.start : end - present.start], other.entries[start - other.start :])
         for serial, (one, two) in enumerate(pairs, start):
-            if one is not two and one != two and codec.written(one) != codec.written(two):  # NaN is not itself
+            if one is not two and codec.written(one) != codec.written(two):  # NaN is not itself, and 1 is True
                 message = (
                     f"Entry {serial} of origin {present.origin}, session {present.session}, is {one!r} in one ledger and "
                     f"{two!r} in the other: one of the two was changed. Verify both."
@@ -96,11 +96,7 @@ def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part]) -> None:
     Raises:
         SeedCollisionError: names both.
     """
-    families = Families()
-    for part in (*own, *fresh):
-        for record in part.entries:
-            if isinstance(record, records.Run) and record.parent is not None:
-                families.add(record.master_seed, record.parent)
+    families = _families([*own, *fresh])
     owners: Dict[Tuple[int, int], Words] = {}
     seeds: Set[int] = set()
     for record in _derivations(fresh):
@@ -110,6 +106,22 @@ def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part]) -> None:
         for record in _derivations(own):
             if record.seed in seeds:
                 _claim(owners, families, record)
+
+
+def own_derivations(own: Sequence[Part], fresh: Sequence[Part]) -> List[records.Derivation]:
+    """Return what is fresh and of a family that our own has: those whose seeds must not be given away again."""
+    families = _families([*own, *fresh])
+    roots = {families.root(record.master_seed) for part in own for record in part.entries if isinstance(record, records.Run)}
+    return [record for record in _derivations(fresh) if families.root(record.master_seed) in roots]
+
+
+def _families(parts: Iterable[Part]) -> Families:
+    families = Families()
+    for part in parts:
+        for record in part.entries:
+            if isinstance(record, records.Run) and record.parent is not None:
+                families.add(record.master_seed, record.parent)
+    return families
 
 
 def _derivations(parts: Iterable[Part]) -> Iterator[records.Derivation]:

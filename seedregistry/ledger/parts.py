@@ -18,7 +18,7 @@ from seedregistry.ledger.content import Contents
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = ["Part", "Place", "content_digest", "counted", "new_origin"]
+__all__ = ["Part", "Place", "content_digest", "counted", "joined", "new_origin"]
 
 Place = Tuple[str, int]
 """Origin and session."""
@@ -77,6 +77,18 @@ class Part:
         """Return the entries with serial numbers from ``start`` up to, not including, ``end``."""
         chosen = self.entries[start - self.start : end - self.start]
         return Part(origin=self.origin, session=self.session, start=start, entries=chosen)
+
+
+def joined(parts: Iterable[Part]) -> List[Part]:
+    """Return the parts with those that go on from each other as one: how a file holds them."""
+    found: List[Part] = []
+    for part in parts:
+        before = next((known for known in reversed(found) if known.place == part.place), None)
+        if before is not None and before.end == part.start:
+            before.entries.extend(part.entries)
+        else:
+            found.append(attrs.evolve(part, entries=list(part.entries)))
+    return found
 
 
 def counted(parts: Iterable[Part]) -> Iterator[Record]:

@@ -6,11 +6,12 @@ Nothing in a file makes this raise anything but the library's own errors, and no
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from array import array
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Callable, List, Optional, Union
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
@@ -66,6 +67,9 @@ class Reader:
         self._count = 0
         self._line = 0
         self._has_origin = False
+        self._place = ("", 0)
+        self._serial = 0
+        self._ends: Dict[Tuple[str, int], int] = {}
         self._recognised = 0
         self._other_format = ""
 
@@ -141,7 +145,8 @@ class Reader:
     def _read_end(self) -> None:
         if self.torn:
             message = f"the line ends after {len(self.torn)} bytes: an entry that was being written when its process ended"
-            self.checker.fault(self._line, "torn" if self.form == "journal" else "line", message)
+            is_torn = self.form == "journal" and not _is_whole(self.torn)
+            self.checker.fault(self._line, "torn" if is_torn else "line", message)
         if self.form is None:
             self.checker.fault(1, "header", f"the first line is not a header that names {chain.FORMAT!r}")
         if self.form != "journal" and not self.is_sealed:
@@ -204,6 +209,8 @@ class Reader:
             self.checker.fault(self._line, "origin", "nothing says where the entries from here on come from")
             self._set_origin("0" * 16, 0, 0)
         self._count += 1
+        self._serial += 1
+        self._ends[self._place] = self._serial
 
     # --- lines that hold no entry -------------------------------------------------------------------------------------
 
@@ -235,6 +242,11 @@ class Reader:
 
     def _set_origin(self, origin: str, session: int, start: int) -> None:
         self._has_origin = True
+        place = (origin, session)
+        if start < self._ends.get(place, 0):
+            message = f"the entries from number {start} on of origin {origin}, session {session}, stand in this file already"
+            self.checker.fault(self._line, "origin", message)
+        self._place, self._serial = place, start
         self.contents.begin(origin, session)
         self.origin(origin, session, start)
 
@@ -249,6 +261,15 @@ class Reader:
             if value is not None and found[name] != value:
                 shown = str(found[name])[:64]
                 self.checker.fault(self._line, "seal", f"the seal says {name} {shown}, and the file up to here has {value}")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether a line without its line feed holds an object and something after it: then it was changed, not torn."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return False
+    return end < len(line.decode(errors="replace"))
 
 
 class _Verifier(Reader):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 
 from seedregistry import digest
 from seedregistry.ledger import records
-from seedregistry.ledger.tables import join_words, plural
+from seedregistry.ledger.tables import join_words, plural, visible
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -18,8 +18,8 @@ __all__ = ["write"]
 _NAMED = ("python", "numpy", "torch", "torch.cuda", "system", "machine")
 _MODES = {
     "off": "torch's deterministic algorithms were not asked for",
-    "warn": "torch's deterministic algorithms were on in the mode that only warns where there is none",
-    "strict": "torch's deterministic algorithms were on, with an error where there is none",
+    "warn": "torch's deterministic algorithms were asked for, in the mode that only warns where there is none",
+    "strict": "torch's deterministic algorithms were asked for, with an error where there is none",
 }
 
 
@@ -35,7 +35,7 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
         *_environment(entries),
         f"The content of the ledger has the digest {verification.digest[: digest.SHORT_LENGTH]}.",
     ]
-    return " ".join(sentences)
+    return visible(" ".join(sentences))
 
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
@@ -88,13 +88,15 @@ def _audits(entries: Sequence[Record]) -> Iterator[str]:
         return
     found = sum(audit.undeclared for audit in audits)
     broken = sum(not audit.completed for audit in audits)
-    audited = f"{plural(len(audits), 'audited block')} of the run"
+    completed = len(audits) - broken
+    audited = f"{plural(completed, 'audited block')} of the run"
     if found:
+        audited = f"{plural(len(audits), 'audited block')} of the run"
         yield f"In {audited}, {plural(found, 'draw')} outside these streams {'was' if found == 1 else 'were'} found."
-    else:
+    elif completed:
         yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
     if broken:
-        yield f"{plural(broken, 'audit')} ended with an exception."
+        yield f"{plural(broken, 'audit')} ended with an exception, and cannot tell."
 
 
 def _determinism(entries: Sequence[Record]) -> Iterator[str]:
@@ -103,7 +105,7 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
         yield "Torch's determinism switches were not set through the registry."
         return
     modes = dict.fromkeys(_MODES.get(record.mode, f"mode {record.mode}") for record in switches)
-    yield f"In this run, {join_words(modes)}."
+    yield f"At its setting of the global state, {join_words(modes)}; how long that stood is not recorded."
     ineffective = dict.fromkeys(line for record in switches for line in record.ineffective)
     if ineffective:
         yield f"Of what was asked for, this took no effect: {'; '.join(ineffective)}."

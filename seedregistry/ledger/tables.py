@@ -14,7 +14,7 @@ from seedregistry.ledger.verification import words_of
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "to_text"]
+__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "to_text", "visible"]
 
 HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
 """The columns of an export."""
@@ -166,12 +166,17 @@ def to_text(table: Table) -> str:
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
         lines.extend(f"  {p:<{widths[0]}}  {i:<{widths[1]}}  {s}" for p, i, s in rows)
     lines.append(f"digest {table.digest[: digest.SHORT_LENGTH]}")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _seeds(row: Row) -> str:
     counted = f", {plural(row.uses, 'use')}" if row.uses else ""
     return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + counted
+
+
+def visible(text: str) -> str:
+    """Return text in which characters that would move a terminal's cursor, or end a line, are written as escapes."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def plural(count: int, noun: str) -> str:

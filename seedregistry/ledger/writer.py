@@ -105,7 +105,7 @@ def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
         mode = target.stat().st_mode & 0o777 if target.exists() else None
     except (OSError, TypeError, ValueError) as error:
         raise storage_error("write", path, error, "Nothing was written.") from error
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.tmp"
+    temporary = target.parent / f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
             if mode is not None:
