@@ -90,18 +90,20 @@ class Journal:
         """
         with self.lock:
             self._require_open()
-            self._settle()
-            head, count = self._lines.head, len(into)
+            head = None
             try:
-                self._is_writing = True
+                self._is_writing = True  # from here on a signal handler that writes is refused
+                self._settle()
+                head, length = self._lines.head, len(into)
                 data = make(self._lines)
-                self._pending = _Pending(into, count, head, self._lines.head, self._size + len(data))
+                self._pending = _Pending(into, length, head, self._lines.head, self._size + len(data))
                 self._write_all(data)
                 if self._durable:
                     os.fsync(self._descriptor)
                 into.extend(items)  # in one step: from here on it counts
+                self._settle()
             except BaseException as error:
-                if self._pending is None:
+                if self._pending is None and head is not None and len(into) == length:
                     self._lines.head = head
                 with contextlib.suppress(OSError):
                     self._settle()
@@ -110,7 +112,6 @@ class Journal:
                 raise
             finally:
                 self._is_writing = False
-            self._settle()
 
     def _require_open(self) -> None:
         if self._descriptor < 0:
@@ -150,8 +151,10 @@ class Journal:
             if self._descriptor < 0:
                 return
             self._require_open()
+            self._is_writing = True
             with contextlib.suppress(OSError):
                 self._settle()
+            self._is_writing = False
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 

@@ -228,8 +228,7 @@ class Ledger:
         with self._lock, journal.lock:  # in the order in which merge takes them
             if journal.is_closed:
                 return
-            count, content = len(self), self.digest
-            journal.write(lambda lines: lines.seal(count, content), [], [count])
+            journal.write(lambda lines: lines.seal(len(self), self.digest), [], [self])
             journal.close()
 
     def verify(self) -> Verification:
