@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.parts import Part, new_origin
 from seedregistry.ledger.reader import load_parts
 from seedregistry.ledger.writer import Lines, storage_error, sync_folder
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 fcntl: Any
 try:
@@ -56,7 +60,7 @@ class Journal:
         self.lock = threading.RLock()
         self._descriptor = descriptor
         self._durable = durable
-        self._is_writing = False
+        self._writing: Optional[FrameType] = None
         self._pending: Optional[_Pending] = None
         self._lines = Lines()
         self._size = 0
@@ -90,11 +94,11 @@ class Journal:
         """
         with self.lock:
             self._require_open()
-            head = None
+            self._writing = sys._getframe()  # no flag: an interrupt may hit the very line that would lower it
             try:
-                self._is_writing = True  # from here on a signal handler that writes is refused
                 self._settle()
                 head, length = self._lines.head, len(into)
+                self._pending = _Pending(into, length, head, head, self._size)
                 data = make(self._lines)
                 self._pending = _Pending(into, length, head, self._lines.head, self._size + len(data))
                 self._write_all(data)
@@ -103,20 +107,18 @@ class Journal:
                 into.extend(items)  # in one step: from here on it counts
                 self._settle()
             except BaseException as error:
-                if self._pending is None and head is not None and len(into) == length:
-                    self._lines.head = head
                 with contextlib.suppress(OSError):
                     self._settle()
                 if isinstance(error, OSError):
                     raise storage_error("write to the journal", self.path, error, "The entry is not recorded.") from error
                 raise
             finally:
-                self._is_writing = False
+                self._writing = None
 
     def _require_open(self) -> None:
         if self._descriptor < 0:
             raise LedgerError(f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take a new registry.")
-        if self._is_writing:
+        if self._writing is not None and _is_caller(self._writing):
             message = (
                 f"The journal {str(self.path)!r} is in the middle of a write of this thread: a signal handler must not use it. "
                 "Let the handler set a flag, and look at it in the main program."
@@ -151,12 +153,12 @@ class Journal:
             if self._descriptor < 0:
                 return
             self._require_open()
-            self._is_writing = True
+            self._writing = sys._getframe()
             with contextlib.suppress(OSError):
                 self._settle()
-            self._is_writing = False
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+            self._writing = None
 
     def abandon(self) -> None:
         """Close the file in a forked child, whose lock may be another thread's that is not there any more."""
@@ -167,6 +169,14 @@ class Journal:
 
     def __del__(self) -> None:
         self.abandon()
+
+
+def _is_caller(frame: FrameType) -> bool:
+    """Return whether a call is one of those that led here: a write in whose middle a signal handler runs."""
+    caller: Optional[FrameType] = sys._getframe()
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is frame
 
 
 def open_journal(
