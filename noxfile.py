@@ -87,6 +87,17 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def peers(session: nox.Session) -> None:
+    """Run the fourteen tests against this library and its peers. Composer brings its own torch, with gigabytes of CUDA."""
+    install(session, "peers")
+    composer = Path(session.create_tmp()).resolve() / "composer" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not composer.exists():
+        session.run("python", "-m", "venv", str(composer.parent.parent))
+    session.run(str(composer), "-m", "pip", "install", "-q", *nox.project.dependency_groups(PROJECT, "composer"), external=True)
+    session.run("python", "benchmarks/peers/table.py", "--python", f"composer={composer}", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the main job: train on real digits, attribute, retrain hundreds of models, and write ledger, table and report."""
     install(session, "demo")
