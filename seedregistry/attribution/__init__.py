@@ -1,6 +1,6 @@
 """Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
 
-from seedregistry.attribution import baselines
+from seedregistry.attribution import baselines, bridges
 from seedregistry.attribution.datasets import get_cifar10_dataloader, load_cifar10, load_digits
 from seedregistry.attribution.lds import PROTOCOLS, LdsScore, Retrainings, drop_sets, lds, retrain, score
 from seedregistry.attribution.magic import Attribution, losses_of, magic, margins_of
@@ -21,6 +21,7 @@ __all__ = [
     "State",
     "Training",
     "baselines",
+    "bridges",
     "construct_digits_cnn",
     "construct_digits_mlp",
     "construct_rn9",

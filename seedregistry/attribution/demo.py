@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import torch
 
-from seedregistry.attribution import baselines, report
+from seedregistry.attribution import baselines, bridges, report
 from seedregistry.attribution.lds import LdsScore, Retrainings, retrain, score
 from seedregistry.attribution.magic import Attribution, losses_of, magic
 from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
@@ -28,6 +28,8 @@ from seedregistry.registry import SeedRegistry
 if TYPE_CHECKING:
     import concurrent.futures
     import os
+
+    from seedregistry.attribution.training import State
 
 __all__ = ["Demo", "run_demo"]
 
@@ -108,6 +110,7 @@ def run_demo(
     plan: Union[str, Callable[[SeedRegistry], Plan]] = "digits",
     root: Union[str, os.PathLike[str]] = "data",
     workers: Union[int, concurrent.futures.Executor] = 1,
+    peers: bool = False,
     progress: Optional[Progress] = None,
 ) -> Demo:
     """Train, attribute, retrain and score; write ledger, table, scores, results and report.
@@ -122,9 +125,11 @@ def run_demo(
         plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a ``Plan``.
         root: where CIFAR-10 is.
         workers: as for ``retrain``.
+        peers: score dattri's influence function and traker's TRAK too. Their streams are in the ledger, and so in its digest.
         progress: told what is being done.
 
     Raises:
+        RecipeError: dattri or traker is asked for and not installed.
         InvalidOptionError: no plan goes by that name.
     """
     plans: Dict[str, Callable[[SeedRegistry], Plan]] = {
@@ -134,11 +139,13 @@ def run_demo(
     make = plans.get(plan) if isinstance(plan, str) else plan
     if make is None:
         raise InvalidOptionError(f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}.")
+    if peers:
+        bridges.require()
     folder = Path(out)
     kept = folder / "progress"
     kept.mkdir(parents=True, exist_ok=True)
     tell: Progress = progress or _tell_nobody
-    demo = _carry_out(SeedRegistry(seed), make, kept, workers, tell)
+    demo = _carry_out(SeedRegistry(seed), make, kept, workers, tell, peers=peers)
     _write(demo, folder)
     shutil.rmtree(kept)
     return demo
@@ -150,6 +157,8 @@ def _carry_out(
     kept: Path,
     workers: Union[int, concurrent.futures.Executor],
     tell: Progress,
+    *,
+    peers: bool,
 ) -> Demo:
     clock = _Clock()
     plan = make(registry)
@@ -182,6 +191,7 @@ def _carry_out(
     scores = {
         "MAGIC": attribution.scores,
         **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan.targets))),
+        **(clock.time("peers", lambda: dict(_peers(training, plan, final))) if peers else {}),
     }
     ablation = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
     shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
@@ -218,6 +228,12 @@ def _baselines(training: Training, measurement: Any, targets: int) -> Iterator[T
     yield "TracIn (every epoch)", baselines.tracin(training, measurement, states[1:])
     yield "gradient dot product", baselines.gradient_dot_product(training, measurement, states[-1])
     yield "random", baselines.random_scores(training, targets)
+
+
+def _peers(training: Training, plan: Plan, final: State) -> Iterator[Tuple[str, torch.Tensor]]:
+    examples = plan.test[0][: plan.targets], plan.test[1][: plan.targets]
+    yield "influence function (dattri, CG)", bridges.dattri_influence(training, examples, final)
+    yield "TRAK (traker, one model)", bridges.traker_trak(training, examples, final)
 
 
 def _ablate(
