@@ -25,7 +25,7 @@ from seedregistry.cli import main
 from seedregistry.errors import InvalidOptionError
 
 HERE = Path(__file__).parent
-FILES = ["ledger.jsonl", "ledger.tex", "report.html", "results.json", "scores.npz"]
+FILES = ["ledger.jsonl", "ledger.tex", "report.html", "results.json", "scores.npz", "wrong_seeds.png"]
 
 
 @pytest.fixture(scope="module")

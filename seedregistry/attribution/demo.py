@@ -36,7 +36,7 @@ __all__ = ["Demo", "run_demo"]
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-_ABLATION = ("own-init", "own-order", "subset")
+_ABLATION = ("own-order", "subset", "own-init")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -49,7 +49,8 @@ class Demo:
         attribution: MAGIC's scores.
         scores: for each method, MAGIC first, its score for each fraction.
         retrainings: for each fraction.
-        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of the fractions.
+        wrong: for each protocol with a wrong seed, the retrainings for each of the ablation's fractions.
+        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of these fractions.
         smoothness: of the training.
         test_accuracy: share of the test examples that the trained model gets right.
         seconds: how long each part took.
@@ -60,6 +61,7 @@ class Demo:
     attribution: Attribution
     scores: Dict[str, Tuple[LdsScore, ...]]
     retrainings: Tuple[Retrainings, ...]
+    wrong: Dict[str, Tuple[Retrainings, ...]]
     ablation: Dict[str, Tuple[LdsScore, ...]]
     smoothness: Metasmoothness
     test_accuracy: float
@@ -115,7 +117,8 @@ def run_demo(
 ) -> Demo:
     """Train, attribute, retrain and score; write ledger, table, scores, results and report.
 
-    The files are ``ledger.jsonl``, ``ledger.tex``, ``scores.npz``, ``results.json`` and ``report.html``.
+    The files are ``ledger.jsonl``, ``ledger.tex``, ``scores.npz``, ``results.json``, ``report.html`` and ``wrong_seeds.png``,
+    the picture of the first page.
 
     Killed and run again with the same folder, it goes on.
 
@@ -193,7 +196,7 @@ def _carry_out(
         **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan.targets))),
         **(clock.time("peers", lambda: dict(_peers(training, plan, final))) if peers else {}),
     }
-    ablation = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
+    wrong = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
     shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
     with torch.no_grad(), pinned_threads(plan.recipe.threads):
         outputs = training.outputs(final, plan.recipe.cast(plan.test[0]))
@@ -206,9 +209,10 @@ def _carry_out(
             for name, given in scores.items()
         },
         retrainings=retrainings,
+        wrong=wrong,
         ablation={
             "weights": tuple(score(one, attribution.scores) for one in shared),
-            **{name: tuple(score(one, attribution.scores) for one in found) for name, found in ablation.items()},
+            **{name: tuple(score(one, attribution.scores) for one in found) for name, found in wrong.items()},
         },
         smoothness=clock.time("metasmoothness", lambda: metasmoothness(training, measurement)),
         test_accuracy=float((outputs.argmax(1) == plan.test[1]).to(torch.float64).mean()),
@@ -273,4 +277,5 @@ def _write(demo: Demo, folder: Path) -> None:
         arrays[f"dropped_{one.fraction!r}"] = one.dropped.numpy()
         arrays[f"retrained_{one.fraction!r}"] = one.values.numpy()
     np.savez(folder / "scores.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "wrong_seeds.png").write_bytes(report.wrong_seeds(demo))
     (folder / "report.html").write_text(report.render(demo), encoding="utf-8")

@@ -15,6 +15,7 @@ try:
     import jinja2
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from scipy.stats import rankdata
 except ImportError as error:
     needed = str(error.name).partition(".")[0]
     message = f"seedregistry.attribution.report needs {needed}: pip install 'seedregistry[report]'"
@@ -23,11 +24,18 @@ except ImportError as error:
 if TYPE_CHECKING:
     from seedregistry.attribution.demo import Demo
 
-__all__ = ["render"]
+__all__ = ["render", "wrong_seeds"]
 
 _SHOWN_TARGETS = 4
 _SHOWN_EXAMPLES = 4
 _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#9ca3af"
+
+_IN_WORDS = {
+    "weights": "all seeds shared",
+    "own-order": "another order",
+    "subset": "the subset's own order",
+    "own-init": "another initialisation",
+}
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -57,23 +65,23 @@ def render(demo: Demo) -> str:
         "ledger": str(demo.registry.ledger),
         "statement": demo.registry.ledger.statement(),
         "scatter": _scatter(demo),
-        "bars": _bars(demo),
+        "wrong_seeds": _address(wrong_seeds(demo), "png"),
         "examples": _examples(demo),
     }
     return template.render(facts)
 
 
-def _picture(figure: Figure, *, is_drawing: bool = True) -> str:
-    """Return a figure as the address of data: drawn lines as SVG, images as PNG."""
+def _bytes_of(figure: Figure, form: str) -> bytes:
+    """Return a figure as a file. A fixed salt and no date: the same figure is the same bytes."""
     out = io.BytesIO()
-    # A fixed salt and no date: the same figure is the same bytes.
     with mpl.rc_context({"svg.hashsalt": "seedregistry"}):
-        if is_drawing:
-            figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-        else:
-            figure.savefig(out, format="png", bbox_inches="tight", dpi=120)
-    kind = "svg+xml" if is_drawing else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+        figure.savefig(out, format=form, bbox_inches="tight", dpi=120, metadata={"Date": None} if form == "svg" else None)
+    return out.getvalue()
+
+
+def _address(picture: bytes, kind: str) -> str:
+    """Return a picture as the address of data."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _scatter(demo: Demo) -> str:
@@ -91,23 +99,30 @@ def _scatter(demo: Demo) -> str:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("actual change")
-    return _picture(figure)
+    return _address(_bytes_of(figure, "svg"), "svg+xml")
 
 
-def _bars(demo: Demo) -> str:
-    names = list(demo.ablation)
-    figure = Figure(figsize=(7, 0.45 * len(names) + 0.9), layout="constrained")
-    axes = figure.subplots()
-    values = [demo.ablation[name][0].mean for name in names]
-    axes.barh(range(len(names)), values, color=[_BLUE, *[_RED] * (len(names) - 1)])
-    for index, value in enumerate(values):
-        axes.text(max(value, 0) + 0.01, index, f"{value:.2f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), ["all seeds shared", *names[1:]])
-    axes.invert_yaxis()
-    axes.set_xlim(min(0, *values), 1.1)
-    axes.set_xlabel(f"score at {100 * demo.plan.ablation_fractions[0]:g}% left out")
-    axes.spines[["top", "right"]].set_visible(False)
-    return _picture(figure)
+def wrong_seeds(demo: Demo) -> bytes:
+    """Return a picture, PNG, of what one wrong seed costs: for each protocol the ranks of predicted and actual losses.
+
+    Each point is one test image after one retraining; both ranks are among the retrainings, for that image.
+    """
+    shared = next(one for one in demo.retrainings if one.fraction == demo.plan.ablation_fractions[0])
+    shown = {"weights": shared, **{name: found[0] for name, found in demo.wrong.items()}}
+    figure = Figure(figsize=(2.4 * len(shown), 2.9), layout="constrained")
+    for axes, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
+        weights = torch.ones(len(one.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
+        predicted = demo.attribution.predict(weights.scatter_(1, one.dropped, 0.0))
+        colour = _BLUE if name == "weights" else _RED
+        axes.scatter(rankdata(predicted, axis=0), rankdata(one.values, axis=0), s=5, color=colour, alpha=0.25, linewidths=0)
+        axes.set_title(f"{demo.ablation[name][0].mean:.3f}", fontsize=20, color=colour)
+        axes.set_xlabel(_IN_WORDS[name], fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal")
+    figure.axes[0].set_ylabel("rank of the actual loss", fontsize=9)
+    figure.supxlabel("rank of the predicted loss", fontsize=9)
+    return _bytes_of(figure, "png")
 
 
 def _examples(demo: Demo) -> str:
@@ -128,7 +143,7 @@ def _examples(demo: Demo) -> str:
             axes.set_title(str(label), fontsize=9, color=colour, pad=2)
             axes.spines[:].set_color(colour)
     grid[0][0].set_ylabel("test", fontsize=8)
-    return _picture(figure, is_drawing=False)
+    return _address(_bytes_of(figure, "png"), "png")
 
 
 def _hardest(demo: Demo, count: int) -> List[int]:
