@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
-
-import numpy as np
 import pytest
 import torch
 from recipes import SIZE, held_out, mlp, recipe
@@ -15,8 +11,6 @@ from seedregistry import SeedRegistry, UnsharedInitialParametersWarning, create_
 from seedregistry.attribution import (
     Training,
     baselines,
-    get_cifar10_dataloader,
-    load_cifar10,
     load_digits,
     losses_of,
     retrain,
@@ -133,37 +127,6 @@ def test_digits():
     for wrong in (0, 1797):
         with pytest.raises(RecipeError, match="train"):
             load_digits(registry, train=wrong)
-
-
-class FakeCifar10:
-    """Stands in for torchvision's class: a few images of its own."""
-
-    def __init__(self, root, *, train, download) -> None:
-        assert not download
-        count = 30 if train else 10
-        self.data = np.arange(count * 32 * 32 * 3, dtype=np.int64).reshape(count, 32, 32, 3).astype(np.uint8)
-        self.targets = [i % 10 for i in range(count)]
-
-
-def test_cifar10(monkeypatch):
-    """CIFAR-10 comes as normalised tensors through torchvision, and as the documented loader; its absence is said."""
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(RecipeError, match="torchvision"):
-        load_cifar10("data")
-    datasets = types.ModuleType("torchvision.datasets")
-    datasets.CIFAR10 = FakeCifar10
-    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-    inputs, targets = load_cifar10("data")
-    assert inputs.shape == (30, 3, 32, 32)
-    assert inputs.dtype == torch.float32
-    assert targets.tolist()[:3] == [0, 1, 2]
-    assert abs(float(inputs.mean())) < 0.5
-    loader = SeedRegistry(42).dataloader(get_cifar10_dataloader, instance_id="training", batch_size=8)
-    assert next(iter(loader))[0].shape == (8, 3, 32, 32)
-    assert len(get_cifar10_dataloader(split="test", batch_size=5)) == 2
-    with pytest.raises(RecipeError, match="split"):
-        get_cifar10_dataloader(split="valid")
 
 
 # --- baselines ----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Tuple, Union
 
 import torch
@@ -46,9 +47,17 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
 def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool) -> Any:
     try:
         from torchvision.datasets import CIFAR10  # noqa: PLC0415 - optional, and slow to import
-    except ImportError as error:
-        raise RecipeError("CIFAR-10 needs torchvision: pip install torchvision") from error
-    return CIFAR10(os.fspath(root), train=train, download=download)
+    except (ImportError, RuntimeError) as error:  # torch raises a RuntimeError where its version is not that of torchvision
+        message = f"CIFAR-10 needs torchvision, made for torch {torch.__version__}: pip install torchvision. It said: {error}"
+        raise RecipeError(message) from error
+    try:
+        return CIFAR10(os.fspath(root), train=train, download=download)
+    except RuntimeError as error:
+        message = (
+            f"CIFAR-10 is not in {str(Path(root).resolve())!r}, or damaged: {error} Give the folder that has "
+            "cifar-10-batches-py, or download=True."
+        )
+        raise RecipeError(message) from error
 
 
 def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, download: bool = False) -> Pair:
@@ -63,7 +72,7 @@ def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, down
         The inputs, float32, shape (n, 3, 32, 32), and the targets, int64, shape (n,).
 
     Raises:
-        RecipeError: torchvision is not installed.
+        RecipeError: torchvision is not installed or made for another torch, or the data are not there.
     """
     data = _cifar10(root, train=train, download=download)
     inputs = torch.from_numpy(data.data).permute(0, 3, 1, 2).to(torch.float32) / 255
@@ -104,7 +113,7 @@ def get_cifar10_dataloader(
         download: fetch the data when they are not there.
 
     Raises:
-        RecipeError: torchvision is not installed, or another split.
+        RecipeError: torchvision is not installed or made for another torch, the data are not there, or another split.
     """
     if split not in {"train", "test"}:
         raise RecipeError(f"split must be 'train' or 'test'; got {split!r}.")

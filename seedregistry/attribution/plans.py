@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Tuple, Union
 
 import attrs
@@ -80,12 +81,20 @@ def digits_plan(registry: SeedRegistry) -> Plan:
     return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
 
 
-def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]]) -> Plan:
-    """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs. It takes patience on a CPU."""
+def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, width: int = 64) -> Plan:
+    """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs.
+
+    A step at full width takes more than a second on two cores: a job for a GPU.
+
+    Args:
+        registry: for which the plan is made.
+        root: as for ``load_cifar10``.
+        width: channels of the first layer.
+    """
     del registry  # the data come divided
     train, test = load_cifar10(root), load_cifar10(root, train=False)
     recipe = Recipe(
-        model=construct_rn9,
+        model=functools.partial(construct_rn9, width=width),
         dataset=train,
         epochs=20,
         batch_size=min(500, len(train[0])),
