@@ -7,6 +7,7 @@ not. Each body is a function that does ``calls`` calls by itself; the price of a
 from __future__ import annotations
 
 import gc
+import hashlib
 import statistics
 import threading
 import time
@@ -66,6 +67,28 @@ def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())
         return times
 
     return on_a_short_stack(time_both)
+
+
+def first_derivations(make, *, rounds: int) -> tuple:
+    """Time first derivations through new registries, which ``make`` returns, in turn with the bare hash of the same texts."""
+    calls = 1000
+    ids = [f"lds_{i}" for i in range(calls)]
+
+    def prepare() -> tuple:
+        registry = make()
+        return (registry,), ([f"{registry.master_seed}_model_{i}".encode() for i in ids],)
+
+    def measured(registry) -> None:
+        seed = registry.seed
+        for i in ids:
+            seed("model", i)
+
+    def floor(texts) -> None:
+        sha256 = hashlib.sha256
+        for text in texts:
+            sha256(text).digest()
+
+    return in_turn(measured, floor, rounds=rounds, calls=calls, prepare=prepare)
 
 
 def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, target: str, kind: str = "ratio") -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from harness import in_turn, report, report_figure
+from harness import first_derivations, report, report_figure
 
 from seedregistry import SeedRegistry
 
@@ -17,25 +17,8 @@ SMALL, LARGE = 10_000, 1_000_000
 
 
 def test_journalled_derivation(benchmark, tmp_path):
-    calls = 1000
-    rounds = iter(range(1000))
-
-    def prepare() -> tuple:
-        registry = SeedRegistry(42, journal=tmp_path / f"{next(rounds)}.jsonl")
-        ids = [f"lds_{i}" for i in range(calls)]
-        return (registry, ids), ([f"42_model_{i}".encode() for i in ids],)
-
-    def measured(registry, ids) -> None:
-        seed = registry.seed
-        for i in ids:
-            seed("model", i)
-
-    def floor(texts) -> None:
-        sha256 = hashlib.sha256
-        for text in texts:
-            sha256(text).digest()
-
-    times = in_turn(measured, floor, rounds=30, calls=calls, prepare=prepare)
+    names = itertools.count()
+    times = first_derivations(lambda: SeedRegistry(42, journal=tmp_path / f"{next(names)}.jsonl"), rounds=30)
     report(benchmark, "first derivation, journalled", *times, peer_name="`sha256(text)`", target="<= +25 us", kind="added")
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from harness import in_turn, report
+from harness import first_derivations, in_turn, report
 from torch import nn
 
 from seedregistry import SeedRegistry, deterministic_context
@@ -32,25 +32,8 @@ def repeat(function, calls):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_first_derivation(benchmark, scheme):
-    calls = 1000
     masters = itertools.count(42)
-
-    def prepare() -> tuple:
-        registry = SeedRegistry(next(masters), scheme=scheme)
-        ids = [f"lds_{i}" for i in range(calls)]
-        return (registry, ids), ([f"{registry.master_seed}_model_{i}".encode() for i in ids],)
-
-    def measured(registry, ids) -> None:
-        seed = registry.seed
-        for i in ids:
-            seed("model", i)
-
-    def floor(texts) -> None:
-        sha256 = hashlib.sha256
-        for text in texts:
-            sha256(text).digest()
-
-    times = in_turn(measured, floor, rounds=40, calls=calls, prepare=prepare)
+    times = first_derivations(lambda: SeedRegistry(next(masters), scheme=scheme), rounds=40)
     report(benchmark, f"first derivation, recorded ({scheme})", *times, peer_name="`sha256(text)`", target="<= 12 x")
 
 

@@ -6,7 +6,6 @@ import html.parser
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from demo_plan import small_plan
+from kill import run_until
 
 from seedregistry import Ledger
 from seedregistry.attribution.demo import run_demo
@@ -111,15 +111,7 @@ def test_a_demo_that_was_killed_goes_on(out, tmp_path):
     """Killed with signal 9 in the backward pass and again while retraining, the job goes on and ends with the same numbers."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(HERE), str(tmp_path / "out")]
     for moment in ("attribute 30", "retrain 10", None):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        seen = []
-        for line in process.stdout:
-            seen.append(line.strip())
-            if line.strip() == moment:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
+        seen = run_until(command, moment)
     retrained = [line for line in seen if re.fullmatch(r"retrain \d+", line)]
     assert int(retrained[0].split()[1]) > 10
     assert figures(tmp_path / "out") == figures(out)

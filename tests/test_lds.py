@@ -6,14 +6,13 @@ import concurrent.futures
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
 
 import attrs
 import numpy as np
 import pytest
 import torch
+from kill import run_until
 from recipes import SIZE, VARIANTS, Noisy, held_out, recipe
 
 from seedregistry import SeedRegistry
@@ -210,13 +209,7 @@ found = retrain(training, losses_of(*held_out()), fractions=(0.1,), subsets=300,
 def test_retraining_that_was_killed_goes_on(tmp_path):
     """Killed with signal 9 and run again, retraining goes on with what it has, and ends with the same numbers."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, os.path.dirname(__file__), str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if int(line) == 20:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    process.stdout.close()
+    run_until(command, "20")
     kept = len(list(tmp_path.glob("*.json")))
     assert 20 <= kept < 300
     own = Training(SeedRegistry(42), recipe(epochs=4))

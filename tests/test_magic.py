@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
 import attrs
 import pytest
 import torch
+from kill import run_until
 from recipes import ADAM, SIZE, VARIANTS, Noisy, held_out, mlp, mlp_with_dropout, recipe
 from torch import nn
 
@@ -172,13 +172,7 @@ def test_a_walk_that_was_killed_goes_on(tmp_path):
         tmp_path / "walk.pt",
         tmp_path / "scores.pt",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if int(line) == 120:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    process.stdout.close()
+    run_until(command, "120")
     assert (tmp_path / "walk.pt").exists()
     assert not (tmp_path / "scores.pt").exists()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
