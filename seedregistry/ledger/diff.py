@@ -9,12 +9,12 @@ import attrs
 
 from seedregistry import digest
 from seedregistry.ledger import codec, records
-from seedregistry.ledger.parts import content_digest, counted
+from seedregistry.ledger.parts import counted
 from seedregistry.ledger.tables import show_id
 
 if TYPE_CHECKING:
     from seedregistry.ledger.parts import Part
-    from seedregistry.ledger.records import InstanceId, Record
+    from seedregistry.ledger.records import InstanceId
 
 __all__ = ["LedgerDiff", "PurposeDiff", "StreamDiff", "compare"]
 
@@ -131,7 +131,7 @@ def compare(ours: Sequence[Part], theirs: Sequence[Part]) -> LedgerDiff:
         settings=tuple(_differing(sides[0].settings(), sides[1].settings())),
         entries=tuple(_other_entries(*sides)),
         circumstance=tuple(_differing(sides[0].circumstance(), sides[1].circumstance())),
-        digests=(content_digest(ours), content_digest(theirs)),
+        digests=(sides[0].digest, sides[1].digest),
     )
 
 
@@ -139,7 +139,7 @@ class _Side:
     """One of the two ledgers, by what can be compared."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self.records: List[Record] = list(counted(parts))
+        self.records, self.digest = counted(parts)
         runs = self.of(records.Run)
         self._children = {run.master_seed: run for run in runs if run.parent is not None}
         self._roots = list(dict.fromkeys(run.master_seed for run in runs if run.parent is None))

@@ -15,7 +15,7 @@ from seedregistry.errors import LedgerError, LedgerIntegrityError
 from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
 from seedregistry.ledger.chain import FORMAT
 from seedregistry.ledger.journal import Journal, is_being_written, open_journal
-from seedregistry.ledger.parts import Part, content_digest, counted, joined, new_origin
+from seedregistry.ledger.parts import Part, counted, joined, new_origin
 from seedregistry.ledger.reader import load_parts
 from seedregistry.ledger.records import Record
 from seedregistry.ledger.verification import Checker, Fault, Verification
@@ -167,7 +167,7 @@ class Ledger:
     @property
     def digest(self) -> str:
         """SHA-256 over the sorted canonical content: 64 hexadecimal digits."""
-        return content_digest(self._snapshot())
+        return counted(self._snapshot())[1]
 
     @property
     def short_digest(self) -> str:
@@ -252,7 +252,7 @@ class Ledger:
             faults=tuple(checker.faults),
             entries=checker.entries,
             seeds=checker.seeds,
-            digest=content_digest(parts),
+            digest=counted(parts)[1],
             is_sealed=self._is_sealed and not self._records,
         )
 
@@ -296,9 +296,10 @@ class Ledger:
             parts = self._snapshot()
             fresh, overlaps = merging.missing(parts, given)
             merging.refuse_contradictions(overlaps, parts, fresh)
-            merging.refuse_collisions(parts, fresh)
+            families = merging.families_of([*parts, *fresh])
+            merging.refuse_collisions(parts, fresh, families)
             if fresh and self.on_merge is not None:
-                self.on_merge(merging.own_derivations(parts, fresh))
+                self.on_merge(merging.own_derivations(parts, fresh, families))
             journal = self._journal
             if journal is None:
                 self._parts.extend(fresh)
@@ -362,7 +363,7 @@ class Ledger:
 
         It verifies the ledger first, and claims nothing that was not checked or recorded.
         """
-        return statement.write(list(counted(self._snapshot())), self.verify())
+        return statement.write(counted(self._snapshot())[0], self.verify())
 
     def summary(self) -> Dict[str, Any]:
         """Return the main facts as a flat dict of str and int, for an experiment tracker."""
@@ -378,8 +379,7 @@ class Ledger:
 
     def table(self, *, every_stream: bool = False) -> tables.Table:
         """Return what the exports are made of: for each registry a row for each purpose, or for each stream."""
-        parts = self._snapshot()
-        return tables.build(list(counted(parts)), content_digest(parts), every_stream=every_stream)
+        return tables.build(*counted(self._snapshot()), every_stream=every_stream)
 
     def __str__(self) -> str:
         return tables.to_text(self.table()) + self._warning()

@@ -8,9 +8,9 @@ from seedregistry import derivation
 from seedregistry.errors import LedgerIntegrityError, SeedCollisionError
 from seedregistry.ledger import codec, records
 from seedregistry.ledger.parts import Part, Place
-from seedregistry.ledger.verification import Families, Words, words_of
+from seedregistry.ledger.verification import Families, Words, source_of, words_of
 
-__all__ = ["context_of", "missing", "own_derivations", "refuse_collisions", "refuse_contradictions"]
+__all__ = ["context_of", "families_of", "missing", "own_derivations", "refuse_collisions", "refuse_contradictions"]
 
 Overlap = Tuple[Part, Part]
 
@@ -50,7 +50,7 @@ def context_of(inherited: Sequence[Part], own: Iterable[Part]) -> Iterator[Part]
     for part in (*inherited, *own):
         for record in part.entries:
             if isinstance(record, records.Run) and record.parent is not None and record.purpose is not None:
-                used.add((record.parent, record.purpose, record.instance_id, type(record.instance_id)))
+                used.add(source_of(record))
     for part in inherited:
         for serial, record in enumerate(part.entries, part.start):
             if isinstance(record, records.Run) or (isinstance(record, records.Derivation) and words_of(record) in used):
@@ -90,13 +90,22 @@ def _refuse_other_indices(parts: Iterable[Part]) -> None:
             raise LedgerIntegrityError(message)
 
 
-def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part]) -> None:
+def families_of(parts: Iterable[Part]) -> Families:
+    """Return which registries of the parts belong together."""
+    families = Families()
+    for part in parts:
+        for record in part.entries:
+            if isinstance(record, records.Run) and record.parent is not None:
+                families.add(record.master_seed, record.parent)
+    return families
+
+
+def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part], families: Families) -> None:
     """Refuse two streams of one family that have one seed, under a scheme whose seeds can meet.
 
     Raises:
         SeedCollisionError: names both.
     """
-    families = _families([*own, *fresh])
     owners: Dict[Tuple[int, int], Words] = {}
     seeds: Set[int] = set()
     for record in _derivations(fresh):
@@ -108,20 +117,10 @@ def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part]) -> None:
                 _claim(owners, families, record)
 
 
-def own_derivations(own: Sequence[Part], fresh: Sequence[Part]) -> List[records.Derivation]:
+def own_derivations(own: Sequence[Part], fresh: Sequence[Part], families: Families) -> List[records.Derivation]:
     """Return what is fresh and of a family that our own has: those whose seeds must not be given away again."""
-    families = _families([*own, *fresh])
     roots = {families.root(record.master_seed) for part in own for record in part.entries if isinstance(record, records.Run)}
     return [record for record in _derivations(fresh) if families.root(record.master_seed) in roots]
-
-
-def _families(parts: Iterable[Part]) -> Families:
-    families = Families()
-    for part in parts:
-        for record in part.entries:
-            if isinstance(record, records.Run) and record.parent is not None:
-                families.add(record.master_seed, record.parent)
-    return families
 
 
 def _derivations(parts: Iterable[Part]) -> Iterator[records.Derivation]:

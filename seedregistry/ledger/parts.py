@@ -8,7 +8,7 @@ merging idempotent.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple
 
 import attrs
 
@@ -18,7 +18,7 @@ from seedregistry.ledger.content import Contents
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = ["Part", "Place", "content_digest", "counted", "joined", "new_origin"]
+__all__ = ["Part", "Place", "continued", "counted", "joined", "new_origin"]
 
 Place = Tuple[str, int]
 """Origin and session."""
@@ -79,36 +79,35 @@ class Part:
         return Part(origin=self.origin, session=self.session, start=start, entries=chosen)
 
 
+def continued(parts: Sequence[Part], place: Place, start: int) -> Optional[Part]:
+    """Return the last of the parts from a place, if the entry with serial number ``start`` is the next after it."""
+    last = next((part for part in reversed(parts) if part.place == place), None)
+    return last if last is not None and last.end == start else None
+
+
 def joined(parts: Iterable[Part]) -> List[Part]:
     """Return the parts with those that go on from each other as one: how a file holds them."""
     found: List[Part] = []
     for part in parts:
-        before = next((known for known in reversed(found) if known.place == part.place), None)
-        if before is not None and before.end == part.start:
+        before = continued(found, part.place, part.start)
+        if before is not None:
             before.entries.extend(part.entries)
         else:
             found.append(attrs.evolve(part, entries=list(part.entries)))
     return found
 
 
-def counted(parts: Iterable[Part]) -> Iterator[Record]:
-    """Yield the records that count: without what a resumed journal, or two processes, have said again; and all circumstance."""
+def counted(parts: Iterable[Part]) -> Tuple[List[Record], str]:
+    """Return the records that count, and the digest of their content.
+
+    What a resumed journal, or two processes, have said again does not count twice; circumstance always counts.
+    """
     contents = Contents()
+    found = []
     for part in parts:
         contents.begin(*part.place)
         for record in part.entries:
             content = codec.content(record)
             if content is None or contents.add(codec.kind_of(record), content):
-                yield record
-
-
-def content_digest(parts: Iterable[Part]) -> str:
-    """Return the digest of the content of all entries of the parts."""
-    contents = Contents()
-    for part in parts:
-        contents.begin(*part.place)
-        for record in part.entries:
-            content = codec.content(record)
-            if content is not None:
-                contents.add(codec.kind_of(record), content)
-    return contents.digest()
+                found.append(record)
+    return found, contents.digest()

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.content import Contents
-from seedregistry.ledger.parts import Part
+from seedregistry.ledger.parts import Part, continued
 from seedregistry.ledger.verification import Checker, Verification
 
 if TYPE_CHECKING:
@@ -294,14 +294,11 @@ class _Loader(Reader):
         self._known: dict[Any, Any] = {}  # words that recur are kept once
 
     def origin(self, origin: str, session: int, start: int) -> None:
-        for part in reversed(self.parts):
-            if part.place == (origin, session):
-                if part.start + len(part.entries) == start:
-                    self._take(part)
-                    return
-                break
-        self._take(Part(origin=origin, session=session, start=start, lines=array("L")))
-        self.parts.append(self._part)
+        part = continued(self.parts, (origin, session), start)
+        if part is None:
+            part = Part(origin=origin, session=session, start=start, lines=array("L"))
+            self.parts.append(part)
+        self._take(part)
 
     def _take(self, part: Part) -> None:
         self._part = part

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 from seedregistry import digest
 from seedregistry.ledger import records
 from seedregistry.ledger.tables import join_words, plural, visible
+from seedregistry.ledger.verification import words_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -40,11 +41,7 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
     runs = [record for record in entries if isinstance(record, records.Run)]
-    streams = {
-        (record.master_seed, record.purpose, record.instance_id, type(record.instance_id)): record
-        for record in entries
-        if isinstance(record, records.Derivation)
-    }
+    streams = {words_of(record) for record in entries if isinstance(record, records.Derivation)}
     if not streams:
         yield "No stream was derived."
         return

@@ -13,7 +13,7 @@ from seedregistry.ledger import records
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["Checker", "Families", "Fault", "Verification", "Words", "words_of"]
+__all__ = ["Checker", "Families", "Fault", "Verification", "Words", "source_of", "words_of"]
 
 _SHOWN = 20
 
@@ -92,6 +92,11 @@ def words_of(record: Any) -> Words:
     return record.master_seed, record.purpose, record.instance_id, type(record.instance_id)
 
 
+def source_of(child: Any) -> Words:
+    """Return the stream that a child registry, by its run, came from."""
+    return child.parent, child.purpose, child.instance_id, type(child.instance_id)
+
+
 class Families:
     """Which registries belong together: each with its children."""
 
@@ -117,17 +122,12 @@ class Families:
 
 
 class Checker:
-    """Looks at the entries of one ledger in turn, then at what only the whole shows. Not thread-safe.
+    """Looks at the entries of one ledger in turn, then at what only the whole shows. Not thread-safe."""
 
-    Args:
-        follows_uses: also look for streams that are used and were never derived.
-    """
-
-    def __init__(self, *, follows_uses: bool = True) -> None:
+    def __init__(self) -> None:
         self.faults: List[Fault] = []
         self.entries = 0
         self.seeds = 0
-        self._follows_uses = follows_uses
         self._schemes: Dict[Tuple[int, str], int] = {}
         self._families = Families()
         self._late: List[Tuple[int, records.LateSeeded]] = []
@@ -179,8 +179,7 @@ class Checker:
         if seed != expected:
             name = _show(purpose, instance_id)
             self.fault(line, "seed", f"{name} has seed {expected} under {scheme} and master seed {master_seed}, not {seed}")
-        if self._follows_uses:
-            self._derived.add((master_seed, purpose, instance_id, type(instance_id)))
+        self._derived.add((master_seed, purpose, instance_id, type(instance_id)))
         if rule.refuses_shared_seeds:
             self._owners.append((seed, master_seed, purpose, instance_id, line))
 
@@ -210,7 +209,7 @@ class Checker:
             return
         self.seeds += 1
         expected = derivation.child_master_seed(key)
-        self._used.setdefault((run.parent, run.purpose, run.instance_id, type(run.instance_id)), line)
+        self._used.setdefault(source_of(run), line)
         if run.master_seed != expected:
             name = _show(run.purpose, run.instance_id)
             self.fault(line, "run", f"child {name} of {run.parent} has master seed {expected}, not {run.master_seed}")
@@ -234,10 +233,9 @@ class Checker:
             self.seeds += 1
             if late.seed not in {derivation.late_seed(master_seed, late.kind) for master_seed in masters}:
                 self.fault(line, "seed", f"the late seed of {late.kind} comes from no master seed of this ledger")
-        if self._follows_uses:
-            for words, line in self._used.items():
-                if words not in self._derived:
-                    self.fault(line, "stream", f"{_show(words[1], words[2])} of {words[0]} is used and was never derived")
+        for words, line in self._used.items():
+            if words not in self._derived:
+                self.fault(line, "stream", f"{_show(words[1], words[2])} of {words[0]} is used and was never derived")
         self._find_collisions()
         self.faults.sort(key=lambda fault: fault.line)
 
