@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 try:
     import click
@@ -21,6 +21,10 @@ except ImportError as error:
     raise ImportError(message, name=error.name) from error
 
 from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.training import Training
 
 __all__ = ["add_commands"]
 
@@ -103,10 +107,11 @@ def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _load(name: str, registry: SeedRegistry) -> Tuple[Any, Any]:
-    """Return what the user's function makes of a registry: a recipe and a measurement."""
-    from seedregistry.attribution import Recipe  # noqa: PLC0415 - as above
+def _load(name: str, seed: int) -> Tuple[Training, Measurement]:
+    """Return the training and the measurement that the user's function makes of a registry with this master seed."""
+    from seedregistry.attribution import Recipe, Training  # noqa: PLC0415 - as above
 
+    registry = SeedRegistry(seed)
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise click.BadParameter(f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION")
@@ -118,7 +123,7 @@ def _load(name: str, registry: SeedRegistry) -> Tuple[Any, Any]:
     found = function(registry)
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Recipe) or not callable(found[1]):  # noqa: PLR2004 - a pair
         raise click.BadParameter(f"{name!r} must return (Recipe, measurement) for a registry.", param_hint="MODULE:FUNCTION")
-    return found
+    return Training(registry, found[0]), found[1]
 
 
 @click.command("magic")
@@ -138,11 +143,10 @@ def _magic(
     """
     import numpy as np  # noqa: PLC0415 - with torch, when it is needed
 
-    from seedregistry.attribution import Training, magic  # noqa: PLC0415 - as above
+    from seedregistry.attribution import magic  # noqa: PLC0415 - as above
 
-    registry = SeedRegistry(seed)
-    own, measurement = _load(recipe, registry)
-    training = Training(registry, own)
+    training, measurement = _load(recipe, seed)
+    registry = training.registry
     progress = _Progress()
     with progress.shown():
         found = magic(
@@ -191,11 +195,10 @@ def _lds(  # noqa: PLR0913 - options of a command
     import numpy as np  # noqa: PLC0415 - as above
     import torch  # noqa: PLC0415 - as above
 
-    from seedregistry.attribution import Training, retrain, score  # noqa: PLC0415 - as above
+    from seedregistry.attribution import retrain, score  # noqa: PLC0415 - as above
 
-    registry = SeedRegistry(seed)
-    own, measurement = _load(recipe, registry)
-    training = Training(registry, own)
+    training, measurement = _load(recipe, seed)
+    registry = training.registry
     try:
         with np.load(scores, allow_pickle=False) as saved:
             given = torch.from_numpy(saved["scores"])

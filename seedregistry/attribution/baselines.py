@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Sequence, Tuple
 
 import torch
-from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.func import grad, jvp, vjp, vmap
 
 from seedregistry.attribution.training import pinned_threads
 from seedregistry.errors import RecipeError
@@ -96,11 +96,9 @@ def _measured(training: Training, measurement: Measurement, state: State) -> Tup
 def _per_example(training: Training, state: State) -> Tuple[torch.Tensor, ...]:
     """Return the gradient of each training example's loss in evaluation mode, by parameter: shape (size, ...)."""
     inputs, targets = training.examples()
-    model, names, buffers = training.functional()
 
     def loss(parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        outputs = functional_call(model, {**dict(zip(names, parameters)), **buffers}, (one[None],))
-        return training.recipe.loss(outputs, target[None])[0]
+        return training.recipe.loss(training.call(parameters, one[None]), target[None])[0]
 
     with training.evaluating():
         found: Tuple[torch.Tensor, ...] = vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)
@@ -110,13 +108,11 @@ def _per_example(training: Training, state: State) -> Tuple[torch.Tensor, ...]:
 def _gauss_newton(training: Training, state: State, damping: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the product with the mean Gauss-Newton matrix plus damping, for rows of flat vectors."""
     inputs, targets = training.examples()
-    model, names, buffers = training.functional()
     shapes = [parameter.shape for parameter in state.parameters]
     sizes = [parameter.numel() for parameter in state.parameters]
 
     def outputs(*parameters: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = functional_call(model, {**dict(zip(names, parameters)), **buffers}, (inputs,))
-        return found
+        return training.call(parameters, inputs)
 
     def of_loss(found: torch.Tensor) -> torch.Tensor:
         return training.recipe.loss(found, targets).mean()

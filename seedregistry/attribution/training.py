@@ -184,10 +184,6 @@ class Training:
         inputs, targets = self._tensors
         return inputs, targets
 
-    def functional(self) -> Tuple[nn.Module, Tuple[str, ...], Dict[str, torch.Tensor]]:
-        """Return the model for ``functional_call``, the names of its parameters in the order of a state, and its buffers."""
-        return self._model, tuple(self._names), self._buffers
-
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put the model into evaluation mode for a block."""
@@ -231,9 +227,18 @@ class Training:
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
         """Return the model's outputs in evaluation mode, differentiable in the state's parameters."""
         with self.evaluating():
-            return self._call(state.parameters, inputs)
+            return self.call(state.parameters, inputs)
 
-    def _call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
+    def call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
+        """Return the model's outputs in the mode it is in, differentiable in the parameters.
+
+        Args:
+            parameters: in the order of a state's.
+            inputs: of a batch.
+
+        Raises:
+            RecipeError: the model changed its buffers.
+        """
         outputs: torch.Tensor = functional_call(self._model, {**dict(zip(self._names, parameters)), **self._buffers}, (inputs,))
         changed = [name for name, buffer in self._buffers.items() if buffer._version != self._versions[name]]
         if changed:
@@ -249,7 +254,7 @@ class Training:
         epoch, own = self.position(state.step)
         try:
             with self._dropout.scope(epoch, own, rank=None):
-                losses = self.recipe.loss(self._call(state.parameters, batch.inputs), batch.targets)
+                losses = self.recipe.loss(self.call(state.parameters, batch.inputs), batch.targets)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, RecipeError):
                 raise
@@ -393,7 +398,7 @@ class Training:
 
     def _step_many(self, state: State, whole: torch.Tensor, batch: Batch, *, cuts: bool) -> State:
         def loss(parameters: Tuple[torch.Tensor, ...], weights: torch.Tensor) -> torch.Tensor:
-            losses = self.recipe.loss(self._call(parameters, batch.inputs), batch.targets)
+            losses = self.recipe.loss(self.call(parameters, batch.inputs), batch.targets)
             return (weights * losses).sum() / (weights.sum().clamp(min=1) if cuts else len(batch.indices))
 
         epoch, own = self.position(state.step)
