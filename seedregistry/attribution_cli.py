@@ -76,15 +76,16 @@ def add_commands(cli: click.Group) -> None:
 @click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder to write to.")
 @_seed
 @_workers
+@click.option("--device", default="cpu", show_default=True, help="Where to train, such as cuda.")
 @click.option("--peers", is_flag=True, help="Score dattri's influence function and traker's TRAK too, when they are installed.")
 @_as_json
-def _demo(data: str, root: str, out: Path, seed: int, workers: int, *, peers: bool, as_json: bool) -> int:
+def _demo(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, peers: bool, as_json: bool) -> int:
     """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
     from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
 
     progress = _Progress()
     with progress.shown():
-        demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, peers=peers, progress=progress)
+        demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, peers=peers, device=device, progress=progress)
     results = demo.results()
     if as_json:
         click.echo(json.dumps(results, indent=2))

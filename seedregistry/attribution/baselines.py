@@ -29,7 +29,7 @@ _TOLERANCE = 1e-6
 def gradient_dot_product(training: Training, measurement: Measurement, state: State) -> torch.Tensor:
     """Return minus the dot product of the measurement's gradient and each example's, after the training."""
     with pinned_threads(training.recipe.threads):
-        return -_flat(_measured(training, measurement, state)) @ _flat(_per_example(training, state)).T
+        return (-_flat(_measured(training, measurement, state)) @ _flat(_per_example(training, state)).T).cpu()
 
 
 def tracin(training: Training, measurement: Measurement, states: Sequence[State]) -> torch.Tensor:
@@ -70,7 +70,7 @@ def influence_function(
     with pinned_threads(training.recipe.threads):
         product = _gauss_newton(training, state, damping)
         solved = _conjugate_gradients(product, _flat(_measured(training, measurement, state)), iterations)
-        return -solved @ _flat(_per_example(training, state)).T / training.size
+        return (-solved @ _flat(_per_example(training, state)).T / training.size).cpu()
 
 
 def random_scores(training: Training, targets: int) -> torch.Tensor:

@@ -76,7 +76,7 @@ def dattri_influence(
 
     train, test = (
         DataLoader(TensorDataset(*pair), batch_size=len(pair[0]))
-        for pair in (training.examples(), (training.recipe.cast(examples[0]), examples[1]))
+        for pair in (training.examples(), tuple(map(training.place, examples)))
     )
     with _quietly(training, "dattri"):
         task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
@@ -87,7 +87,7 @@ def dattri_influence(
     if not torch.isfinite(found).all():
         message = f"dattri's scores are not finite: its {iterations} iterations go on after they have converged. Take fewer."
         raise RecipeError(message)
-    return -found.T.to(training.recipe.dtype) / training.size
+    return -found.T.to(training.recipe.dtype).cpu() / training.size
 
 
 def traker_trak(
@@ -130,7 +130,7 @@ def traker_trak(
             traker.featurize(batch=batch, num_samples=len(batch[0]))
         traker.finalize_features()
         traker.start_scoring_checkpoint("test", model.state_dict(), model_id=0, num_targets=len(examples[0]))
-        for batch in _batches(training, examples):
+        for batch in _batches(training, (training.place(examples[0]), training.place(examples[1]))):
             traker.score(batch=batch, num_samples=len(batch[0]))
         scores = torch.tensor(traker.finalize_scores("test"))  # a copy: the file behind it goes with its folder
     return -scores.T.to(training.recipe.dtype)

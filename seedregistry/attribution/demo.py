@@ -113,6 +113,7 @@ def run_demo(
     root: Union[str, os.PathLike[str]] = "data",
     workers: Union[int, concurrent.futures.Executor] = 1,
     peers: bool = False,
+    device: Optional[str] = None,
     progress: Optional[Progress] = None,
 ) -> Demo:
     """Train, attribute, retrain and score; write ledger, table, scores, results and report.
@@ -129,6 +130,7 @@ def run_demo(
         root: where CIFAR-10 is.
         workers: as for ``retrain``.
         peers: score dattri's influence function and traker's TRAK too. Their streams are in the ledger, and so in its digest.
+        device: where it trains, such as ``"cuda"``; None is where the plan says.
         progress: told what is being done.
 
     Raises:
@@ -148,7 +150,11 @@ def run_demo(
     kept = folder / "progress"
     kept.mkdir(parents=True, exist_ok=True)
     tell: Progress = progress or _tell_nobody
-    demo = _carry_out(SeedRegistry(seed), make, kept, workers, tell, peers=peers)
+    registry = SeedRegistry(seed)
+    made = make(registry)
+    if device is not None:
+        made = attrs.evolve(made, recipe=attrs.evolve(made.recipe, device=device))
+    demo = _carry_out(registry, made, kept, workers, tell, peers=peers)
     _write(demo, folder)
     shutil.rmtree(kept)
     return demo
@@ -156,7 +162,7 @@ def run_demo(
 
 def _carry_out(
     registry: SeedRegistry,
-    make: Callable[[SeedRegistry], Plan],
+    plan: Plan,
     kept: Path,
     workers: Union[int, concurrent.futures.Executor],
     tell: Progress,
@@ -164,7 +170,6 @@ def _carry_out(
     peers: bool,
 ) -> Demo:
     clock = _Clock()
-    plan = make(registry)
     training = Training(registry, plan.recipe)
     targets = slice(0, plan.targets)
     measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
@@ -199,7 +204,7 @@ def _carry_out(
     wrong = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
     shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
     with torch.no_grad(), pinned_threads(plan.recipe.threads):
-        outputs = training.outputs(final, plan.recipe.cast(plan.test[0]))
+        outputs = training.outputs(final, plan.test[0]).cpu()
     return Demo(
         registry=registry,
         plan=plan,

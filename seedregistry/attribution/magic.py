@@ -68,11 +68,11 @@ class _ExampleLosses:
         return sha.hexdigest()
 
     def __call__(self, training: Training, state: State) -> torch.Tensor:
-        outputs = training.outputs(state, training.recipe.cast(self.inputs))
+        outputs, targets = training.outputs(state, self.inputs), training.place(self.targets)
         if not self.is_margin:
-            return training.recipe.loss(outputs, training.recipe.cast(self.targets))
-        right = outputs.gather(1, self.targets[:, None]).squeeze(1)
-        others = outputs.scatter(1, self.targets[:, None], float("-inf"))
+            return training.recipe.loss(outputs, targets)
+        right = outputs.gather(1, targets[:, None]).squeeze(1)
+        others = outputs.scatter(1, targets[:, None], float("-inf"))
         return right - others.logsumexp(1)
 
 
@@ -149,8 +149,7 @@ def _walk(
         stop, final, values = adjoint.restore(saved, first)
     for state in walk_back(first, stop, training.advance, slots=slots, store=store):
         if final is None or values is None:
-            weights = torch.ones(training.size, dtype=training.recipe.dtype)
-            final = training.advance(state, total, weights)
+            final = training.advance(state, total)
             values = adjoint.begin(measurement, final)
         adjoint.step(state)
         if progress is not None:
@@ -167,7 +166,7 @@ def _walk(
         raise RecipeError(message)
     if journal is not None:
         journal.remove()
-    return Attribution(scores=adjoint.scores, values=values, state=final, states_kept=store.most)
+    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), state=final, states_kept=store.most)
 
 
 class _Adjoint:
@@ -195,7 +194,7 @@ class _Adjoint:
             for value in values
         ]
         self._adjoints = tuple(torch.stack(column) for column in zip(*rows))
-        self.scores = torch.zeros(len(values), self._training.size, dtype=self._training.recipe.dtype)
+        self.scores = torch.zeros(len(values), self._training.size, dtype=self._training.recipe.dtype, device=values.device)
         return values.detach()
 
     def step(self, state: State) -> None:
@@ -203,12 +202,12 @@ class _Adjoint:
         training = self._training
         batch = training.batch(state.step)
         tensors = [tensor.detach().requires_grad_() for tensor in state.tensors()]
-        weights = torch.ones(len(batch.indices), dtype=training.recipe.dtype, requires_grad=True)
+        weights = training.ones(len(batch.indices), requires_grad=True)
         after = training.step(state.with_tensors(tensors), weights, batch, create_graph=True)
         outputs, adjoints = zip(*((out, adjoint) for out, adjoint in zip(after.tensors(), self._adjoints) if out.requires_grad))
         *before, by_weight = self._pull_back(outputs, [*tensors, weights], adjoints)
         self._adjoints = tuple(before)
-        self.scores.index_add_(1, batch.indices, by_weight)
+        self.scores.index_add_(1, batch.indices.to(self.scores.device), by_weight)
 
     def _pull_back(
         self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], adjoints: Sequence[torch.Tensor]

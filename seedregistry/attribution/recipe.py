@@ -52,6 +52,9 @@ class Recipe:
             ``instance_id``.
         order_id: instance id of the loader alone, where the order of the examples is another training's; None likewise.
         threads: threads of torch while it runs; sums on the CPU depend on it.
+        device: where it runs, such as ``"cuda"``. The model is built on the CPU and moved, so that its initial parameters are
+            the same on every device. Sums on a GPU may depend on the order in which they happen to be done;
+            ``registry.set_global_state(deterministic="strict")`` excludes that.
 
     Raises:
         RecipeError: an argument is not of these kinds.
@@ -75,6 +78,7 @@ class Recipe:
     model_id: Any = None
     order_id: Any = None
     threads: int = 1
+    device: Any = "cpu"
 
     def __attrs_post_init__(self) -> None:
         problems = [*self._problems_of_kind(), *self._problems_of_value(), *self._problems_of_data()]

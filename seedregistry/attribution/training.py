@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
+from seedregistry import rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.errors import RecipeError
 
@@ -106,15 +107,17 @@ class Training:
     Raises:
         RecipeError: the model has batch norm statistics or other buffers that training changes, or an option of the optimizer
             cannot be replayed.
+        DeviceError: the recipe's device is none, or not there.
     """
 
     def __init__(self, registry: SeedRegistry, recipe: Recipe) -> None:
         self.registry = registry
         self.recipe = recipe
+        self._device = rng.resolve_device(recipe.device)
         name = recipe.instance_id
         model = registry.model(recipe.model, instance_id=name if recipe.model_id is None else recipe.model_id)
         _refuse_running_statistics(model)
-        self._model = model.to(recipe.dtype)
+        self._model = model.to(self._device, recipe.dtype)
         self._model.train()
         self._names = [parameter_name for parameter_name, _ in self._model.named_parameters()]
         self._buffers = dict(self._model.named_buffers())
@@ -130,7 +133,7 @@ class Training:
             drop_last=recipe.drop_last,
             shard=False,
         )
-        self._tensors = dataset.tensors if type(dataset) is TensorDataset else None
+        self._tensors = tuple(map(self.place, dataset.tensors)) if type(dataset) is TensorDataset else None
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
@@ -174,7 +177,7 @@ class Training:
         return float(self._hyper[step][0]["lr"])
 
     def examples(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs and targets of all training examples, in the dataset's order.
+        """Return the inputs and targets of all training examples, in the dataset's order, on the recipe's device.
 
         Raises:
             RecipeError: the data are no tensors.
@@ -193,6 +196,14 @@ class Training:
         finally:
             self._model.train()
 
+    def place(self, value: Any) -> Any:
+        """Return a tensor on the recipe's device, a floating one in its dtype; anything else as it is."""
+        return self.recipe.cast(value).to(self._device) if isinstance(value, torch.Tensor) else value
+
+    def ones(self, count: int, *, requires_grad: bool = False) -> torch.Tensor:
+        """Return weights of 1 for some examples, shape (count,), on the recipe's device in its dtype."""
+        return torch.ones(count, dtype=self.recipe.dtype, device=self._device, requires_grad=requires_grad)
+
     def position(self, step: int) -> Tuple[int, int]:
         """Return (epoch, step in the epoch) of a step of the run."""
         return divmod(step, self._epoch_length)
@@ -202,9 +213,7 @@ class Training:
         epoch, own = self.position(step)
         if self._tensors is None:
             inputs, targets = self._loader.batch(epoch, own)
-            return Batch(
-                inputs=self.recipe.cast(inputs), targets=self.recipe.cast(targets), indices=self._loader.indices(epoch, own)
-            )
+            return Batch(inputs=self.place(inputs), targets=self.place(targets), indices=self._loader.indices(epoch, own))
         order = self._orders.get(epoch)
         if order is None:
             self._orders.clear()  # walked backwards, one epoch after the other is looked at
@@ -227,7 +236,7 @@ class Training:
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
         """Return the model's outputs in evaluation mode, differentiable in the state's parameters."""
         with self.evaluating():
-            return self.call(state.parameters, inputs)
+            return self.call(state.parameters, self.place(inputs))
 
     def call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
         """Return the model's outputs in the mode it is in, differentiable in the parameters.
@@ -328,7 +337,7 @@ class Training:
             progress: told the number of each step that is done.
             cuts: as for :meth:`step`.
         """
-        whole = torch.ones(self.size, dtype=self.recipe.dtype) if weights is None else weights.to(self.recipe.dtype)
+        whole = self.ones(self.size) if weights is None else self.place(weights)
         for step in range(state.step, stop):
             batch = self.batch(step)
             state = self.step(state, whole[batch.indices], batch, cuts=cuts)
@@ -351,7 +360,7 @@ class Training:
                     "stream sets, such as a generator of its own. Draw from the default generators of python, NumPy or torch."
                 )
                 raise RecipeError(message)
-            weights = torch.ones(len(batches[0].indices), dtype=self.recipe.dtype)
+            weights = self.ones(len(batches[0].indices))
             states = [self.step(self.initial_state(), weights, batch) for batch in batches]
             if states[0].fingerprint() != states[1].fingerprint():
                 message = (
@@ -390,7 +399,7 @@ class Training:
         count = len(weights)
         state = self.initial_state()
         state = state.with_tensors([tensor.expand(count, *tensor.shape) for tensor in state.tensors()])
-        whole = weights.to(self.recipe.dtype)
+        whole = self.place(weights)
         with pinned_threads(self.recipe.threads), torch.no_grad():
             for step in range(self.steps):
                 state = self._step_many(state, whole, self.batch(step), cuts=cuts)
