@@ -41,7 +41,7 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
         states: such as those after each epoch; the learning rate is that of the last step before each.
     """
     with pinned_threads(training.recipe.threads):
-        total = torch.zeros(())
+        total = torch.zeros((), device="cpu")
         for state in states:
             rate = training.learning_rate(max(state.step - 1, 0))
             total = total + rate * gradient_dot_product(training, measurement, state)
@@ -76,7 +76,7 @@ def influence_function(
 def random_scores(training: Training, targets: int) -> torch.Tensor:
     """Return scores that say nothing, from the stream ("random_scores", instance id): what chance alone would get."""
     generator = training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()
-    return torch.randn(targets, training.size, generator=generator, dtype=training.recipe.dtype)
+    return torch.randn(targets, training.size, generator=generator, dtype=training.recipe.dtype, device="cpu")
 
 
 def _flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

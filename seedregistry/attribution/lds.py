@@ -113,7 +113,8 @@ def drop_sets(
         raise InvalidOptionError(f"subsets must be an int > 1; got {subsets!r}.")
     stream = registry.stream(SUBSETS_PURPOSE, instance_id)
     drawn = [
-        torch.randperm(size, generator=stream.at(repr(fraction), i).generator())[:count].sort().values for i in range(subsets)
+        torch.randperm(size, generator=stream.at(repr(fraction), i).generator(), device="cpu")[:count].sort().values
+        for i in range(subsets)
     ]
     return torch.stack(drawn)
 
@@ -154,14 +155,14 @@ def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]
             raise ReplayError(message)
         _unpacked.clear()
         _unpacked[digest] = (job, training)
-    return _retrain_all(*_unpacked[digest], name, indices, torch.tensor(dropped))
+    return _retrain_all(*_unpacked[digest], name, indices, torch.tensor(dropped, device="cpu"))
 
 
 def _retrain_all(job: _Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[List[float]]:
     """Return the values of each retraining: of one after the other, or of all at once."""
     if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
         return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
-    weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype).scatter_(1, dropped, 0.0)
+    weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
     states = training.run_many(weights, cuts=job.protocol == "cut")
     return [_measure(job, training, state, f"{name}_{index}") for index, state in zip(indices, states)]
 
@@ -176,7 +177,7 @@ def _measure(job: _Job, training: Training, state: State, name: str) -> List[flo
 
 def _retrain(job: _Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> List[float]:
     recipe = job.recipe
-    weights = torch.ones(training.size, dtype=recipe.dtype)
+    weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
     weights[dropped] = 0
     own = f"{name}_{index}"
     if job.protocol not in {"weights", "cut"}:
@@ -184,7 +185,7 @@ def _retrain(job: _Job, training: Training, name: str, index: int, dropped: torc
         if job.protocol == "subset":
             kept = weights.nonzero().squeeze(1)
             recipe = attrs.evolve(recipe, dataset=_subset(recipe.as_dataset(), kept))
-            weights = torch.ones(len(kept), dtype=recipe.dtype)
+            weights = torch.ones(len(kept), dtype=recipe.dtype, device="cpu")
         elif job.protocol == "own-order":
             recipe = attrs.evolve(recipe, order_id=own)
         elif job.protocol == "own-init":
@@ -291,7 +292,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
             protocol=protocol,
             dropped=dropped,
             values=torch.tensor(
-                [results[f"lds_{fraction!r}", fraction, index] for index in range(subsets)], dtype=torch.float64
+                [results[f"lds_{fraction!r}", fraction, index] for index in range(subsets)], dtype=torch.float64, device="cpu"
             ),
         )
         for fraction, dropped in wanted.items()

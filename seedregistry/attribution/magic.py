@@ -176,7 +176,7 @@ class _Adjoint:
         self._training = training
         self._vectorized = vectorized
         self._adjoints: Tuple[torch.Tensor, ...] = ()
-        self.scores = torch.empty(0)
+        self.scores = torch.empty(0, device="cpu")
 
     def begin(self, measurement: Measurement, final: State) -> torch.Tensor:
         """Measure the final state, and differentiate the measurement; return the values."""

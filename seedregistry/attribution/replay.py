@@ -82,7 +82,7 @@ class Slots:
             return Kept(self, state, None)
         path = Path(self._folder.name) / f"{self._number}.pt"
         torch.save([tensor.detach() for tensor in state.tensors()], path)
-        return Kept(self, state.with_tensors([torch.empty(0)] * len(state.tensors())), path)
+        return Kept(self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path)
 
     def forget(self) -> None:
         """Count one state less."""

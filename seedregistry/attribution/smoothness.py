@@ -57,7 +57,7 @@ def metasmoothness(
         raise InvalidOptionError(f"step must be > 0; got {step!r}.")
     if direction is None:
         generator = training.registry.stream("metasmoothness", training.recipe.instance_id).at(0).generator()
-        direction = torch.randint(0, 2, (training.size,), generator=generator).to(training.recipe.dtype)
+        direction = torch.randint(0, 2, (training.size,), generator=generator, device="cpu").to(training.recipe.dtype)
     if direction.shape != (training.size,):
         raise InvalidOptionError(f"direction must have shape ({training.size},); got {tuple(direction.shape)}.")
     with torch.no_grad():
