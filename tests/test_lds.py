@@ -11,12 +11,23 @@ import sys
 import attrs
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from kill import run_until
 from recipes import SIZE, VARIANTS, Noisy, held_out, recipe
 
 from seedregistry import SeedRegistry
-from seedregistry.attribution import PROTOCOLS, Retrainings, Training, drop_sets, losses_of, magic, retrain, score
+from seedregistry.attribution import (
+    PROTOCOLS,
+    Retrainings,
+    Training,
+    drop_sets,
+    losses_of,
+    magic,
+    noise_ceiling,
+    retrain,
+    score,
+)
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.ledger import Note
 
@@ -289,3 +300,41 @@ def test_scores_of_another_shape_are_refused(shape):
     """Scores must have a row for each target and a column for each example."""
     with pytest.raises(RecipeError, match="shape"):
         score(made(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([[0], [3], [7]])), torch.zeros(shape))
+
+
+# --- replicates -----------------------------------------------------------------------------------------------------------
+
+
+def test_replicates_have_seeds_of_their_own_and_the_same_subsets(training, tmp_path):
+    """Another replicate draws other seeds where the protocol has its own, on the same subsets, and is kept apart."""
+    registry_before = len(training.registry.ledger.find(Note))
+    fresh = [
+        retrain(training, TESTS, fractions=(0.2,), subsets=3, protocol="fresh", replicate=replicate, store=tmp_path)[0]
+        for replicate in (0, 1, 0)
+    ]
+    assert torch.equal(fresh[0].dropped, fresh[1].dropped)
+    assert torch.equal(fresh[0].values, fresh[2].values)
+    assert not torch.equal(fresh[0].values, fresh[1].values)
+    assert len(list(tmp_path.glob("*.json"))) == 6
+    assert len(training.registry.ledger.find(Note)) == registry_before + 3
+    shared = [retrain(training, TESTS, fractions=(0.2,), subsets=3, replicate=replicate)[0] for replicate in (0, 1)]
+    assert torch.equal(shared[0].values, shared[1].values)
+    for wrong in (-1, True, 1.0):
+        with pytest.raises(InvalidOptionError, match="replicate"):
+            retrain(training, TESTS, replicate=wrong)
+
+
+def test_noise_ceiling(training):
+    """Replicates of the run itself predict each other perfectly, fresh ones far less; other subsets are refused."""
+    shared = [retrain(training, TESTS, fractions=(0.2,), subsets=12, replicate=replicate)[0] for replicate in (0, 1)]
+    fresh = [
+        retrain(training, TESTS, fractions=(0.2,), subsets=12, protocol="fresh", replicate=replicate)[0] for replicate in (0, 1)
+    ]
+    assert noise_ceiling(*shared) == pytest.approx(1)
+    assert noise_ceiling(*fresh) < 0.8
+    values = [one.values.numpy() for one in fresh]
+    expected = np.mean([scipy.stats.spearmanr(values[0][:, i], values[1][:, i])[0] for i in range(values[0].shape[1])])
+    assert noise_ceiling(*fresh) == pytest.approx(expected)
+    (other,) = retrain(training, TESTS, fractions=(0.1,), subsets=12)
+    with pytest.raises(RecipeError, match="other examples"):
+        noise_ceiling(shared[0], other)

@@ -2,7 +2,7 @@
 
 from seedregistry.attribution import baselines, bridges
 from seedregistry.attribution.datasets import get_cifar10_dataloader, load_cifar10, load_digits
-from seedregistry.attribution.lds import PROTOCOLS, LdsScore, Retrainings, drop_sets, lds, retrain, score
+from seedregistry.attribution.lds import PROTOCOLS, LdsScore, Retrainings, drop_sets, lds, noise_ceiling, retrain, score
 from seedregistry.attribution.magic import Attribution, losses_of, magic, margins_of
 from seedregistry.attribution.models import construct_digits_cnn, construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe, cross_entropy
@@ -35,6 +35,7 @@ __all__ = [
     "magic",
     "margins_of",
     "metasmoothness",
+    "noise_ceiling",
     "retrain",
     "score",
     "setup_lds_validation",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from seedregistry.attribution.magic import Measurement
     from seedregistry.attribution.recipe import Recipe
 
-__all__ = ["PROTOCOLS", "LdsScore", "Retrainings", "drop_sets", "lds", "retrain", "score"]
+__all__ = ["PROTOCOLS", "LdsScore", "Retrainings", "drop_sets", "lds", "noise_ceiling", "retrain", "score"]
 
 PROTOCOLS: Dict[str, str] = {
     "weights": "the run itself with weights of zero: initial parameters, order and draws shared",
@@ -131,6 +131,7 @@ class _Job:
     recipe: Recipe
     measurement: Measurement
     protocol: str
+    replicate: int
     fingerprint: str
 
 
@@ -179,7 +180,7 @@ def _retrain(job: _Job, training: Training, name: str, index: int, dropped: torc
     recipe = job.recipe
     weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
     weights[dropped] = 0
-    own = f"{name}_{index}"
+    own = f"{name}_{index}" if job.replicate == 0 else f"{name}_{index}_{job.replicate}"
     if job.protocol not in {"weights", "cut"}:
         registry = SeedRegistry(job.master_seed, scheme=job.scheme)
         if job.protocol == "subset":
@@ -210,6 +211,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     fractions: Iterable[float] = (0.01, 0.05, 0.2),
     subsets: int = 50,
     protocol: str = "weights",
+    replicate: int = 0,
     workers: Union[int, concurrent.futures.Executor] = 1,
     at_once: int = 1,
     store: Union[str, os.PathLike[str], None] = None,
@@ -227,6 +229,8 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         fractions: shares of the training examples to leave out, each between 0 and 1.
         subsets: retrainings for each fraction.
         protocol: one of :data:`PROTOCOLS`.
+        replicate: int >= 0; another one has the same subsets and, where a protocol has seeds of its own, other ones. See
+            :func:`noise_ceiling`.
         workers: number of processes, 1 for this one alone; or an executor, which may be a cluster's. The recipe must pickle
             then.
         at_once: how many models a process trains as one stack, under the protocols ``"weights"`` and ``"cut"``: several times
@@ -249,6 +253,8 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         if not is_executor and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             also = " or an executor of concurrent.futures" if option == "workers" else ""
             raise InvalidOptionError(f"{option} must be an int > 0{also}; got {value!r}.")
+    if not isinstance(replicate, int) or isinstance(replicate, bool) or replicate < 0:
+        raise InvalidOptionError(f"replicate must be an int >= 0; got {replicate!r}.")
     registry, recipe = training.registry, training.recipe
     wanted = {
         fraction: drop_sets(registry, training.size, fraction, subsets, instance_id=recipe.instance_id)
@@ -263,6 +269,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         recipe=recipe,
         measurement=measurement,
         protocol=protocol,
+        replicate=replicate,
         fingerprint=training.fingerprint(),
     )
     asked = {
@@ -270,11 +277,13 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         "subsets": subsets,
         "protocol": protocol,
         "run": job.fingerprint,
+        **({"replicate": replicate} if replicate else {}),
     }
     shared = "shared" if protocol in {"weights", "cut"} else "not those of the run"
     digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
-    registry.note(**{f"lds {recipe.instance_id} {protocol}": {**asked, "streams": shared, "subsets_digest": digest}})
-    kept = _Store(store, {"format": _FORMAT, "protocol": protocol, "fingerprint": job.fingerprint})
+    name = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
+    registry.note(**{name: {**asked, "streams": shared, "subsets_digest": digest}})
+    kept = _Store(store, {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate), "fingerprint": job.fingerprint})
     tasks = [(f"lds_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
     results = {task: kept.load(task[0], task[2], wanted[task[1]][task[2]]) for task in tasks}
     todo = [task for task in tasks if results[task] is None]
@@ -361,7 +370,9 @@ class _Store:
             self._folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str, index: int) -> Optional[Path]:
-        return None if self._folder is None else self._folder / f"{self._identity['protocol']}-{name}-{index}.json"
+        if self._folder is None:
+            return None
+        return self._folder / f"{self._identity['protocol']}-{self._identity['replicate']}-{name}-{index}.json"
 
     def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[List[float]]:
         path = self._path(name, index)
@@ -450,6 +461,20 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
         undefined=int(np.isnan(spearman).sum()),
         subsets=len(actual),
     )
+
+
+def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
+    """Return how well two replicates of retraining predict each other: what no scores can be expected to exceed by much.
+
+    Under the protocol ``"fresh"`` each retraining has seeds of its own, whose noise no attribution of a single run can know.
+    The figure is the mean Spearman correlation, over the targets, of the values of the one with those of the other.
+
+    Raises:
+        RecipeError: the two have not left out the same examples.
+    """
+    if first.values.shape != second.values.shape or not torch.equal(first.dropped, second.dropped):
+        raise RecipeError("A noise ceiling compares two replicates of one retraining: these left other examples out.")
+    return _mean(_correlations(_ranks(first.values.numpy()), _ranks(second.values.numpy())))
 
 
 def _mean(values: np.ndarray) -> float:
