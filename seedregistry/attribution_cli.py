@@ -23,7 +23,7 @@ except ImportError as error:
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.metagradients import Measurement
     from seedregistry.attribution.training import Training
 
 __all__ = ["add_commands"]

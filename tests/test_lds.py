@@ -26,6 +26,7 @@ from seedregistry.attribution import (
     magic,
     noise_ceiling,
     retrain,
+    retraining,
     score,
 )
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
@@ -176,7 +177,7 @@ def test_what_cannot_be_sent_is_said(training):
 
 def test_a_process_that_does_not_repeat_the_run_refuses(training, monkeypatch):
     """The handshake: a process whose first steps have another fingerprint refuses, with both."""
-    monkeypatch.setattr(sys.modules["seedregistry.attribution.lds"], "_unpacked", {})
+    monkeypatch.setattr(retraining, "_unpacked", {})
     monkeypatch.setattr(Training, "fingerprint", lambda self, steps=10: "a" * 64 if self is training else "b" * 64)
     with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match="bbbbbbbbbbbb, and aaaaaaaaaaaa"):
         retrain(training, TESTS, fractions=(0.1,), subsets=2, workers=pool)

@@ -14,8 +14,7 @@ from recipes import ADAM, SIZE, VARIANTS, Noisy, held_out, mlp, mlp_with_dropout
 from torch import nn
 
 from seedregistry import SeedRegistry
-from seedregistry.attribution import State, Training, losses_of, magic, margins_of, metasmoothness, optimizers
-from seedregistry.attribution import magic as magic_module
+from seedregistry.attribution import State, Training, losses_of, magic, margins_of, metagradients, metasmoothness, optimizers
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 TESTS = losses_of(*held_out())
@@ -92,16 +91,14 @@ def test_all_targets_at_once_or_one_by_one(name):
 def test_a_recursion_without_momentum_is_caught(monkeypatch):
     """Leaving the momentum buffer's adjoint out of the recursion fails the test against finite differences."""
     training = Training(SeedRegistry(42), recipe())
-    step = magic_module._Adjoint.step if hasattr(magic_module, "_Adjoint") else None
-    module = sys.modules["seedregistry.attribution.magic"]
-    step = module._Adjoint.step
+    step = metagradients._Adjoint.step
 
     def forgetful(self, state) -> None:
         step(self, state)
         count = len(state.parameters)
         self._adjoints = (*self._adjoints[:count], *(torch.zeros_like(adjoint) for adjoint in self._adjoints[count:]))
 
-    monkeypatch.setattr(module._Adjoint, "step", forgetful)
+    monkeypatch.setattr(metagradients._Adjoint, "step", forgetful)
     assert error(training, magic(training, TESTS).scores) > 1e-2
 
 

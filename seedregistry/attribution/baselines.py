@@ -18,7 +18,7 @@ from seedregistry.attribution.training import pinned_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.metagradients import Measurement
     from seedregistry.attribution.training import State, Training
 
 __all__ = ["gradient_dot_product", "influence_function", "random_scores", "tracin"]

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from seedregistry.attribution import baselines, bridges, report
-from seedregistry.attribution.lds import LdsScore, Retrainings, retrain, score
-from seedregistry.attribution.magic import Attribution, losses_of, magic
+from seedregistry.attribution.metagradients import Attribution, losses_of, magic
 from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
+from seedregistry.attribution.retraining import Retrainings, retrain
+from seedregistry.attribution.scoring import LdsScore, score
 from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
 from seedregistry.attribution.training import Training, pinned_threads
 from seedregistry.errors import InvalidOptionError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 import torch
 
-from seedregistry.attribution.lds import PROTOCOLS
+from seedregistry.attribution.retraining import PROTOCOLS
 
 try:
     import jinja2

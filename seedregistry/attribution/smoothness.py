@@ -13,7 +13,7 @@ import torch
 from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.magic import Measurement
+    from seedregistry.attribution.metagradients import Measurement
     from seedregistry.attribution.training import Training
 
 __all__ = ["Metasmoothness", "metasmoothness"]

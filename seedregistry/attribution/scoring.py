@@ -1,0 +1,150 @@
+"""The linear datamodeling score: how well predicted outcomes of retrainings on subsets rank the real ones.
+
+Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, section 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional, Tuple
+
+import attrs
+import numpy as np
+import torch
+
+from seedregistry.attribution.retraining import Retrainings, retrain
+from seedregistry.errors import RecipeError
+
+if TYPE_CHECKING:
+    from seedregistry.attribution.metagradients import Measurement
+    from seedregistry.attribution.training import Training
+    from seedregistry.registry import SeedRegistry
+
+__all__ = ["LdsScore", "lds", "noise_ceiling", "score"]
+
+_BOOTSTRAPS = 1000
+
+
+@attrs.frozen(kw_only=True)
+class LdsScore:
+    """How well scores predict retrainings.
+
+    Attributes:
+        fraction: share of the training examples that was left out.
+        protocol: one of ``PROTOCOLS``.
+        mean: mean Spearman correlation over the targets where it exists.
+        interval: 95% bootstrap interval of the mean, over subsets.
+        spearman: for each target; NaN where the predictions or the values are all equal.
+        pearson: mean Pearson correlation over the targets where it exists.
+        slope: of the real change by the predicted one, least squares over all targets; 1 where sizes are right too.
+        undefined: number of targets without a correlation.
+        subsets: number of retrainings.
+    """
+
+    fraction: float
+    protocol: str
+    mean: float
+    interval: Tuple[float, float]
+    spearman: Tuple[float, ...]
+    pearson: float
+    slope: float
+    undefined: int
+    subsets: int
+
+
+def lds(training: Training, measurement: Measurement, scores: torch.Tensor, **options: Any) -> Tuple[LdsScore, ...]:
+    """Retrain on subsets and return how well scores predict the outcomes: for each fraction.
+
+    Args:
+        training: the run.
+        measurement: as for ``magic``.
+        scores: of each target and training example, shape (targets, size).
+        **options: for :func:`retrain`.
+
+    Raises:
+        RecipeError: as for :func:`retrain` and :func:`score`; the shape of the scores is looked at before anything is trained.
+        InvalidOptionError, ReplayError: as for :func:`retrain`.
+    """
+    if scores.ndim != 2 or scores.shape[1] != training.size:  # noqa: PLR2004 - targets and examples
+        raise RecipeError(f"scores must have shape (targets, {training.size}); got {tuple(scores.shape)}.")
+    return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
+
+
+def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[SeedRegistry] = None) -> LdsScore:
+    """Return how well scores predict retrainings.
+
+    Args:
+        retrainings: one of those that :func:`retrain` returned.
+        scores: of each target and training example, shape (targets, size): the effect of the example's weight on the measured
+            value.
+        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None makes no interval.
+
+    Raises:
+        RecipeError: the scores do not have a row for each target.
+    """
+    targets = retrainings.values.shape[1]
+    has_rows = scores.ndim == 2 and scores.shape[0] == targets  # noqa: PLR2004 - targets and examples
+    if not has_rows or scores.shape[1] <= int(retrainings.dropped.max()):
+        raise RecipeError(f"scores must have shape (targets, size) with {targets} targets; got {tuple(scores.shape)}.")
+    scores = scores.to(torch.float64)
+    predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
+    actual = retrainings.values.numpy()
+    spearman = _correlations(_ranks(predicted), _ranks(actual))
+    pearson = _correlations(predicted, actual)
+    centred = predicted - predicted.mean(0), actual - actual.mean(0)
+    spread = float((centred[0] ** 2).sum())
+    interval = (float("nan"), float("nan"))
+    if registry is not None:
+        draws = registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}").at(0).numpy()
+        chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
+        ranks = (
+            _ranks(predicted),
+            _ranks(actual),
+        )  # not ranked anew: rows drawn twice would be ties, and lower every correlation
+        means = [_mean(_correlations(ranks[0][rows], ranks[1][rows])) for rows in chosen]
+        interval = (float(np.nanpercentile(means, 2.5)), float(np.nanpercentile(means, 97.5)))
+    return LdsScore(
+        fraction=retrainings.fraction,
+        protocol=retrainings.protocol,
+        mean=_mean(spearman),
+        interval=interval,
+        spearman=tuple(float(value) for value in spearman),
+        pearson=_mean(pearson),
+        slope=float((centred[0] * centred[1]).sum()) / spread if spread else float("nan"),
+        undefined=int(np.isnan(spearman).sum()),
+        subsets=len(actual),
+    )
+
+
+def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
+    """Return how well two replicates of retraining predict each other: what no scores can be expected to exceed by much.
+
+    Under the protocol ``"fresh"`` each retraining has seeds of its own, whose noise no attribution of a single run can know.
+    The figure is the mean Spearman correlation, over the targets, of the values of the one with those of the other.
+
+    Raises:
+        RecipeError: the two have not left out the same examples.
+    """
+    if first.values.shape != second.values.shape or not torch.equal(first.dropped, second.dropped):
+        raise RecipeError("A noise ceiling compares two replicates of one retraining: these left other examples out.")
+    return _mean(_correlations(_ranks(first.values.numpy()), _ranks(second.values.numpy())))
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks within each column, equal values sharing the mean of theirs."""
+    from scipy.stats import rankdata  # noqa: PLC0415 - an extra, and slow to import
+
+    ranks: np.ndarray = rankdata(values, axis=0)
+    return ranks
+
+
+def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the correlation of each pair of columns, NaN where one is constant."""
+    one, two = first - first.mean(0), second - second.mean(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: np.ndarray = (one * two).sum(0) / np.sqrt((one**2).sum(0) * (two**2).sum(0))
+    return found
