@@ -58,11 +58,11 @@ def lds(training: Training, measurement: Measurement, scores: torch.Tensor, **op
         training: the run.
         measurement: as for ``magic``.
         scores: of each target and training example, shape (targets, size).
-        **options: for :func:`retrain`.
+        **options: for ``retrain``.
 
     Raises:
-        RecipeError: as for :func:`retrain` and :func:`score`; the shape of the scores is looked at before anything is trained.
-        InvalidOptionError, ReplayError: as for :func:`retrain`.
+        RecipeError: as for ``retrain`` and :func:`score`; the shape of the scores is looked at before anything is trained.
+        InvalidOptionError, ReplayError: as for ``retrain``.
     """
     if scores.ndim != 2 or scores.shape[1] != training.size:  # noqa: PLR2004 - targets and examples
         raise RecipeError(f"scores must have shape (targets, {training.size}); got {tuple(scores.shape)}.")
@@ -73,7 +73,7 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
     """Return how well scores predict retrainings.
 
     Args:
-        retrainings: one of those that :func:`retrain` returned.
+        retrainings: one of those that ``retrain`` returned.
         scores: of each target and training example, shape (targets, size): the effect of the example's weight on the measured
             value.
         registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None makes no interval.
