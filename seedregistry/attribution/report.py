@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 import torch
 
 from seedregistry.attribution.retraining import PROTOCOLS
+from seedregistry.attribution.scoring import ranks
 
 try:
     import jinja2
     import matplotlib as mpl
     from matplotlib.figure import Figure
-    from scipy.stats import rankdata
 except ImportError as error:
     needed = str(error.name).partition(".")[0]
     message = f"seedregistry.attribution.report needs {needed}: pip install 'seedregistry[report]'"
@@ -114,7 +114,7 @@ def wrong_seeds(demo: Demo) -> bytes:
         weights = torch.ones(len(one.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
         predicted = demo.attribution.predict(weights.scatter_(1, one.dropped, 0.0))
         colour = _BLUE if name == "weights" else _RED
-        axes.scatter(rankdata(predicted, axis=0), rankdata(one.values, axis=0), s=5, color=colour, alpha=0.25, linewidths=0)
+        axes.scatter(ranks(predicted.numpy()), ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0)
         axes.set_title(f"{demo.ablation[name][0].mean:.3f}", fontsize=20, color=colour)
         axes.set_xlabel(_IN_WORDS[name], fontsize=9)
         axes.set_xticks([])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seedregistry.attribution.training import Training
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["LdsScore", "lds", "noise_ceiling", "score"]
+__all__ = ["LdsScore", "lds", "noise_ceiling", "ranks", "score"]
 
 _BOOTSTRAPS = 1000
 
@@ -88,7 +88,7 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
     scores = scores.to(torch.float64)
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
-    spearman = _correlations(_ranks(predicted), _ranks(actual))
+    spearman = _correlations(ranks(predicted), ranks(actual))
     pearson = _correlations(predicted, actual)
     centred = predicted - predicted.mean(0), actual - actual.mean(0)
     spread = float((centred[0] ** 2).sum())
@@ -96,11 +96,11 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
     if registry is not None:
         draws = registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}").at(0).numpy()
         chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
-        ranks = (
-            _ranks(predicted),
-            _ranks(actual),
+        ranked = (
+            ranks(predicted),
+            ranks(actual),
         )  # not ranked anew: rows drawn twice would be ties, and lower every correlation
-        means = [_mean(_correlations(ranks[0][rows], ranks[1][rows])) for rows in chosen]
+        means = [_mean(_correlations(ranked[0][rows], ranked[1][rows])) for rows in chosen]
         interval = (float(np.nanpercentile(means, 2.5)), float(np.nanpercentile(means, 97.5)))
     return LdsScore(
         fraction=retrainings.fraction,
@@ -126,7 +126,7 @@ def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
     """
     if first.values.shape != second.values.shape or not torch.equal(first.dropped, second.dropped):
         raise RecipeError("A noise ceiling compares two replicates of one retraining: these left other examples out.")
-    return _mean(_correlations(_ranks(first.values.numpy()), _ranks(second.values.numpy())))
+    return _mean(_correlations(ranks(first.values.numpy()), ranks(second.values.numpy())))
 
 
 def _mean(values: np.ndarray) -> float:
@@ -134,12 +134,12 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks within each column, equal values sharing the mean of theirs."""
     from scipy.stats import rankdata  # noqa: PLC0415 - an extra, and slow to import
 
-    ranks: np.ndarray = rankdata(values, axis=0)
-    return ranks
+    found: np.ndarray = rankdata(values, axis=0)
+    return found
 
 
 def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
