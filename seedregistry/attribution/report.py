@@ -23,6 +23,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from seedregistry.attribution.demo import Demo
+    from seedregistry.attribution.retraining import Retrainings
 
 __all__ = ["render", "wrong_seeds"]
 
@@ -84,13 +85,17 @@ def _address(picture: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
+def _predicted(demo: Demo, retrainings: Retrainings) -> torch.Tensor:
+    """Return the values that are predicted for each retraining: shape (subsets, targets)."""
+    weights = torch.ones(len(retrainings.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
+    return demo.attribution.predict(weights.scatter_(1, retrainings.dropped, 0.0))
+
+
 def _scatter(demo: Demo) -> str:
     chosen = (demo.retrainings[0], demo.retrainings[len(demo.retrainings) // 2], demo.retrainings[-1])
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     for axes, one in zip(figure.subplots(1, 3), chosen):
-        weights = torch.ones(len(one.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
-        weights.scatter_(1, one.dropped, 0.0)
-        predicted = (demo.attribution.predict(weights) - demo.attribution.values).flatten()
+        predicted = (_predicted(demo, one) - demo.attribution.values).flatten()
         actual = (one.values - demo.attribution.values).flatten()
         axes.axline((0, 0), slope=1, color=_GREY, linewidth=1)
         axes.scatter(predicted, actual, s=4, color=_BLUE, alpha=0.4, linewidths=0, rasterized=True)
@@ -111,10 +116,9 @@ def wrong_seeds(demo: Demo) -> bytes:
     shown = {"weights": shared, **{name: found[0] for name, found in demo.wrong.items()}}
     figure = Figure(figsize=(2.4 * len(shown), 2.9), layout="constrained")
     for axes, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
-        weights = torch.ones(len(one.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
-        predicted = demo.attribution.predict(weights.scatter_(1, one.dropped, 0.0))
+        predicted = ranks(_predicted(demo, one).numpy())
         colour = _BLUE if name == "weights" else _RED
-        axes.scatter(ranks(predicted.numpy()), ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0)
+        axes.scatter(predicted, ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0)
         axes.set_title(f"{demo.ablation[name][0].mean:.3f}", fontsize=20, color=colour)
         axes.set_xlabel(_IN_WORDS[name], fontsize=9)
         axes.set_xticks([])

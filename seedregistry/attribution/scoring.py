@@ -88,7 +88,8 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
     scores = scores.to(torch.float64)
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
-    spearman = _correlations(ranks(predicted), ranks(actual))
+    ranked = ranks(predicted), ranks(actual)
+    spearman = _correlations(*ranked)
     pearson = _correlations(predicted, actual)
     centred = predicted - predicted.mean(0), actual - actual.mean(0)
     spread = float((centred[0] ** 2).sum())
@@ -96,10 +97,7 @@ def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[
     if registry is not None:
         draws = registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}").at(0).numpy()
         chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
-        ranked = (
-            ranks(predicted),
-            ranks(actual),
-        )  # not ranked anew: rows drawn twice would be ties, and lower every correlation
+        # Not ranked anew: rows drawn twice would be ties, and lower every correlation.
         means = [_mean(_correlations(ranked[0][rows], ranked[1][rows])) for rows in chosen]
         interval = (float(np.nanpercentile(means, 2.5)), float(np.nanpercentile(means, 97.5)))
     return LdsScore(
