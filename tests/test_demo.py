@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ pytest.importorskip("matplotlib")
 from demo_plan import small_plan
 from kill import run_until
 
-from seedregistry import Ledger
+from seedregistry import Ledger, SeedRegistry
 from seedregistry.attribution.demo import run_demo
 from seedregistry.cli import main
 from seedregistry.errors import InvalidOptionError
@@ -115,6 +116,14 @@ def test_a_demo_that_was_killed_goes_on(out, tmp_path):
     retrained = [line for line in seen if re.fullmatch(r"retrain \d+", line)]
     assert int(retrained[0].split()[1]) > 10
     assert figures(tmp_path / "out") == figures(out)
+
+
+def test_an_ablation_that_has_nothing_beside_it_is_refused():
+    """The retrainings with a wrong seed need those of the run at the same fractions: a plan without is refused."""
+    plan = small_plan(SeedRegistry(42))
+    for wrong in ((), (0.33,)):
+        with pytest.raises(InvalidOptionError, match="ablation_fractions"):
+            attrs.evolve(plan, ablation_fractions=wrong)
 
 
 def test_no_such_plan(tmp_path):

@@ -12,6 +12,7 @@ from seedregistry.attribution.datasets import load_cifar10, load_digits
 from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe
 from seedregistry.attribution.training import pinned_threads
+from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     import os
@@ -37,6 +38,9 @@ class Plan:
         ablation_fractions: those for which retrainings with other seeds are made too.
         ablation_subsets: retrainings for each of these.
         image_shape: shape of an image as (height, width) or (channels, height, width).
+
+    Raises:
+        InvalidOptionError: the ablation has no fractions, or one that is not among the others, with which it is compared.
     """
 
     recipe: Recipe
@@ -48,6 +52,11 @@ class Plan:
     ablation_fractions: Tuple[float, ...] = (0.01, 0.05)
     ablation_subsets: int = 50
     image_shape: Tuple[int, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if not self.ablation_fractions or not set(self.ablation_fractions) <= set(self.fractions):
+            message = f"ablation_fractions must be some of the fractions {self.fractions!r}; got {self.ablation_fractions!r}."
+            raise InvalidOptionError(message)
 
 
 def digits_plan(registry: SeedRegistry) -> Plan:
