@@ -12,7 +12,6 @@ from torch.func import functional_call
 
 from seedregistry import SeedRegistry
 from seedregistry.attribution import Training, bridges, losses_of, retrain, score
-from seedregistry.attribution.demo import run_demo
 from seedregistry.errors import RecipeError
 from seedregistry.testing import assert_rng_untouched
 
@@ -113,6 +112,8 @@ def test_a_missing_package_is_named_before_any_work(training, state, monkeypatch
             bridge(training, held_out(), state)
     assert len(training.registry.ledger) == before
     pytest.importorskip("matplotlib")
+    from seedregistry.attribution.demo import run_demo
+
     with pytest.raises(RecipeError, match="dattri and traker: pip install dattri traker"):
         run_demo(tmp_path / "out", peers=True)
     assert not (tmp_path / "out").exists()
