@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from recipes import SIZE, held_out, mlp, recipe
 from torch import nn
 
-from seedregistry import SeedRegistry, UnsharedInitialParametersWarning, create_deterministic_model, derive_component_seed
+from seedregistry import (
+    SeedRegistry,
+    UnsharedInitialParametersWarning,
+    create_deterministic_model,
+    derive_component_seed,
+    set_global_deterministic_state,
+)
 from seedregistry.attribution import (
     Training,
     baselines,
@@ -20,44 +29,100 @@ from seedregistry.attribution import (
     setup_perfect_consistency,
 )
 from seedregistry.errors import InvalidOptionError, RecipeError
-from seedregistry.ledger import Derivation
+from seedregistry.ledger import Derivation, Note
 
 
 class Config:
     """A configuration as in the documents, with a small model and data."""
 
     SEED = 42
-    MODEL = staticmethod(mlp)
-    OPTIMIZER_PARAMS = {"lr": 0.05, "momentum": 0.9}  # noqa: RUF012 - a configuration
+    BATCH_SIZE = 4
+    NUM_CLASSES = 3
+    LR = 0.05
+    MOMENTUM = 0.8
+
+    @staticmethod
+    def MODEL(num_classes):  # noqa: N802 - a configuration
+        return nn.Linear(5, num_classes)
 
     @staticmethod
     def DATALOADER(**keywords):  # noqa: N802 - a configuration
-        data = torch.utils.data.TensorDataset(torch.arange(20.0), torch.arange(20))
-        return torch.utils.data.DataLoader(data, batch_size=4, **keywords)
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(20.0), torch.arange(20)), **keywords)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters()))
 
 
+def streams(registry) -> set:
+    return {(record.purpose, record.instance_id) for record in registry.ledger.find(Derivation)}
+
+
+@pytest.mark.moves_global_state
 def test_magic_training_has_the_documented_streams():
-    """Loader, model and optimizer of the run are those of instance id "training"."""
+    """Loader, model and optimizer are those of instance id "training", with the documented settings."""
     loader, model, optimizer = setup_magic_training(Config)
-    assert same(model, create_deterministic_model(42, mlp, "training"))
-    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert same(model, create_deterministic_model(42, Config.MODEL, "training", num_classes=3))
+    assert {name: optimizer.param_groups[0][name] for name in ("lr", "momentum", "weight_decay")} == {
+        "lr": 0.05,
+        "momentum": 0.8,
+        "weight_decay": 0,
+    }
+    assert loader.batch_size == 4
     seed = derive_component_seed(42, "dataloader", "training")
     order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(torch.cat([batch[1] for batch in loader]), order)
 
 
+@pytest.mark.moves_global_state
+def test_factories_and_keywords_of_ones_own():
+    """Other factories, and keywords beside the documented ones, are taken; without a name there is the documented default."""
+
+    class Own:
+        SEED = 42
+        MODEL = staticmethod(mlp)
+        DATALOADER = Config.DATALOADER
+        DATALOADER_PARAMS = {"batch_size": 5}  # noqa: RUF012 - a configuration
+        OPTIMIZER_PARAMS = {"weight_decay": 0.1}  # noqa: RUF012 - a configuration
+
+    loader, _, optimizer = setup_magic_training(Own)
+    assert loader.batch_size == 5
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 0.1)
+
+
+@pytest.mark.moves_global_state
+@pytest.mark.parametrize("setup", [setup_magic_training, lambda *given: setup_lds_validation(*given, 2, True)])
+def test_setups_set_the_global_state_as_documented(setup):
+    """Default generators and switches are those of set_global_deterministic_state, with a registry too, whatever its seed."""
+    set_global_deterministic_state(42)
+    expected = random.random(), np.random.rand(), float(torch.rand(1))
+    assert expected[0] == 0.6394267984578837
+    for given in ((Config,), (SeedRegistry(42), Config)):
+        torch.use_deterministic_algorithms(mode=False)
+        random.seed(0)
+        setup(*given)
+        assert (random.random(), np.random.rand(), float(torch.rand(1))) == expected
+        assert torch.are_deterministic_algorithms_enabled()
+
+    class Beyond(Config):
+        SEED = SeedRegistry(42).child("fold", 1)  # its master seed has 128 bits, and NumPy's range is 32
+
+    setup(Beyond)
+
+
+@pytest.mark.moves_global_state
 def test_lds_validation_keeps_the_documented_ids():
     """Models are of ids "lds_0", ... as documented, with a warning; shared on request, without one. The loader is the run's."""
+    registry = SeedRegistry(42)
     with pytest.warns(UnsharedInitialParametersWarning, match="share_init=True"):
-        loader, models, optimizers = setup_lds_validation(Config, 3)
+        loader, models, optimizers = setup_lds_validation(registry, Config, 3)
     assert len(models) == len(optimizers) == 3
     for i, model in enumerate(models):
-        assert same(model, create_deterministic_model(42, mlp, f"lds_{i}"))
+        assert same(model, create_deterministic_model(42, Config.MODEL, f"lds_{i}", num_classes=3))
     assert [batch[1].tolist() for batch in loader] == [batch[1].tolist() for batch in setup_magic_training(Config)[0]]
+    documented = {("model", f"lds_{i}") for i in range(3)} | {("optimizer", f"lds_opt_{i}") for i in range(3)}
+    assert streams(registry) - {("global", None)} == documented | {("dataloader", "training")}
     run = setup_magic_training(Config)[1]
     for call in (
         lambda: setup_lds_validation(Config, num_models=2, share_init=True),
@@ -69,6 +134,18 @@ def test_lds_validation_keeps_the_documented_ids():
         assert all(same(model, run) for model in shared)
 
 
+@pytest.mark.moves_global_state
+def test_the_ledger_flags_models_that_are_not_the_runs():
+    """A registry's ledger says of each setup whether its models have the run's streams."""
+    registry = SeedRegistry(42, on_reuse="allow")
+    with pytest.warns(UnsharedInitialParametersWarning):
+        setup_lds_validation(registry, Config, 2)
+    setup_lds_validation(registry, Config, 3, True)
+    noted = [dict(record.value) for record in registry.ledger.find(Note)]
+    assert noted == [{"models": 2, "streams": "not those of the run"}, {"models": 3, "streams": "shared"}]
+
+
+@pytest.mark.moves_global_state
 def test_a_registry_in_place_of_the_seed():
     """With a registry first, or as SEED, the numbers are the same and its ledger is filled."""
     first, second = SeedRegistry(42), SeedRegistry(42)
@@ -80,15 +157,15 @@ def test_a_registry_in_place_of_the_seed():
     assert same(setup_magic_training(first, Config)[1], plain)
     assert same(setup_magic_training(WithRegistry)[1], plain)
     for registry in (first, second):
-        assert {record.purpose for record in registry.ledger.find(Derivation)} == {"model", "dataloader", "optimizer"}
+        assert {purpose for purpose, _ in streams(registry)} - {"global"} == {"model", "dataloader", "optimizer"}
 
 
 def test_perfect_consistency():
-    """The two models are equal, and are the run's."""
+    """The two models are equal, and are of the documented id "shared_training"."""
     magic_model, lds_model = setup_perfect_consistency(Config, nn.Linear, in_features=3, out_features=2)
     assert same(magic_model, lds_model)
     assert magic_model is not lds_model
-    assert same(magic_model, create_deterministic_model(42, nn.Linear, "training", in_features=3, out_features=2))
+    assert same(magic_model, create_deterministic_model(42, nn.Linear, "shared_training", in_features=3, out_features=2))
     assert same(setup_perfect_consistency(SeedRegistry(42), Config, nn.Linear, in_features=3, out_features=2)[0], magic_model)
 
 

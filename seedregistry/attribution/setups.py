@@ -3,10 +3,14 @@
 A configuration is any object with these attributes, of which all but ``SEED`` have defaults:
 
 - ``SEED``: master seed, or a ``SeedRegistry``;
-- ``MODEL``, ``MODEL_PARAMS``: factory of the model, ``construct_rn9``, and keywords for it;
-- ``DATALOADER``, ``DATALOADER_PARAMS``: factory of a loader, ``get_cifar10_dataloader``, and keywords for it;
-- ``OPTIMIZER``, ``OPTIMIZER_PARAMS``: class of the optimizer, ``torch.optim.SGD``, and keywords for it, by default learning
-  rate 0.1, momentum 0.9, weight decay 5e-4.
+- ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model, by default their factories' own;
+- ``LR``, ``MOMENTUM``: of the optimizer, 0.1 and 0.9 by default.
+
+The documents build a ResNet-9 on CIFAR-10 with SGD. Three more attributes name other factories, and three more keywords for them,
+which are added to those above: ``MODEL`` and ``MODEL_PARAMS``, ``DATALOADER`` and ``DATALOADER_PARAMS``, ``OPTIMIZER`` and
+``OPTIMIZER_PARAMS``.
+
+Source: the implementation patterns of the documents that the functions come from.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from seedregistry.functional import (
     create_deterministic_dataloader,
     create_deterministic_model,
     create_deterministic_optimizer,
+    set_global_deterministic_state,
 )
 from seedregistry.registry import SeedRegistry
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["setup_lds_validation", "setup_magic_training", "setup_perfect_consistency"]
 
 _TRAINING = "training"
+_SHARED = "shared_training"
 
 Source = Union[int, SeedRegistry]
 
@@ -63,22 +69,38 @@ def _arguments(config_or_registry: Any, config: Any) -> Tuple[Source, Any]:
     return config_or_registry, config
 
 
+def _set_global_state(source: Source) -> None:
+    """Seed the default generators and set the switches, as the documented function does; also for seeds beyond its range."""
+    if isinstance(source, SeedRegistry):
+        source.set_global_state(deterministic="warn", fill_uninitialized_memory=True)
+    else:
+        set_global_deterministic_state(source)
+
+
+def _keywords(config: Any, params: str, **documented: str) -> Dict[str, Any]:
+    """Return keywords for a factory: those that the configuration has under their documented names, then its own."""
+    found = {keyword: getattr(config, name) for keyword, name in documented.items() if hasattr(config, name)}
+    return {**found, **getattr(config, params, {})}
+
+
 def _loader(source: Source, config: Any) -> DataLoader[Any]:
-    keywords = {"shuffle": True, **getattr(config, "DATALOADER_PARAMS", {})}
+    keywords = {"shuffle": True, **_keywords(config, "DATALOADER_PARAMS", batch_size="BATCH_SIZE")}
     factory = getattr(config, "DATALOADER", get_cifar10_dataloader)
     loader: DataLoader[Any] = create_deterministic_dataloader(source, factory, _TRAINING, **keywords)
     return loader
 
 
 def _model(source: Source, config: Any, instance_id: str) -> nn.Module:
-    factory = getattr(config, "MODEL", construct_rn9)
-    model: nn.Module = create_deterministic_model(source, factory, instance_id, **getattr(config, "MODEL_PARAMS", {}))
+    keywords = _keywords(config, "MODEL_PARAMS", num_classes="NUM_CLASSES")
+    model: nn.Module = create_deterministic_model(source, getattr(config, "MODEL", construct_rn9), instance_id, **keywords)
     return model
 
 
 def _optimizer(source: Source, config: Any, model: nn.Module, instance_id: str) -> torch.optim.Optimizer:
-    keywords: Dict[str, Any] = getattr(config, "OPTIMIZER_PARAMS", {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4})
     cls = getattr(config, "OPTIMIZER", torch.optim.SGD)
+    keywords = _keywords(config, "OPTIMIZER_PARAMS", lr="LR", momentum="MOMENTUM")
+    if cls is torch.optim.SGD:
+        keywords = {"lr": 0.1, "momentum": 0.9, **keywords}
     optimizer: torch.optim.Optimizer = create_deterministic_optimizer(source, cls, model.parameters(), instance_id, **keywords)
     return optimizer
 
@@ -88,6 +110,8 @@ def setup_magic_training(
 ) -> Tuple[DataLoader[Any], nn.Module, torch.optim.Optimizer]:
     """Return loader, model and optimizer of the run that is attributed, all of instance id "training".
 
+    The default generators and the determinism switches are set first, as ``set_global_deterministic_state`` does.
+
     Args:
         config_or_registry: the configuration, or a registry.
         config: the configuration, after a registry.
@@ -96,6 +120,7 @@ def setup_magic_training(
         InvalidOptionError: no ``SEED``, or one that is not the registry's.
     """
     source, own = _arguments(config_or_registry, config)
+    _set_global_state(source)
     loader, model = _loader(source, own), _model(source, own, _TRAINING)
     return loader, model, _optimizer(source, own, model, _TRAINING)
 
@@ -103,7 +128,11 @@ def setup_magic_training(
 def setup_lds_validation(
     config_or_registry: Any, *arguments: Any, num_models: Any = None, share_init: Any = None
 ) -> Tuple[DataLoader[Any], List[nn.Module], List[torch.optim.Optimizer]]:
-    """Return the shared loader, models and optimizers of retrainings; ids "lds_0", "lds_1", ... as documented.
+    """Return the shared loader, models and optimizers of retrainings, with the documented instance ids.
+
+    The loader is that of the run, of id "training"; models have "lds_0", "lds_1", ..., optimizers "lds_opt_0", ... The default
+    generators and the determinism switches are set first, as ``set_global_deterministic_state`` does. A registry's ledger
+    notes whether the models are those of the run.
 
     With initial parameters of its own, which the documented ids mean, a retraining is not one of *the* run, and attribution of
     a single model cannot predict it: the score falls from .99 to .1 in this library's demonstration. ``share_init=True`` takes
@@ -135,9 +164,13 @@ def setup_lds_validation(
             "MAGIC, or any attribution of a single model, does not predict. Pass share_init=True to retrain the run itself."
         )
         warnings.warn(message, UnsharedInitialParametersWarning, stacklevel=stack_level())
+    if isinstance(source, SeedRegistry):
+        streams = "shared" if shares else "not those of the run"
+        source.note(**{f"setup_lds_validation {count}": {"models": count, "streams": streams}})
+    _set_global_state(source)
     loader = _loader(source, own)
     models = [_model(source, own, _TRAINING if shares else f"lds_{i}") for i in range(count)]
-    return loader, models, [_optimizer(source, own, model, f"lds_{i}") for i, model in enumerate(models)]
+    return loader, models, [_optimizer(source, own, model, f"lds_opt_{i}") for i, model in enumerate(models)]
 
 
 def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_params: Any) -> Tuple[nn.Module, nn.Module]:
@@ -145,7 +178,7 @@ def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_
 
     Called with ``(config, creator_func)`` or ``(registry, config, creator_func)``.
 
-    Both are built from ("model", "training").
+    Both are built from ("model", "shared_training"), the documented id.
 
     Args:
         config_or_registry: the configuration, or a registry.
@@ -159,5 +192,5 @@ def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_
         raise InvalidOptionError("setup_perfect_consistency takes (config, creator_func) or (registry, config, creator_func).")
     creator: Callable[..., nn.Module] = arguments[-1]
     source, _ = _arguments(config_or_registry, *(arguments[:-1] or (None,)))
-    first, second = (create_deterministic_model(source, creator, _TRAINING, **model_params) for _ in range(2))
+    first, second = (create_deterministic_model(source, creator, _SHARED, **model_params) for _ in range(2))
     return first, second
