@@ -6,15 +6,11 @@ import contextlib
 import importlib
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 try:
     import click
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 except ImportError as error:
     needed = str(error.name).partition(".")[0]
     message = f"seedregistry.attribution_cli needs {needed}: pip install 'seedregistry[cli]'"
@@ -23,13 +19,10 @@ except ImportError as error:
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.metagradients import Measurement
+    from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
 __all__ = ["add_commands"]
-
-_LINES = 10
-"""Lines in a log for each part of the work."""
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
@@ -37,30 +30,13 @@ _workers = click.option("--workers", default=1, show_default=True, type=click.In
 _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 
 
-class _Progress:
-    """Shows how far the work is: bars on a terminal, lines in a log. Both on standard error."""
+@contextlib.contextmanager
+def _shown() -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress from the first step on."""
+    from seedregistry.attribution.progress import Display  # noqa: PLC0415 - torch, when it is needed
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Bars(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._tasks: Dict[str, TaskID] = {}
-        self._started = time.monotonic()
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the bars while a block runs."""
-        with self._bars:
-            yield
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done."""
-        if self._console.is_terminal:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=done)
-        elif done == total or done % max(1, total // _LINES) == 0:
-            click.echo(f"{time.monotonic() - self._started:7.1f} s  {what}: {done} of {total}", err=True)
+    with contextlib.closing(Display()) as display:
+        yield display
 
 
 def add_commands(cli: click.Group) -> None:
@@ -83,8 +59,7 @@ def _demo(data: str, root: str, out: Path, seed: int, workers: int, device: str,
     """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
     from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
 
-    progress = _Progress()
-    with progress.shown():
+    with _shown() as progress:
         demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, peers=peers, device=device, progress=progress)
     results = demo.results()
     if as_json:
@@ -148,8 +123,7 @@ def _magic(
 
     training, measurement = _load(recipe, seed)
     registry = training.registry
-    progress = _Progress()
-    with progress.shown():
+    with _shown() as progress:
         found = magic(
             training,
             measurement,
@@ -175,6 +149,8 @@ def _magic(
 )
 @click.option("--subsets", default=50, show_default=True, help="Retrainings for each fraction.")
 @click.option("--protocol", default="weights", show_default=True, help="What the retrainings share with the run.")
+@click.option("--at-once", default=1, show_default=True, type=click.IntRange(min=1), help="Models trained as one stack.")
+@click.option("--replicate", default=0, show_default=True, type=click.IntRange(min=0), help="Another one has other seeds.")
 @click.option("--store", type=click.Path(path_type=Path), help="A folder in which results are kept, to go on after a kill.")
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @_workers
@@ -186,6 +162,8 @@ def _lds(  # noqa: PLR0913 - options of a command
     fractions: Tuple[float, ...],
     subsets: int,
     protocol: str,
+    at_once: int,
+    replicate: int,
     store: Optional[Path],
     ledger: Optional[Path],
     workers: int,
@@ -205,14 +183,15 @@ def _lds(  # noqa: PLR0913 - options of a command
             given = torch.from_numpy(saved["scores"])
     except (OSError, ValueError, KeyError) as error:
         raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
-    progress = _Progress()
-    with progress.shown():
+    with _shown() as progress:
         found = retrain(
             training,
             measurement,
             fractions=fractions,
             subsets=subsets,
             protocol=protocol,
+            at_once=at_once,
+            replicate=replicate,
             workers=workers,
             store=store,
             progress=lambda done, total: progress("retrain", done, total),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply"]
+__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode"]
 
 MODES = ("off", "warn", "strict")
 
@@ -393,6 +393,11 @@ def _validate(mode: object, fill: object) -> None:
         raise InvalidOptionError(f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.{hint}")
     if not isinstance(fill, bool):
         raise InvalidOptionError(f"fill_uninitialized_memory is True or False; got {fill!r}.")
+
+
+def current_mode() -> str:
+    """Return the mode that deterministic algorithms are in: ``"off"``, ``"warn"`` or ``"strict"``."""
+    return _get_algorithms().partition(",")[0]
 
 
 def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:

@@ -8,11 +8,22 @@ from functools import lru_cache
 
 import pytest
 import torch
-from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Unused, batch_norm, data, mlp, recipe
+from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Unused, batch_norm, data, held_out, mlp, recipe
 from torch import nn
 
 from seedregistry import SeedRegistry
-from seedregistry.attribution import Recipe, Training, construct_digits_cnn, construct_digits_mlp, construct_rn9
+from seedregistry.attribution import (
+    Recipe,
+    Training,
+    construct_digits_cnn,
+    construct_digits_mlp,
+    construct_rn9,
+    lds,
+    losses_of,
+    magic,
+    metasmoothness,
+    retrain,
+)
 from seedregistry.attribution.replay import Slots, best_cut, default_slots, replayed_steps, walk_back
 from seedregistry.errors import InvalidOptionError, RecipeError
 
@@ -211,22 +222,32 @@ class ImpureModel(nn.Module):
         return self.layer(inputs) * (1 + torch.rand(1, generator=self.generator, dtype=torch.float64))
 
 
+def with_one_target(example: int, target: int) -> tuple:
+    inputs, targets = data()
+    targets[example] = target
+    return inputs, targets
+
+
+def with_one_input(example: int, value: float) -> tuple:
+    inputs, targets = data()
+    inputs[example, 2] = value
+    return inputs, targets
+
+
 @pytest.mark.filterwarnings("ignore::seedregistry.DatasetGeneratorWarning")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"dataset": DrawsFromItsOwn()}, "first batch was another one"),
         ({"model": ImpureModel}, "another state when it was run again"),
-        ({"dataset": (data()[0], data()[1] + 2)}, "failed at step 0 on inputs of shape .*targets of shape"),
-        ({"dataset": (data()[0][:, :4], data()[1])}, "failed at step 0"),
+        ({"dataset": with_one_target(59, 3)}, "1 examples are no classes: the model has 3 outputs, and .* example 59 is 3"),
+        ({"dataset": with_one_target(7, -1)}, "1 examples are no classes: the model has 3 outputs, and .* example 7 is -1"),
+        ({"dataset": with_one_input(59, float("nan"))}, "inputs of 1 examples are not finite; .* example 59"),
+        ({"dataset": (data()[0][:, :4], data()[1])}, "failed at step 0 on inputs of shape .*targets of shape"),
     ],
 )
 def test_what_does_not_replay_is_found_at_once(changes, words):
     """Data, models and targets that no replay can rest on are refused before the first training."""
-    from recipes import held_out
-
-    from seedregistry.attribution import lds, losses_of, magic, retrain
-
     training = Training(SeedRegistry(42), recipe(**changes))
     measurement = losses_of(*held_out())
     for call in (lambda: magic(training, measurement), lambda: retrain(training, measurement)):
@@ -234,6 +255,29 @@ def test_what_does_not_replay_is_found_at_once(changes, words):
             call()
     with pytest.raises(RecipeError, match="scores must have shape"):
         lds(training, measurement, torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("measurement", "words"),
+    [
+        (
+            lambda training, state: training.recipe.loss(training.outputs(state, data()[0][:2]), torch.tensor([0, 7])),
+            "failed on",
+        ),
+        (lambda training, state: training.outputs(state, data()[0][:2, :4])[:, 0], "failed on the state before step 0"),
+        (lambda training, state: training.outputs(state, data()[0][:2]), r"shape \(targets,\).*got shape \(2, 3\)"),
+        (lambda training, state: 3.0, r"shape \(targets,\).*got float"),
+        (lambda training, state: torch.zeros(3), "depends on the state"),
+    ],
+)
+def test_measurements_are_tried_before_the_first_training(measurement, words, monkeypatch):
+    """A measurement that fails, or is no vector of the state, is refused before hours of training, not after."""
+    training = Training(SeedRegistry(42), recipe())
+    for name in ("run", "advance"):
+        monkeypatch.setattr(Training, name, lambda *arguments, **options: pytest.fail("a training began"))
+    for call in (magic, retrain, metasmoothness):
+        with pytest.raises(RecipeError, match=words):
+            call(training, measurement)
 
 
 def test_a_training_that_diverges_stops():

@@ -6,7 +6,10 @@ import concurrent.futures
 import json
 import math
 import os
+import pickle
+import re
 import sys
+import time
 
 import attrs
 import numpy as np
@@ -14,23 +17,34 @@ import pytest
 import scipy.stats
 import torch
 from kill import run_until
-from recipes import SIZE, VARIANTS, Noisy, held_out, recipe
+from recipes import (
+    SIZE,
+    VARIANTS,
+    Noisy,
+    data,
+    first_outputs_in_deterministic_mode,
+    first_outputs_in_the_main_process,
+    held_out,
+    load,
+    recipe,
+)
 
-from seedregistry import SeedRegistry
+from seedregistry import SeedRegistry, determinism
 from seedregistry.attribution import (
     PROTOCOLS,
+    Loaded,
     Retrainings,
     Training,
     drop_sets,
+    jobs,
     losses_of,
     magic,
     noise_ceiling,
     retrain,
-    retraining,
     score,
 )
-from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
-from seedregistry.ledger import Note
+from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError, SeedCollisionError
+from seedregistry.ledger import Derivation, Note
 
 TESTS = losses_of(*held_out())
 
@@ -132,6 +146,39 @@ def test_the_ledger_notes_what_was_asked(training):
     assert registry.ledger.verify().ok
 
 
+@pytest.mark.parametrize(
+    ("protocol", "purposes"),
+    [
+        ("weights", set()),
+        ("cut", set()),
+        ("subset", set()),
+        ("own-order", {"dataloader"}),
+        ("own-init", {"model"}),
+        ("fresh", {"dataloader", "dropout", "model", "optimizer", "scheduler"}),
+    ],
+)
+def test_the_ledger_has_the_streams_that_are_not_the_runs(training, protocol, purposes):
+    """Streams of a retraining's own are derived in the run's registry: its ledger shows which seed was another one."""
+    registry = SeedRegistry(42)
+    own = Training(registry, training.recipe)
+    before = {(record.purpose, record.instance_id) for record in registry.ledger.find(Derivation)}
+    retrain(own, TESTS, fractions=(0.1, 0.2), subsets=2, protocol=protocol)
+    after = {(record.purpose, record.instance_id) for record in registry.ledger.find(Derivation)}
+    expected = {(purpose, f"lds_{fraction}_{i}") for purpose in purposes for fraction in (0.1, 0.2) for i in range(2)}
+    assert after - before - {("lds_subsets", "training")} == expected
+
+
+def test_a_collision_of_retrainings_is_refused_before_any_training(training, monkeypatch):
+    """Two retrainings that would start from one seed are refused, by name, before the first of them begins."""
+    registry = SeedRegistry(42)
+    own = Training(registry, training.recipe)
+    drop_sets(registry, SIZE, 0.1, 2)
+    monkeypatch.setattr(registry, "_scheme", attrs.evolve(registry._scheme, derive=lambda *words: 7))
+    monkeypatch.setattr(Training, "run", lambda *arguments, **options: pytest.fail("a training began"))
+    with pytest.raises(SeedCollisionError, match=r"lds_0\.1_0"):
+        retrain(own, TESTS, fractions=(0.1,), subsets=2, protocol="own-init")
+
+
 # --- other processes ---------------------------------------------------------------------------------------------------
 
 
@@ -177,10 +224,69 @@ def test_what_cannot_be_sent_is_said(training):
 
 def test_a_process_that_does_not_repeat_the_run_refuses(training, monkeypatch):
     """The handshake: a process whose first steps have another fingerprint refuses, with both."""
-    monkeypatch.setattr(retraining, "_unpacked", {})
+    monkeypatch.setattr(jobs, "_unpacked", {})
     monkeypatch.setattr(Training, "fingerprint", lambda self, steps=10: "a" * 64 if self is training else "b" * 64)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match="bbbbbbbbbbbb, and aaaaaaaaaaaa"):
+    words = f"fingerprint is {'b' * 64} here and {'a' * 64} in the main process"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match=words):
         retrain(training, TESTS, fractions=(0.1,), subsets=2, workers=pool)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("torch", "2.12.0"), ("numpy", "1.0"), ("torch.num_threads", "64"), ("dtype", "torch.float32"), ("seedregistry", "0.0")],
+)
+def test_another_environment_refuses(training, monkeypatch, name, value):
+    """The handshake compares versions, threads and dtype too, and shows both values of what differs, and nothing else."""
+    honest = training.handshake()
+    monkeypatch.setattr(jobs, "_unpacked", {})
+    monkeypatch.setattr(Training, "handshake", lambda self: honest if self is training else {**honest, name: value})
+    words = f"{name} is {value} here and {honest[name]} in the main process. Use"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ReplayError, match=re.escape(f"run: {words}")):
+        retrain(training, TESTS, fractions=(0.1,), subsets=2, workers=pool)
+
+
+@pytest.mark.moves_global_state
+def test_processes_take_the_determinism_switches_along(training):
+    """What set_global_state asked for holds in the processes that retrain: spawned ones start without it."""
+    with determinism.apply("strict"):
+        found = retrain(training, first_outputs_in_deterministic_mode, fractions=(0.1,), subsets=2, workers=2)
+        expected = retrain(training, first_outputs_in_deterministic_mode, fractions=(0.1,), subsets=2)
+    assert torch.equal(found[0].values, expected[0].values)
+    with pytest.raises(RecipeError, match="off here"):
+        retrain(training, first_outputs_in_deterministic_mode, fractions=(0.1,), subsets=2)
+
+
+def test_a_process_that_dies_is_said(training):
+    """Where a process ends before its work is done, the error says why that happens and that the store is kept."""
+    with pytest.raises(ReplayError, match="before its work was done"):
+        retrain(training, first_outputs_in_the_main_process, fractions=(0.1,), subsets=2, workers=2)
+
+
+def test_after_an_error_nobody_waits_for_the_rest(training, monkeypatch):
+    """When one retraining fails, those that have not begun are never begun."""
+    begun = []
+
+    def fails(payload, name, indices, dropped):
+        begun.append(indices)
+        time.sleep(0.05)
+        raise RecipeError("the first one fails")
+
+    monkeypatch.setattr(jobs, "_work", fails)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(RecipeError, match="the first one"):
+        retrain(training, TESTS, fractions=(0.1,), subsets=40, workers=pool)
+    assert len(begun) < 5
+
+
+def test_data_that_load_themselves(training):
+    """Loaded data are the tensors that the call returns, and travel as the call: a job of them is small."""
+    loaded = Loaded(load, 50)
+    plain = Training(SeedRegistry(42), attrs.evolve(training.recipe, dataset=load(50)))
+    own = Training(SeedRegistry(42), attrs.evolve(training.recipe, dataset=loaded))
+    assert own.fingerprint() == plain.fingerprint()
+    assert len(pickle.dumps(loaded)) < 200
+    assert all(torch.equal(one, two) for one, two in zip(pickle.loads(pickle.dumps(loaded)).tensors, load(50)))
+    runs = [retrain(own, TESTS, fractions=(0.1,), subsets=3, workers=workers)[0].values for workers in (1, 2)]
+    assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize("protocol", ["weights", "cut"])
@@ -241,6 +347,24 @@ def test_a_store_of_another_run_is_refused(training, tmp_path):
         retrain(Training(SeedRegistry(43), training.recipe), TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     path = next(tmp_path.glob("*.json"))
     assert json.loads(path.read_text())["format"] == "seedregistry.lds/1"
+
+
+def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
+    """Results of other test examples, or of data that differ in one example which no early step sees, are not taken up."""
+    changes = {"batch_size": 4, "epochs": 1}
+    training = Training(SeedRegistry(42), recipe(**changes))
+    retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    inputs, targets = held_out()
+    with pytest.raises(ReplayError, match="another"):
+        retrain(training, losses_of(inputs.flip(0), targets.flip(0)), fractions=(0.1,), subsets=2, store=tmp_path)
+    inputs, targets = data()
+    inputs[training._loader.indices(0)[-1]] += 1e-9
+    other = Training(SeedRegistry(42), recipe(**changes, dataset=(inputs, targets)))
+    one, two = (run.advance(run.initial_state(), 10) for run in (training, other))
+    assert one.fingerprint() == two.fingerprint()
+    with pytest.raises(ReplayError, match="another"):
+        retrain(other, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    retrain(training, TESTS, fractions=(0.1,), subsets=3, store=tmp_path)
 
 
 def test_values_that_are_not_finite_are_refused(training):

@@ -1,8 +1,9 @@
 """Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
 
 from seedregistry.attribution import baselines, bridges
-from seedregistry.attribution.datasets import get_cifar10_dataloader, load_cifar10, load_digits
-from seedregistry.attribution.metagradients import Attribution, losses_of, magic, margins_of
+from seedregistry.attribution.datasets import Loaded, get_cifar10_dataloader, load_cifar10, load_digits
+from seedregistry.attribution.measurements import losses_of, margins_of
+from seedregistry.attribution.metagradients import Attribution, magic
 from seedregistry.attribution.models import construct_digits_cnn, construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe, cross_entropy
 from seedregistry.attribution.retraining import PROTOCOLS, Retrainings, drop_sets, retrain
@@ -16,6 +17,7 @@ __all__ = [
     "Attribution",
     "Batch",
     "LdsScore",
+    "Loaded",
     "Metasmoothness",
     "Recipe",
     "Retrainings",

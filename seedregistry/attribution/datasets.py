@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Sequence, Tuple, Union
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["get_cifar10_dataloader", "load_cifar10", "load_digits"]
+__all__ = ["Loaded", "get_cifar10_dataloader", "load_cifar10", "load_digits"]
 
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 Pair = Tuple[torch.Tensor, torch.Tensor]
+
+
+class Loaded(TensorDataset):
+    """Tensors that travel as the call that loads them: for data too large to be sent to every process of a cluster.
+
+    ``Recipe(dataset=Loaded(load_cifar10, root))``: a process that retrains loads them itself, from the same place.
+
+    Args:
+        load: a function of a module; returns the tensors, the same ones each time.
+        *args: for it.
+        **kwargs: for it.
+    """
+
+    def __init__(self, load: Callable[..., Sequence[torch.Tensor]], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*load(*args, **kwargs))
+        self._call = functools.partial(load, *args, **kwargs)
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """Pickle the call."""
+        return Loaded, (self._call,)
 
 
 def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pair]:

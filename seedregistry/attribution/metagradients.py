@@ -10,13 +10,14 @@ Optimizing ML Training with Metagradient Descent, arXiv 2503.13751.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, Tuple, Union
 
 import attrs
 import torch
 
+from seedregistry.attribution.measurements import Measurement, identify, measure
+from seedregistry.attribution.progress import Report, shown
 from seedregistry.attribution.replay import Slots, default_slots, walk_back
 from seedregistry.attribution.training import State, Training, pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
@@ -24,10 +25,7 @@ from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Attribution", "Measurement", "losses_of", "magic", "margins_of"]
-
-Measurement = Callable[[Training, State], torch.Tensor]
-"""From a training and its final state to the measured values: shape (targets,), differentiable in the state's tensors."""
+__all__ = ["Attribution", "magic"]
 
 _SAVE_EVERY = 50
 _PROGRESS_FORMAT = "seedregistry.magic/1"
@@ -55,37 +53,6 @@ class Attribution:
         return self.values + (weights.to(self.scores.dtype) - 1) @ self.scores.T
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class _ExampleLosses:
-    inputs: Any
-    targets: torch.Tensor
-    is_margin: bool
-
-    def fingerprint(self) -> str:
-        sha = hashlib.sha256(str(self.is_margin).encode())
-        for value in (self.inputs, self.targets):
-            sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
-
-    def __call__(self, training: Training, state: State) -> torch.Tensor:
-        outputs, targets = training.outputs(state, self.inputs), training.place(self.targets)
-        if not self.is_margin:
-            return training.recipe.loss(outputs, targets)
-        right = outputs.gather(1, targets[:, None]).squeeze(1)
-        others = outputs.scatter(1, targets[:, None], float("-inf"))
-        return right - others.logsumexp(1)
-
-
-def losses_of(inputs: Any, targets: torch.Tensor) -> Measurement:
-    """Return the measurement of the loss of each of some examples, in evaluation mode."""
-    return _ExampleLosses(inputs=inputs, targets=targets, is_margin=False)
-
-
-def margins_of(inputs: Any, targets: torch.Tensor) -> Measurement:
-    """Return the measurement of the margin of each of some examples: its class's output minus the log-sum-exp of the others."""
-    return _ExampleLosses(inputs=inputs, targets=targets, is_margin=True)
-
-
 def magic(
     training: Training,
     measurement: Measurement,
@@ -94,7 +61,7 @@ def magic(
     spill: Union[str, os.PathLike[str], None] = None,
     vectorized: Union[bool, str] = "auto",
     resume: Union[str, os.PathLike[str], None] = None,
-    progress: Optional[Callable[[int, int], None]] = None,
+    progress: Report = True,
 ) -> Attribution:
     """Return the exact metagradients of measurements with respect to the weight of every training example.
 
@@ -108,11 +75,12 @@ def magic(
         spill: a folder for the kept states, instead of memory.
         vectorized: differentiate for all targets at once; ``"auto"`` goes one by one where a layer of the model cannot.
         resume: a file in which progress is kept, so that a walk that was killed goes on; removed at the end.
-        progress: called with (steps walked back, steps) after each one.
+        progress: show how many steps were walked back; see :data:`~seedregistry.attribution.progress.Report`.
 
     Raises:
         InvalidOptionError: an option is not one of its values.
-        RecipeError: the measurement is not a vector of finite numbers that depends on the parameters; scores became NaN.
+        RecipeError: the data, the step or the measurement would not do, which is found before anything is trained; the
+            measured values or the scores are not finite.
         ReplayError: ``resume`` is of another training or measurement.
     """
     total = training.steps
@@ -122,10 +90,12 @@ def magic(
     if vectorized not in (True, False, "auto"):
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
     training.check()
+    identity = identify(training, measurement)
+    journal = None if resume is None else _Progress(Path(resume), f"{training.fingerprint()} {identity}", total)
     store = Slots(spill)
     try:
-        with pinned_threads(training.recipe.threads):
-            return _walk(training, measurement, kept, store, _Adjoint(training, vectorized=vectorized), resume, progress)
+        with pinned_threads(training.recipe.threads), shown(progress, "attribute") as tell:
+            return _walk(training, measurement, kept, store, _Adjoint(training, vectorized=vectorized), journal, tell)
     finally:
         store.close()
 
@@ -136,12 +106,11 @@ def _walk(
     slots: int,
     store: Slots,
     adjoint: _Adjoint,
-    resume: Union[str, os.PathLike[str], None],
-    progress: Optional[Callable[[int, int], None]],
+    journal: Optional[_Progress],
+    tell: Callable[[int, int], None],
 ) -> Attribution:
     total = training.steps
     first = training.initial_state()
-    journal = None if resume is None else _Progress(Path(resume), f"{training.fingerprint()} {_name(measurement)}", total)
     saved = None if journal is None else journal.load()
     final = values = None
     stop = total
@@ -152,8 +121,7 @@ def _walk(
             final = training.advance(state, total)
             values = adjoint.begin(measurement, final)
         adjoint.step(state)
-        if progress is not None:
-            progress(total - state.step, total)
+        tell(total - state.step, total)
         if journal is not None and state.step and (total - state.step) % _SAVE_EVERY == 0:
             journal.save(adjoint.save(state.step, final, values))
     if final is None or values is None:
@@ -181,12 +149,7 @@ class _Adjoint:
     def begin(self, measurement: Measurement, final: State) -> torch.Tensor:
         """Measure the final state, and differentiate the measurement; return the values."""
         tensors = [tensor.detach().requires_grad_() for tensor in final.tensors()]
-        with torch.enable_grad():
-            values = measurement(self._training, final.with_tensors(tensors))
-        if not isinstance(values, torch.Tensor) or values.ndim != 1 or not len(values) or not values.requires_grad:
-            shape = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
-            message = f"A measurement returns a tensor of shape (targets,) that depends on the state's parameters; got {shape}."
-            raise RecipeError(message)
+        values = measure(self._training, measurement, final.with_tensors(tensors))
         if not torch.isfinite(values).all():
             raise RecipeError(f"The measurement is not finite after the training: {values.detach().tolist()[:5]} ...")
         rows = [
@@ -252,12 +215,6 @@ class _Adjoint:
         self._adjoints, self.scores = tuple(saved["adjoints"]), saved["scores"]
         final = attrs.evolve(first.with_tensors(saved["final"]), step=self._training.steps)
         return int(saved["step"]), final, saved["values"]
-
-
-def _name(measurement: Measurement) -> str:
-    """Return what tells one measurement from another: its own fingerprint, or the name of the function."""
-    own = getattr(measurement, "fingerprint", None)
-    return str(own()) if callable(own) else getattr(measurement, "__qualname__", type(measurement).__qualname__)
 
 
 class _Progress:

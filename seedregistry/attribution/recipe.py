@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from seedregistry.attribution.datasets import Loaded
 from seedregistry.attribution.optimizers import OPTIMIZERS
 from seedregistry.errors import RecipeError
 
@@ -33,7 +34,8 @@ class Recipe:
 
     Args:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
-        dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length.
+        dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length. It is sent to every
+            process that retrains; :class:`~seedregistry.attribution.Loaded` is for tensors too large for that.
         loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
         epochs: int > 0.
         batch_size: int > 0.
@@ -131,7 +133,7 @@ class Recipe:
         if isinstance(self.dataset, (tuple, list)):
             inputs, targets = self.dataset
             return TensorDataset(self.cast(inputs), self.cast(targets))
-        if type(self.dataset) is TensorDataset:
+        if type(self.dataset) in {TensorDataset, Loaded}:
             return TensorDataset(*(self.cast(tensor) for tensor in self.dataset.tensors))
         dataset: Dataset[Any] = self.dataset
         return dataset

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
-import multiprocessing
-import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import attrs
 import torch
 
-from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry import determinism
+from seedregistry.attribution.jobs import Chunk, Job, own_id, run_chunks
+from seedregistry.attribution.measurements import Measurement, identify
+from seedregistry.attribution.progress import Report, shown
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
-from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
     import os
 
-    from seedregistry.attribution.metagradients import Measurement
-    from seedregistry.attribution.recipe import Recipe
+    from seedregistry.attribution.training import Training
+    from seedregistry.registry import SeedRegistry
 
 __all__ = ["PROTOCOLS", "Retrainings", "drop_sets", "retrain"]
 
@@ -36,6 +37,13 @@ PROTOCOLS: Dict[str, str] = {
 """How a retraining may differ from the run, by name. MAGIC predicts ``"weights"``."""
 
 SUBSETS_PURPOSE = "lds_subsets"
+
+_OWN = {
+    "own-order": ("dataloader",),
+    "own-init": ("model",),
+    "fresh": ("dataloader", "dropout", "model", "optimizer", "scheduler"),
+}
+"""The purposes whose streams are each retraining's own; under the other protocols all are the run's."""
 
 _FORMAT = "seedregistry.lds/1"
 
@@ -86,91 +94,6 @@ def drop_sets(
     return torch.stack(drawn)
 
 
-# --- retraining -----------------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class _Job:
-    """What every worker needs, once: pickled and sent with each task, and unpacked once a process."""
-
-    master_seed: int
-    scheme: str
-    recipe: Recipe
-    measurement: Measurement
-    protocol: str
-    replicate: int
-    fingerprint: str
-
-
-_unpacked: Dict[str, Tuple[_Job, Training]] = {}
-"""The last job of this process, by the digest of its bytes."""
-
-
-def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[List[float]]:
-    """Retrain, once for each index; in whatever process."""
-    digest = hashlib.sha256(payload).hexdigest()
-    if digest not in _unpacked:
-        job: _Job = pickle.loads(payload)  # noqa: S301 - from the process that started this one
-        training = Training(SeedRegistry(job.master_seed, scheme=job.scheme), job.recipe)
-        found = training.fingerprint()
-        if found != job.fingerprint:
-            message = (
-                f"This process does not repeat the run: after its first steps the fingerprint is {found[:12]}, and "
-                f"{job.fingerprint[:12]} in the main process. Here: torch {torch.__version__}, {job.recipe.threads} threads, "
-                f"{job.recipe.dtype}. Use one type of machine and one version "
-                "of torch."
-            )
-            raise ReplayError(message)
-        _unpacked.clear()
-        _unpacked[digest] = (job, training)
-    return _retrain_all(*_unpacked[digest], name, indices, torch.tensor(dropped, device="cpu"))
-
-
-def _retrain_all(job: _Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[List[float]]:
-    """Return the values of each retraining: of one after the other, or of all at once."""
-    if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
-        return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
-    weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
-    states = training.run_many(weights, cuts=job.protocol == "cut")
-    return [_measure(job, training, state, f"{name}_{index}") for index, state in zip(indices, states)]
-
-
-def _measure(job: _Job, training: Training, state: State, name: str) -> List[float]:
-    with torch.no_grad(), pinned_threads(training.recipe.threads):
-        values = job.measurement(training, state)
-    if not torch.isfinite(values).all():
-        raise RecipeError(f"Retraining {name} ended in values that are not finite: {values.tolist()[:5]} ...")
-    return [float(value) for value in values]
-
-
-def _retrain(job: _Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> List[float]:
-    recipe = job.recipe
-    weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
-    weights[dropped] = 0
-    own = f"{name}_{index}" if job.replicate == 0 else f"{name}_{index}_{job.replicate}"
-    if job.protocol not in {"weights", "cut"}:
-        registry = SeedRegistry(job.master_seed, scheme=job.scheme)
-        if job.protocol == "subset":
-            kept = weights.nonzero().squeeze(1)
-            recipe = attrs.evolve(recipe, dataset=_subset(recipe.as_dataset(), kept))
-            weights = torch.ones(len(kept), dtype=recipe.dtype, device="cpu")
-        elif job.protocol == "own-order":
-            recipe = attrs.evolve(recipe, order_id=own)
-        elif job.protocol == "own-init":
-            recipe = attrs.evolve(recipe, model_id=own)
-        else:
-            recipe = attrs.evolve(recipe, instance_id=own)
-        training = Training(registry, recipe)
-    state = training.run(weights, cuts=job.protocol == "cut")
-    return _measure(job, training, state, own)
-
-
-def _subset(dataset: Any, kept: torch.Tensor) -> Any:
-    if isinstance(dataset, torch.utils.data.TensorDataset):
-        return torch.utils.data.TensorDataset(*(tensor[kept] for tensor in dataset.tensors))
-    return torch.utils.data.Subset(dataset, kept.tolist())
-
-
 def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     training: Training,
     measurement: Measurement,
@@ -182,12 +105,13 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     workers: Union[int, concurrent.futures.Executor] = 1,
     at_once: int = 1,
     store: Union[str, os.PathLike[str], None] = None,
-    progress: Optional[Callable[[int, int], None]] = None,
+    progress: Report = True,
 ) -> Tuple[Retrainings, ...]:
     """Retrain on subsets, and measure each time.
 
     The numbers are the same for any executor and any number of workers. Each process first repeats the beginning of the run and
-    compares its fingerprint with the main one's.
+    compares its fingerprint, versions, threads and dtype with the main one's. Streams that are not the run's own are in the
+    ledger, derived before anything is trained.
 
     Args:
         training: the run; its registry gives the subsets, and the ledger notes what was asked for, with a digest of the
@@ -203,15 +127,17 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         at_once: how many models a process trains as one stack, under the protocols ``"weights"`` and ``"cut"``: several times
             as fast for small models, and equal up to rounding instead of bit for bit. See ``Training.run_many``.
         store: a folder in which each result is kept as it comes, so that retraining that was killed goes on.
-        progress: called with (retrainings done, retrainings).
+        progress: show how many were done; see :data:`~seedregistry.attribution.progress.Report`.
 
     Returns:
         For each fraction, what came out.
 
     Raises:
         InvalidOptionError: an option is not one of its values.
-        RecipeError: a fraction leaves out nothing or everything, or the recipe does not pickle; before anything is trained.
+        RecipeError: a fraction leaves out nothing or everything, the data, the step or the measurement would not do, or the
+            recipe does not pickle; before anything is trained. Or a retraining diverged.
         ReplayError: a process does not repeat the run, or ``store`` is of another one.
+        SeedCollisionError: two retrainings would have one seed of their own; before anything is trained.
     """
     if protocol not in PROTOCOLS:
         raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
@@ -230,38 +156,46 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     if not wanted:
         raise RecipeError("fractions must name at least one share of the training examples to leave out.")
     training.check()
-    job = _Job(
+    measured = identify(training, measurement)
+    handshake = training.handshake()
+    fingerprint = handshake["fingerprint"]
+    job = Job(
         master_seed=registry.master_seed,
         scheme=registry.scheme,
         recipe=recipe,
         measurement=measurement,
         protocol=protocol,
         replicate=replicate,
-        fingerprint=training.fingerprint(),
+        determinism=determinism.current_mode(),
+        handshake=handshake,
     )
+    tasks = [(f"lds_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
+    for purpose in _OWN.get(protocol, ()):
+        registry.reserve(purpose, [own_id(name, index, replicate) for name, _, index in tasks])
     asked = {
         "fractions": [repr(fraction) for fraction in wanted],
         "subsets": subsets,
         "protocol": protocol,
-        "run": job.fingerprint,
+        "run": fingerprint,
         **({"replicate": replicate} if replicate else {}),
     }
     shared = "shared" if protocol in {"weights", "cut"} else "not those of the run"
     digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
-    name = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
-    registry.note(**{name: {**asked, "streams": shared, "subsets_digest": digest}})
-    kept = _Store(store, {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate), "fingerprint": job.fingerprint})
-    tasks = [(f"lds_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
+    title = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
+    registry.note(**{title: {**asked, "streams": shared, "subsets_digest": digest}})
+    identity = {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate)}
+    kept = _Store(store, {**identity, "fingerprint": fingerprint, "measurement": measured})
     results = {task: kept.load(task[0], task[2], wanted[task[1]][task[2]]) for task in tasks}
     todo = [task for task in tasks if results[task] is None]
     done = len(tasks) - len(todo)
-    for chunk, values in _run(job, training, list(_chunks(todo, wanted, at_once)), workers):
-        for index, own_dropped, own_values in zip(chunk.indices, chunk.dropped, values):
-            results[chunk.name, chunk.fraction, index] = own_values
-            kept.save(chunk.name, index, own_dropped, own_values)
-            done += 1
-            if progress is not None:
-                progress(done, len(tasks))
+    outcomes = run_chunks(job, training, list(_chunks(todo, wanted, at_once)), workers)
+    with shown(progress, "retrain") as tell, contextlib.closing(outcomes):
+        for chunk, values in outcomes:
+            for index, own_dropped, own_values in zip(chunk.indices, chunk.dropped, values):
+                results[chunk.name, chunk.fraction, index] = own_values
+                kept.save(chunk.name, index, own_dropped, own_values)
+                done += 1
+                tell(done, len(tasks))
     return tuple(
         Retrainings(
             fraction=fraction,
@@ -275,56 +209,12 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     )
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class _Chunk:
-    """Retrainings that one process does together."""
-
-    name: str
-    fraction: float
-    indices: List[int]
-    dropped: torch.Tensor
-
-
-def _chunks(tasks: Sequence[_Task], wanted: Mapping[float, torch.Tensor], size: int) -> Iterator[_Chunk]:
+def _chunks(tasks: Sequence[_Task], wanted: Mapping[float, torch.Tensor], size: int) -> Iterator[Chunk]:
     for fraction, dropped in wanted.items():
         own = [task for task in tasks if task[1] == fraction]
         for start in range(0, len(own), size):
             indices = [index for _, _, index in own[start : start + size]]
-            yield _Chunk(name=own[0][0], fraction=fraction, indices=indices, dropped=dropped[indices])
-
-
-def _run(
-    job: _Job, training: Training, chunks: Sequence[_Chunk], workers: Union[int, concurrent.futures.Executor]
-) -> Iterator[Tuple[_Chunk, List[List[float]]]]:
-    """Yield each chunk with its values, as they come."""
-    if workers == 1:
-        for chunk in chunks:
-            yield chunk, _retrain_all(job, training, chunk.name, chunk.indices, chunk.dropped)
-        return
-    payload = _pickle(job)
-    own = None
-    if isinstance(workers, int):
-        own = workers = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        futures = {workers.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist()): chunk for chunk in chunks}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        if own is not None:
-            own.shutdown(wait=True)
-
-
-def _pickle(job: _Job) -> bytes:
-    try:
-        payload = pickle.dumps(job)
-        pickle.loads(payload)  # noqa: S301 - our own bytes
-    except Exception as error:
-        message = (
-            f"The recipe or the measurement cannot be sent to other processes: {error}. Define model, loss and measurement as "
-            "functions of a module, or retrain in this process: workers=1."
-        )
-        raise RecipeError(message) from error
-    return payload
+            yield Chunk(name=own[0][0], fraction=fraction, indices=indices, dropped=dropped[indices])
 
 
 class _Store:

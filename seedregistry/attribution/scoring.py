@@ -15,7 +15,7 @@ from seedregistry.attribution.retraining import Retrainings, retrain
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.metagradients import Measurement
+    from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
     from seedregistry.registry import SeedRegistry
 

@@ -6,9 +6,8 @@ A configuration is any object with these attributes, of which all but ``SEED`` h
 - ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model, by default their factories' own;
 - ``LR``, ``MOMENTUM``: of the optimizer, 0.1 and 0.9 by default.
 
-The documents build a ResNet-9 on CIFAR-10 with SGD. Three more attributes name other factories, and three more keywords for them,
-which are added to those above: ``MODEL`` and ``MODEL_PARAMS``, ``DATALOADER`` and ``DATALOADER_PARAMS``, ``OPTIMIZER`` and
-``OPTIMIZER_PARAMS``.
+The documents build a ResNet-9 on CIFAR-10 with SGD. ``MODEL``, ``DATALOADER`` and ``OPTIMIZER`` name other factories, and
+``MODEL_PARAMS``, ``DATALOADER_PARAMS`` and ``OPTIMIZER_PARAMS`` have more keywords for them.
 
 Source: the implementation patterns of the documents that the functions come from.
 """

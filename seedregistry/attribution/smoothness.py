@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Optional
 import attrs
 import torch
 
+from seedregistry.attribution.measurements import identify, measure
+from seedregistry.attribution.progress import Report, shown
 from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.metagradients import Measurement
+    from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
 __all__ = ["Metasmoothness", "metasmoothness"]
@@ -37,7 +39,12 @@ class Metasmoothness:
 
 
 def metasmoothness(
-    training: Training, measurement: Measurement, *, step: float = 0.1, direction: Optional[torch.Tensor] = None
+    training: Training,
+    measurement: Measurement,
+    *,
+    step: float = 0.1,
+    direction: Optional[torch.Tensor] = None,
+    progress: Report = True,
 ) -> Metasmoothness:
     """Return the metasmoothness of a training: three trainings.
 
@@ -49,9 +56,11 @@ def metasmoothness(
         step: how far the weights are moved, twice.
         direction: of the move, shape (size,); by default half of the examples by one and the other half not at all, drawn
             from the stream ("metasmoothness", instance id).
+        progress: show how many trainings were done; see :data:`~seedregistry.attribution.progress.Report`.
 
     Raises:
         InvalidOptionError: the step is not positive, or the direction has another shape.
+        RecipeError: the data, the step or the measurement would not do, which is found before anything is trained.
     """
     if not step > 0:
         raise InvalidOptionError(f"step must be > 0; got {step!r}.")
@@ -60,8 +69,14 @@ def metasmoothness(
         direction = torch.randint(0, 2, (training.size,), generator=generator, device="cpu").to(training.recipe.dtype)
     if direction.shape != (training.size,):
         raise InvalidOptionError(f"direction must have shape ({training.size},); got {tuple(direction.shape)}.")
-    with torch.no_grad():
-        values = [measurement(training, training.run(1 + count * step * direction)).to(torch.float64) for count in range(3)]
+    training.check()
+    identify(training, measurement)
+    values = []
+    with shown(progress, "metasmoothness") as tell:
+        for count in range(3):
+            state = training.run(1 + count * step * direction)
+            values.append(measure(training, measurement, state, is_differentiated=False).to(torch.float64))
+            tell(count + 1, 3)
     first, second = values[1] - values[0], values[2] - values[1]
     size = float(first.abs().sum() + second.abs().sum())
     # Of each target the part of its change that both halves agree on, weighted by how much it changes at all.

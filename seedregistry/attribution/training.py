@@ -13,8 +13,10 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
-from seedregistry import rng
+import seedregistry
+from seedregistry import environment, rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
+from seedregistry.attribution.recipe import cross_entropy
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
 __all__ = ["Batch", "State", "Training", "pinned_threads"]
+
+_COMPUTES = (
+    "machine",
+    "numpy",
+    "torch",
+    "torch.cuda",
+    "torch.num_threads",
+    "torch.float32_matmul_precision",
+    "cuda.matmul.allow_tf32",
+    "cudnn.allow_tf32",
+    "mkldnn.enabled",
+)
+"""Facts of the environment that may change the bits of a training."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -346,12 +361,14 @@ class Training:
         return state
 
     def check(self) -> None:
-        """Run the first step twice, from its beginning, and compare: what a replay rests on.
+        """Look at the data, and run the first step twice, from its beginning, and compare: what a replay rests on.
 
         Raises:
-            RecipeError: the batch or the step was not the same the second time, or it failed.
+            RecipeError: the batch or the step was not the same the second time, or it failed; the data have a number that is
+            not finite, or a class that the model has no output for.
         """
         with pinned_threads(self.recipe.threads):
+            self._check_data()
             batches = [self.batch(0) for _ in range(2)]
             first, second = (_bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches)
             if first != second:
@@ -367,6 +384,30 @@ class Training:
                     "The first step ended in another state when it was run again: model or loss draws from something that no "
                     "stream sets, such as a generator of its own, or an operator is not deterministic. Draw from the default "
                     "generators."
+                )
+                raise RecipeError(message)
+
+    def _check_data(self) -> None:
+        """Find examples that would end the training when their turn comes, where the data are tensors."""
+        if self._tensors is None:
+            return
+        inputs, targets = self._tensors
+        if inputs.is_floating_point():
+            wrong = (~torch.isfinite(inputs).flatten(1).all(1)).nonzero().flatten()
+            if len(wrong):
+                raise RecipeError(f"The inputs of {len(wrong)} examples are not finite; the first is example {int(wrong[0])}.")
+        if self.recipe.loss is cross_entropy and not targets.is_floating_point():
+            try:
+                with torch.no_grad(), self.evaluating():
+                    classes = self.call(self._initial, inputs[:1]).shape[1]
+            except (IndexError, RuntimeError, TypeError, ValueError):
+                return  # the first step says what is wrong with the model
+            wrong = ((targets < 0) | (targets >= classes)).flatten().nonzero().flatten()
+            if len(wrong):
+                first = int(wrong[0])
+                message = (
+                    f"The targets of {len(wrong)} examples are no classes: the model has {classes} outputs, and the target of "
+                    f"example {first} is {int(targets.flatten()[first])}."
                 )
                 raise RecipeError(message)
 
@@ -419,15 +460,28 @@ class Training:
         return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
-        """Return SHA-256 over the state after the first steps at weight 1, and over all options of all steps.
+        """Return SHA-256 over the state after the first steps at weight 1, all options of all steps, and the data.
 
-        Two processes with equal fingerprints train alike, as far as that many steps show: the same initial parameters, order,
-        data, arithmetic and schedule.
+        Two processes with equal fingerprints train alike, as far as that shows: the same initial parameters, order, data,
+        arithmetic and schedule. Data that are no tensors show as far as these steps fetch them.
         """
         with pinned_threads(self.recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
-        text = f"{state.fingerprint()} {self.steps} {self.size} {self._hyper!r}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        sha = hashlib.sha256(f"{state.fingerprint()} {self.steps} {self.size} {self._hyper!r}".encode())
+        for data in _bytes_of(self._tensors or ()):
+            sha.update(hashlib.sha256(data).digest())
+        return sha.hexdigest()
+
+    def handshake(self) -> Dict[str, str]:
+        """Return what must be equal in every process that repeats the run, by name: its fingerprint, and what computes it."""
+        with pinned_threads(self.recipe.threads):
+            facts = dict(environment.snapshot().values)
+        return {
+            **{name: str(facts[name]) for name in _COMPUTES},
+            "seedregistry": seedregistry.__version__,
+            "dtype": str(self.recipe.dtype),
+            "fingerprint": self.fingerprint(),
+        }
 
     def model(self, state: State) -> nn.Module:
         """Return a model with the parameters of a state, in evaluation mode."""

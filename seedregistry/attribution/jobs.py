@@ -1,0 +1,189 @@
+"""Retrainings as jobs: what a process needs to retrain, how it makes sure that it repeats the run, and who does which."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import multiprocessing
+import pickle
+from typing import TYPE_CHECKING, Any, Dict, Generator, List, Mapping, Sequence, Tuple, Union
+
+import attrs
+import torch
+
+from seedregistry import determinism
+from seedregistry.attribution.measurements import Measurement, measure
+from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry.errors import RecipeError, ReplayError
+from seedregistry.registry import SeedRegistry
+
+if TYPE_CHECKING:
+    from seedregistry.attribution.recipe import Recipe
+
+__all__ = ["Chunk", "Job", "own_id", "run_chunks"]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Job:
+    """What every worker needs, once: pickled, and unpacked once a process."""
+
+    master_seed: int
+    scheme: str
+    recipe: Recipe
+    measurement: Measurement
+    protocol: str
+    replicate: int
+    determinism: str
+    handshake: Mapping[str, str]
+
+
+_received = b""
+"""The job that the pool of this process was started with."""
+
+_unpacked: Dict[str, Tuple[Any, Any]] = {}
+"""The last job of this process, by the digest of its bytes."""
+
+
+def _receive(payload: bytes) -> None:
+    """Keep a job for the tasks that come, when a process of a pool starts."""
+    global _received  # noqa: PLW0603 - a pool hands its processes nothing else to keep it in
+    _received = payload
+
+
+def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[List[float]]:
+    """Retrain, once for each index; in whatever process. Without a payload the job is the one that was received."""
+    payload = payload or _received
+    digest = hashlib.sha256(payload).hexdigest()
+    job, training = _unpacked.get(digest, (None, None))
+    if job is None:
+        job = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+    with determinism.apply(job.determinism):
+        if training is None:
+            training = Training(SeedRegistry(job.master_seed, scheme=job.scheme), job.recipe)
+            _shake_hands(training.handshake(), job.handshake)
+            _unpacked.clear()
+            _unpacked[digest] = (job, training)
+        return _retrain_all(job, training, name, indices, torch.tensor(dropped, device="cpu"))
+
+
+def _shake_hands(here: Mapping[str, str], there: Mapping[str, str]) -> None:
+    """Refuse a process that does not repeat the run.
+
+    Raises:
+        ReplayError: with both values of everything that differs.
+    """
+    different = [name for name in there if here.get(name) != there[name]]
+    if different:
+        values = "; ".join(f"{name} is {here.get(name)} here and {there[name]} in the main process" for name in different)
+        message = f"This process does not repeat the run: {values}. Use one type of machine and one set of versions."
+        raise ReplayError(message)
+
+
+def _retrain_all(job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[List[float]]:
+    """Return the values of each retraining: of one after the other, or of all at once."""
+    if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
+        return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
+    weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
+    states = training.run_many(weights, cuts=job.protocol == "cut")
+    return [_measure(job, training, state, f"{name}_{index}") for index, state in zip(indices, states)]
+
+
+def _measure(job: Job, training: Training, state: State, name: str) -> List[float]:
+    with pinned_threads(training.recipe.threads):
+        values = measure(training, job.measurement, state, is_differentiated=False)
+    if not torch.isfinite(values).all():
+        raise RecipeError(f"Retraining {name} ended in values that are not finite: {values.tolist()[:5]} ...")
+    return [float(value) for value in values]
+
+
+def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> List[float]:
+    recipe = job.recipe
+    weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
+    weights[dropped] = 0
+    own = own_id(name, index, job.replicate)
+    if job.protocol not in {"weights", "cut"}:
+        registry = SeedRegistry(job.master_seed, scheme=job.scheme)
+        if job.protocol == "subset":
+            kept = weights.nonzero().squeeze(1)
+            recipe = attrs.evolve(recipe, dataset=_subset(recipe.as_dataset(), kept))
+            weights = torch.ones(len(kept), dtype=recipe.dtype, device="cpu")
+        elif job.protocol == "own-order":
+            recipe = attrs.evolve(recipe, order_id=own)
+        elif job.protocol == "own-init":
+            recipe = attrs.evolve(recipe, model_id=own)
+        else:
+            recipe = attrs.evolve(recipe, instance_id=own)
+        training = Training(registry, recipe)
+    state = training.run(weights, cuts=job.protocol == "cut")
+    return _measure(job, training, state, own)
+
+
+def own_id(name: str, index: int, replicate: int) -> str:
+    """Return the instance id of a retraining's own streams."""
+    return f"{name}_{index}" if replicate == 0 else f"{name}_{index}_{replicate}"
+
+
+def _subset(dataset: Any, kept: torch.Tensor) -> Any:
+    if isinstance(dataset, torch.utils.data.TensorDataset):
+        return torch.utils.data.TensorDataset(*(tensor[kept] for tensor in dataset.tensors))
+    return torch.utils.data.Subset(dataset, kept.tolist())
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Chunk:
+    """Retrainings that one process does together."""
+
+    name: str
+    fraction: float
+    indices: List[int]
+    dropped: torch.Tensor
+
+
+def run_chunks(
+    job: Job, training: Training, chunks: Sequence[Chunk], workers: Union[int, concurrent.futures.Executor]
+) -> Generator[Tuple[Chunk, List[List[float]]], None, None]:
+    """Yield each chunk with its values, as they come.
+
+    Raises:
+        RecipeError: the job does not pickle, or a retraining diverged.
+        ReplayError: a process does not repeat the run, or ended early.
+    """
+    if workers == 1:
+        for chunk in chunks:
+            yield chunk, _retrain_all(job, training, chunk.name, chunk.indices, chunk.dropped)
+        return
+    payload = _pickle(job)
+    own = None
+    if isinstance(workers, int):
+        context = multiprocessing.get_context("spawn")
+        own = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_receive, initargs=(payload,))
+        payload = b""  # each process has it, and needs it with no task
+    executor: concurrent.futures.Executor = own if own is not None else workers  # type: ignore[assignment]
+    futures = {executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist()): chunk for chunk in chunks}
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.result()
+    except concurrent.futures.BrokenExecutor as error:
+        message = (
+            "A process that retrained has ended before its work was done: out of memory, or a script that starts processes "
+            "outside `if __name__ == '__main__':`. What is in the store is kept."
+        )
+        raise ReplayError(message) from error
+    finally:
+        for future in futures:
+            future.cancel()  # after an error nobody waits for the rest
+        if own is not None:
+            own.shutdown(wait=True)
+
+
+def _pickle(job: Job) -> bytes:
+    try:
+        payload = pickle.dumps(job)
+        pickle.loads(payload)  # noqa: S301 - our own bytes
+    except Exception as error:
+        message = (
+            f"The recipe or the measurement cannot be sent to other processes: {error}. Define model, loss and measurement as "
+            "functions of a module, or retrain in this process: workers=1."
+        )
+        raise RecipeError(message) from error
+    return payload

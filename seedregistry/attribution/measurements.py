@@ -1,0 +1,99 @@
+"""What is attributed: functions of a training's final state, tried before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any, Callable
+
+import attrs
+import torch
+
+from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Measurement", "identify", "losses_of", "margins_of", "measure"]
+
+Measurement = Callable[[Training, State], torch.Tensor]
+"""From a training and its final state to the measured values: shape (targets,), differentiable in the state's tensors."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _ExampleLosses:
+    inputs: Any
+    targets: torch.Tensor
+    is_margin: bool
+
+    def __call__(self, training: Training, state: State) -> torch.Tensor:
+        outputs, targets = training.outputs(state, self.inputs), training.place(self.targets)
+        if not self.is_margin:
+            return training.recipe.loss(outputs, targets)
+        right = outputs.gather(1, targets[:, None]).squeeze(1)
+        others = outputs.scatter(1, targets[:, None], float("-inf"))
+        return right - others.logsumexp(1)
+
+
+def losses_of(inputs: Any, targets: torch.Tensor) -> Measurement:
+    """Return the measurement of the loss of each of some examples, in evaluation mode.
+
+    Args:
+        inputs: of the model, as a batch of the training has them.
+        targets: of the recipe's loss, shape (targets, ...).
+    """
+    return _ExampleLosses(inputs=inputs, targets=targets, is_margin=False)
+
+
+def margins_of(inputs: Any, targets: torch.Tensor) -> Measurement:
+    """Return the measurement of the margin of each of some examples: its class's output minus the log-sum-exp of the others.
+
+    Args:
+        inputs: of the model, as a batch of the training has them.
+        targets: classes, int64, shape (targets,).
+    """
+    return _ExampleLosses(inputs=inputs, targets=targets, is_margin=True)
+
+
+def measure(training: Training, measurement: Measurement, state: State, *, is_differentiated: bool = True) -> torch.Tensor:
+    """Return the measured values of a state: shape (targets,).
+
+    Args:
+        training: what is measured.
+        measurement: how.
+        state: of the training; its parameters require gradients where the values are differentiated.
+        is_differentiated: keep what is needed to differentiate the values by the state's parameters.
+
+    Raises:
+        RecipeError: the measurement fails, or is no vector that depends on the state's parameters.
+    """
+    try:
+        with torch.set_grad_enabled(is_differentiated):
+            values = measurement(training, state)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"The measurement failed on the state before step {state.step}: {error}") from error
+    is_vector = isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) > 0
+    if not is_vector or (is_differentiated and not values.requires_grad):
+        shape = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        message = f"A measurement returns a tensor of shape (targets,) that depends on the state's parameters; got {shape}."
+        raise RecipeError(message)
+    return values
+
+
+def identify(training: Training, measurement: Measurement) -> str:
+    """Try a measurement on the initial state, and return what tells it from another: SHA-256, 64 hexadecimal digits.
+
+    A measurement that fails, fails here and not after the training. Two that measure the same there count as the same.
+
+    Raises:
+        RecipeError: as for :func:`measure`.
+    """
+    initial = training.initial_state()
+    state = initial.with_tensors([tensor.detach().requires_grad_() for tensor in initial.tensors()])
+    with pinned_threads(training.recipe.threads):
+        values = measure(training, measurement, state).detach().cpu().contiguous()
+    raw: np.ndarray = values.view(torch.uint8).numpy()
+    name = getattr(measurement, "__qualname__", type(measurement).__qualname__)
+    return hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + raw.tobytes()).hexdigest()

@@ -1,0 +1,108 @@
+"""Shows how far long work is: a bar on a terminal, plain lines in a log. Both on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, Union
+
+from seedregistry import rng
+
+__all__ = ["Display", "Report", "shown"]
+
+Report = Union[bool, Callable[[int, int], None]]
+"""How work shows its progress: True when it takes more than a few seconds, False never; a function is told (done, total)."""
+
+_DELAY_S = 3.0
+_EVERY_S = 0.1
+_LINES = 10
+"""Lines in a log for each part of the work."""
+
+
+class Display:
+    """Bars or lines, one for each part of the work.
+
+    A bar needs rich and a terminal; without either there are lines. Nothing is shown before ``delay_s``, so that short work is
+    silent. Drawing a bar moves no generator: rich draws from python's when it is imported.
+
+    Args:
+        delay_s: seconds, from the first part on.
+    """
+
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        self._delay_s = delay_s
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._bars: Any = None
+        self._tasks: Dict[str, Any] = {}
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        if self._bars is not None:
+            with _generators_kept():
+                self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
+        now = time.monotonic()
+        if now - self._started < self._delay_s or sys.stderr is None:
+            return
+        if sys.stderr.isatty():
+            if done < total and now - self._drawn < _EVERY_S:
+                return
+            self._drawn = now
+            with _generators_kept():
+                if self._draw(what, done, total):
+                    return
+        if done == total or done % max(1, total // _LINES) == 0:
+            sys.stderr.write(f"{now - self._started:7.1f} s  {what}: {done} of {total}\n")
+            sys.stderr.flush()
+
+    def _draw(self, what: str, done: int, total: int) -> bool:
+        """Draw the bars; False where rich is missing."""
+        if self._bars is None:
+            try:
+                from rich import progress  # noqa: PLC0415 - an extra
+                from rich.console import Console  # noqa: PLC0415 - an extra
+            except ImportError:
+                return False
+            columns = (
+                progress.TextColumn("{task.description:24}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+            )
+            # No thread of rich's own: it would draw while a step is in a scope.
+            self._bars = progress.Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, refresh=True)
+        return True
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    captured = rng.Captured()
+    try:
+        yield
+    finally:
+        captured.restore()
+
+
+@contextlib.contextmanager
+def shown(report: Report, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a block the function to tell (done, total) to, and show it as ``report`` asks."""
+    if callable(report):
+        yield report
+    elif not report:
+        yield _show_nothing
+    else:
+        with contextlib.closing(Display(delay_s=_DELAY_S)) as display:
+            yield functools.partial(display, what)
+
+
+def _show_nothing(done: int, total: int) -> None:
+    del done, total
