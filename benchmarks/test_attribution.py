@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import attrs
 import pytest
 import torch
 from harness import report_figure
@@ -21,10 +22,10 @@ ROUNDS = 5
 AT_ONCE = 25
 
 
-def seconds(work) -> float:
+def seconds(work, rounds: int = ROUNDS) -> float:
     """Return the least of a few times."""
     found = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         started = time.perf_counter()
         work()
         found.append(time.perf_counter() - started)
@@ -52,7 +53,7 @@ def targets(plan, count: int):
 def test_walk_back(benchmark, digits, count, slots, target):
     plan, training = digits
     measurement = targets(plan, count)
-    walk = seconds(lambda: magic(training, measurement, slots=slots))
+    walk = seconds(lambda: magic(training, measurement, slots=slots, progress=False))
     run = seconds(training.run)
     kept = default_slots(training.steps) if slots is None else slots
     what = f"metagradients of {count} target{'' if count == 1 else 's'}, {kept} states kept, 200 steps"
@@ -63,6 +64,24 @@ def test_walk_back(benchmark, digits, count, slots, target):
         "trainings",
         target=target,
         beside=("steps run again by each", replayed_steps(200, kept) / 200),
+    )
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 10_000])
+def test_walk_back_over_more_steps(benchmark, digits, steps):
+    plan, _ = digits
+    training = Training(SeedRegistry(42), attrs.evolve(plan.recipe, epochs=steps // 10))
+    measurement = targets(plan, 1)
+    rounds = max(1, 1000 // steps)
+    walk, run = seconds(lambda: magic(training, measurement, progress=False), rounds), seconds(training.run, rounds)
+    kept = default_slots(steps)
+    report_figure(
+        benchmark,
+        f"metagradients of 1 target, {kept} states kept, {steps:,} steps",
+        walk / run,
+        "trainings",
+        target="",
+        beside=("steps run again by each", replayed_steps(steps, kept) / steps),
     )
 
 
@@ -137,12 +156,12 @@ options = {"lr": 1e-4, "momentum": 0.9}
 recipe = Recipe(model=model, dataset=(inputs, labels), epochs=steps, batch_size=16, optimizer_options=options)
 training = Training(SeedRegistry(42), recipe)
 training.advance(training.initial_state(), 3)
-magic(training, losses_of(inputs[:1], labels[:1]), slots=0) if steps < 200 else None
+magic(training, losses_of(inputs[:1], labels[:1]), slots=0, progress=False) if steps < 200 else None
 def most():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far, that of the imports, is forgotten
 before = most()
-found = magic(training, losses_of(inputs[:1], labels[:1]))
+found = magic(training, losses_of(inputs[:1], labels[:1]), progress=False)
 print(most() - before, found.states_kept)
 """
 

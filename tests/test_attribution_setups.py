@@ -247,6 +247,22 @@ def test_baselines_are_what_they_say(training):
         baselines.influence_function(training, measurement, state, damping=0)
 
 
+def test_baselines_look_at_some_examples_at_a_time(training, monkeypatch):
+    """However few examples fit at a time, the scores are the same up to rounding."""
+    state, measurement = training.run(), losses_of(*held_out())
+    works = (baselines.gradient_dot_product, baselines.influence_function)
+    expected = [work(training, measurement, state) for work in works]
+    sizes = []
+    pieces = baselines._pieces
+    monkeypatch.setattr(baselines, "_pieces", lambda own, count: sizes.append(count) or pieces(own, count))
+    for most in (1, 7 * 83, 70 * 83):
+        monkeypatch.setattr(baselines, "_MOST_NUMBERS", most)
+        monkeypatch.setattr(baselines, "_MOST_INPUTS", most)
+        for work, scores in zip(works, expected):
+            assert torch.allclose(work(training, measurement, state), scores, rtol=1e-9, atol=1e-12)
+    assert {0, 7, 70} <= set(sizes)
+
+
 def test_baselines_have_the_sign_of_effects(training):
     """Baselines predict retraining better than chance, with the sign of MAGIC's scores."""
     measurement = losses_of(*held_out())

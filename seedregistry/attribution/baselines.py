@@ -1,6 +1,7 @@
 """Simpler scores, for the table beside MAGIC: gradient dot product, TracIn, influence function, random.
 
 All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape (targets, size).
+Training examples are looked at some at a time, so that memory does not grow with their number.
 
 Source: G. Pruthi and others, Estimating Training Data Influence by Tracing Gradient Descent, 2020 (TracIn); P. W. Koh and P.
 Liang, Understanding Black-box Predictions via Influence Functions, 2017; J. Martens, New Insights and Perspectives on the
@@ -9,27 +10,32 @@ Natural Gradient Method, 2020 (Gauss-Newton).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Iterator, Sequence, Tuple
 
 import torch
 from torch.func import grad, jvp, vjp, vmap
 
+from seedregistry.attribution.measurements import measure
 from seedregistry.attribution.training import pinned_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.metagradients import Measurement
+    from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import State, Training
 
 __all__ = ["gradient_dot_product", "influence_function", "random_scores", "tracin"]
 
 _TOLERANCE = 1e-6
+_MOST_NUMBERS = 2**26
+"""Numbers in the gradients of the examples that are looked at together: they grow with the model."""
+_MOST_INPUTS = 2**22
+"""Numbers in the inputs that are looked at together, counted once for each vector."""
 
 
 def gradient_dot_product(training: Training, measurement: Measurement, state: State) -> torch.Tensor:
     """Return minus the dot product of the measurement's gradient and each example's, after the training."""
     with pinned_threads(training.recipe.threads):
-        return (-_flat(_measured(training, measurement, state)) @ _flat(_per_example(training, state)).T).cpu()
+        return -_dot_products(training, state, _flat(_measured(training, measurement, state))).cpu()
 
 
 def tracin(training: Training, measurement: Measurement, states: Sequence[State]) -> torch.Tensor:
@@ -70,7 +76,7 @@ def influence_function(
     with pinned_threads(training.recipe.threads):
         product = _gauss_newton(training, state, damping)
         solved = _conjugate_gradients(product, _flat(_measured(training, measurement, state)), iterations)
-        return (-solved @ _flat(_per_example(training, state)).T / training.size).cpu()
+        return (-_dot_products(training, state, solved) / training.size).cpu()
 
 
 def random_scores(training: Training, targets: int) -> torch.Tensor:
@@ -86,48 +92,64 @@ def _flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 def _measured(training: Training, measurement: Measurement, state: State) -> Tuple[torch.Tensor, ...]:
     """Return the gradients of each target, by parameter: shape (targets, ...)."""
     parameters = tuple(parameter.detach().requires_grad_() for parameter in state.parameters)
-    values = measurement(training, state.with_tensors([*parameters, *state.tensors()[len(parameters) :]]))
+    values = measure(training, measurement, state.with_tensors([*parameters, *state.tensors()[len(parameters) :]]))
     rows = [
         torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True) for value in values
     ]
     return tuple(torch.stack(column) for column in zip(*rows))
 
 
-def _per_example(training: Training, state: State) -> Tuple[torch.Tensor, ...]:
-    """Return the gradient of each training example's loss in evaluation mode, by parameter: shape (size, ...)."""
+def _pieces(training: Training, count: int) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the inputs and targets of all training examples, some at a time."""
     inputs, targets = training.examples()
+    size = max(1, count)
+    yield from zip(torch.split(inputs, size), torch.split(targets, size))  # type: ignore[no-untyped-call]
+
+
+def _dot_products(training: Training, state: State, rows: torch.Tensor) -> torch.Tensor:
+    """Return the products of flat rows with the gradient of each training example's loss in evaluation mode: (rows, size)."""
 
     def loss(parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return training.recipe.loss(training.call(parameters, one[None]), target[None])[0]
 
     with training.evaluating():
-        found: Tuple[torch.Tensor, ...] = vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)
-    return found
+        found = [
+            rows @ _flat(vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)).T
+            for inputs, targets in _pieces(training, _MOST_NUMBERS // rows.shape[1])
+        ]
+    return torch.cat(found, dim=1)
 
 
 def _gauss_newton(training: Training, state: State, damping: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the product with the mean Gauss-Newton matrix plus damping, for rows of flat vectors."""
-    inputs, targets = training.examples()
     shapes = [parameter.shape for parameter in state.parameters]
     sizes = [parameter.numel() for parameter in state.parameters]
 
-    def outputs(*parameters: torch.Tensor) -> torch.Tensor:
-        return training.call(parameters, inputs)
+    def products(vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        def outputs(*parameters: torch.Tensor) -> torch.Tensor:
+            return training.call(parameters, inputs)
 
-    def of_loss(found: torch.Tensor) -> torch.Tensor:
-        return training.recipe.loss(found, targets).mean()
+        def of_loss(found: torch.Tensor) -> torch.Tensor:
+            return training.recipe.loss(found, targets).sum()
 
-    def one(vector: torch.Tensor) -> torch.Tensor:
-        tangents = tuple(part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes))  # type: ignore[no-untyped-call]
-        found, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
-        _, curved = jvp(grad(of_loss), (found,), (along,))  # type: ignore[misc]
-        _, pull = vjp(outputs, *state.parameters)  # type: ignore[misc]
-        return torch.cat([part.flatten() for part in pull(curved)]) + damping * vector
+        def one(vector: torch.Tensor) -> torch.Tensor:
+            tangents = tuple(part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes))  # type: ignore[no-untyped-call]
+            found, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
+            _, curved = jvp(grad(of_loss), (found,), (along,))  # type: ignore[misc]
+            _, pull = vjp(outputs, *state.parameters)  # type: ignore[misc]
+            return torch.cat([part.flatten() for part in pull(curved)])
+
+        found: torch.Tensor = vmap(one)(vectors)
+        return found
 
     def product(vectors: torch.Tensor) -> torch.Tensor:
+        total = damping * vectors
+        # For all vectors at once, so that what a piece holds grows with their number too.
+        count = _MOST_INPUTS // (len(vectors) * max(1, training.examples()[0][0].numel()))
         with training.evaluating():
-            found: torch.Tensor = vmap(one)(vectors)
-        return found
+            for inputs, targets in _pieces(training, count):
+                total = total + products(vectors, inputs, targets) / training.size
+        return total
 
     return product
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from seedregistry.attribution import baselines, bridges, report
-from seedregistry.attribution.metagradients import Attribution, losses_of, magic
+from seedregistry.attribution.measurements import losses_of
+from seedregistry.attribution.metagradients import Attribution, magic
 from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
 from seedregistry.attribution.retraining import Retrainings, retrain
 from seedregistry.attribution.scoring import LdsScore, score
@@ -199,7 +200,7 @@ def _carry_out(
     )
     scores = {
         "MAGIC": attribution.scores,
-        **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan.targets))),
+        **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan))),
         **(clock.time("peers", lambda: dict(_peers(training, plan, final))) if peers else {}),
     }
     wrong = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
@@ -230,14 +231,15 @@ def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
     return registry if name == "MAGIC" else None
 
 
-def _baselines(training: Training, measurement: Any, targets: int) -> Iterator[Tuple[str, torch.Tensor]]:
+def _baselines(training: Training, measurement: Any, plan: Plan) -> Iterator[Tuple[str, torch.Tensor]]:
     states = [training.initial_state()]
     for epoch in range(1, training.recipe.epochs + 1):
         states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
-    yield "influence function (Gauss-Newton, CG)", baselines.influence_function(training, measurement, states[-1])
+    influence = baselines.influence_function(training, measurement, states[-1], iterations=plan.influence_iterations)
+    yield "influence function (Gauss-Newton, CG)", influence
     yield "TracIn (every epoch)", baselines.tracin(training, measurement, states[1:])
     yield "gradient dot product", baselines.gradient_dot_product(training, measurement, states[-1])
-    yield "random", baselines.random_scores(training, targets)
+    yield "random", baselines.random_scores(training, plan.targets)
 
 
 def _peers(training: Training, plan: Plan, final: State) -> Iterator[Tuple[str, torch.Tensor]]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Tuple, Union
 
 import attrs
 import torch
 
-from seedregistry.attribution.datasets import load_cifar10, load_digits
+from seedregistry.attribution.datasets import Loaded, load_cifar10, load_digits
 from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe
 from seedregistry.attribution.training import pinned_threads
 from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    import os
-
     from seedregistry.registry import SeedRegistry
 
 __all__ = ["Plan", "cifar10_plan", "digits_plan"]
@@ -37,6 +36,7 @@ class Plan:
         subsets: retrainings for each fraction.
         ablation_fractions: those for which retrainings with other seeds are made too.
         ablation_subsets: retrainings for each of these.
+        influence_iterations: of the conjugate gradients of the influence function, at most.
         image_shape: shape of an image as (height, width) or (channels, height, width).
 
     Raises:
@@ -51,6 +51,7 @@ class Plan:
     subsets: int = 50
     ablation_fractions: Tuple[float, ...] = (0.01, 0.05)
     ablation_subsets: int = 50
+    influence_iterations: int = 100
     image_shape: Tuple[int, ...]
 
     def __attrs_post_init__(self) -> None:
@@ -101,10 +102,11 @@ def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, 
         width: channels of the first layer.
     """
     del registry  # the data come divided
-    train, test = load_cifar10(root), load_cifar10(root, train=False)
+    data, test = Loaded(load_cifar10, os.path.abspath(root)), load_cifar10(root, train=False)
+    train = (data.tensors[0], data.tensors[1])
     recipe = Recipe(
         model=functools.partial(construct_rn9, width=width),
-        dataset=train,
+        dataset=data,
         epochs=20,
         batch_size=min(500, len(train[0])),
         drop_last=True,
@@ -127,4 +129,5 @@ def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, 
         targets=min(32, len(test[0])),
         fractions=(0.01, 0.05),
         ablation_fractions=(0.01,),
+        influence_iterations=10,
     )
