@@ -58,18 +58,22 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
+# On every core, each file of tests on one of them: what a file makes once is made once.
+PYTEST = ("pytest", "--numprocesses=logical", "--dist=loadfile")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, those with accelerate and Lightning among them."""
     install(session, "test", "frameworks")
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session(python=find_python(FLOOR_PYTHON))
 def floor(session: nox.Session) -> None:
     """Run the whole suite on the oldest supported set: Python 3.8, torch 2.2.2, NumPy 1.24, attrs 22.2."""
     install(session, "test", constraints="floor")
-    session.run("pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session

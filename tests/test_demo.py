@@ -127,9 +127,11 @@ def test_an_ablation_that_has_nothing_beside_it_is_refused():
 
 
 def test_no_such_plan(tmp_path):
-    """A plan that does not exist is refused by name before anything is written."""
+    """A plan that does not exist, or no workers, is refused before anything is written."""
     with pytest.raises(InvalidOptionError, match="digits"):
         run_demo(tmp_path / "out", plan="mnist")
+    with pytest.raises(InvalidOptionError, match="workers"):
+        run_demo(tmp_path / "out", plan=small_plan, workers=0)
     assert list(tmp_path.iterdir()) == []
 
 

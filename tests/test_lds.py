@@ -355,16 +355,20 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     training = Training(SeedRegistry(42), recipe(**changes))
     retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = held_out()
-    with pytest.raises(ReplayError, match="another"):
+    with pytest.raises(ReplayError, match=r"another run: measurement \w{12} there and \w{12} here\."):
         retrain(training, losses_of(inputs.flip(0), targets.flip(0)), fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = data()
     inputs[training._loader.indices(0)[-1]] += 1e-9
     other = Training(SeedRegistry(42), recipe(**changes, dataset=(inputs, targets)))
     one, two = (run.advance(run.initial_state(), 10) for run in (training, other))
     assert one.fingerprint() == two.fingerprint()
-    with pytest.raises(ReplayError, match="another"):
+    with pytest.raises(ReplayError, match=r"another run: fingerprint \w{12} there and \w{12} here\."):
         retrain(other, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    first = min(tmp_path.iterdir())
+    whole = first.read_text()
+    first.write_text(whole[:40])
     retrain(training, TESTS, fractions=(0.1,), subsets=3, store=tmp_path)
+    assert first.read_text() == whole
 
 
 def test_values_that_are_not_finite_are_refused(training):

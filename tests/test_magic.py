@@ -195,6 +195,10 @@ def test_progress_of_another_training_is_refused(tmp_path):
         with pytest.raises(ReplayError, match="another training"):
             magic(other, measurement, resume=path)
     assert path.read_bytes() == before
+    for damaged in (before[: len(before) // 2], b"hello", b""):
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        with pytest.raises(ReplayError, match="damaged"):
+            magic(training, TESTS, resume=tmp_path / "damaged.pt")
     assert torch.equal(magic(training, TESTS, resume=path).scores, magic(training, TESTS).scores)
 
 

@@ -6,6 +6,7 @@ digest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from seedregistry.attribution import baselines, bridges, report
+from seedregistry.attribution.jobs import check_workers, process_pool
 from seedregistry.attribution.measurements import losses_of
 from seedregistry.attribution.metagradients import Attribution, magic
 from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
@@ -137,7 +139,7 @@ def run_demo(
 
     Raises:
         RecipeError: dattri or traker is asked for and not installed.
-        InvalidOptionError: no plan goes by that name.
+        InvalidOptionError: no plan goes by that name, or ``workers`` is no number of processes.
     """
     plans: Dict[str, Callable[[SeedRegistry], Plan]] = {
         "digits": digits_plan,
@@ -146,6 +148,7 @@ def run_demo(
     make = plans.get(plan) if isinstance(plan, str) else plan
     if make is None:
         raise InvalidOptionError(f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}.")
+    check_workers(workers)
     if peers:
         bridges.require()
     folder = Path(out)
@@ -156,7 +159,10 @@ def run_demo(
     made = make(registry)
     if device is not None:
         made = attrs.evolve(made, recipe=attrs.evolve(made.recipe, device=device))
-    demo = _carry_out(registry, made, kept, workers, tell, peers=peers)
+    with contextlib.ExitStack() as stack:
+        if isinstance(workers, int) and workers > 1:
+            workers = stack.enter_context(process_pool(workers))  # one for all parts: processes are slow to start
+        demo = _carry_out(registry, made, kept, workers, tell, peers=peers)
     _write(demo, folder)
     shutil.rmtree(kept)
     return demo
@@ -221,7 +227,7 @@ def _carry_out(
             "weights": tuple(score(one, attribution.scores) for one in shared),
             **{name: tuple(score(one, attribution.scores) for one in found) for name, found in wrong.items()},
         },
-        smoothness=clock.time("metasmoothness", lambda: metasmoothness(training, measurement)),
+        smoothness=clock.time("metasmoothness", lambda: metasmoothness(training, measurement, progress=False)),
         test_accuracy=float((outputs.argmax(1) == plan.test[1]).to(torch.float64).mean()),
         seconds=clock.seconds,
     )

@@ -14,13 +14,13 @@ import torch
 from seedregistry import determinism
 from seedregistry.attribution.measurements import Measurement, measure
 from seedregistry.attribution.training import State, Training, pinned_threads
-from seedregistry.errors import RecipeError, ReplayError
+from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
 
-__all__ = ["Chunk", "Job", "own_id", "run_chunks"]
+__all__ = ["Chunk", "Job", "check_workers", "own_id", "process_pool", "run_chunks"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -139,6 +139,23 @@ class Chunk:
     dropped: torch.Tensor
 
 
+def check_workers(workers: object) -> None:
+    """Refuse what is neither a number of processes nor an executor.
+
+    Raises:
+        InvalidOptionError: it is neither.
+    """
+    is_number = isinstance(workers, int) and not isinstance(workers, bool) and workers > 0
+    if not is_number and not isinstance(workers, concurrent.futures.Executor):
+        raise InvalidOptionError(f"workers must be an int > 0 or an executor of concurrent.futures; got {workers!r}.")
+
+
+def process_pool(workers: int, payload: bytes = b"") -> concurrent.futures.ProcessPoolExecutor:
+    """Return a pool of processes that were not forked, each with a job that its tasks need not bring."""
+    context = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_receive, initargs=(payload,))
+
+
 def run_chunks(
     job: Job, training: Training, chunks: Sequence[Chunk], workers: Union[int, concurrent.futures.Executor]
 ) -> Generator[Tuple[Chunk, List[List[float]]], None, None]:
@@ -155,8 +172,7 @@ def run_chunks(
     payload = _pickle(job)
     own = None
     if isinstance(workers, int):
-        context = multiprocessing.get_context("spawn")
-        own = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_receive, initargs=(payload,))
+        own = process_pool(workers, payload)
         payload = b""  # each process has it, and needs it with no task
     executor: concurrent.futures.Executor = own if own is not None else workers  # type: ignore[assignment]
     futures = {executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist()): chunk for chunk in chunks}

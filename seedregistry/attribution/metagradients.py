@@ -227,7 +227,11 @@ class _Progress:
     def load(self) -> Optional[dict[str, Any]]:
         if not self._path.exists():
             return None
-        saved: dict[str, Any] = torch.load(self._path, weights_only=True)
+        try:
+            saved: dict[str, Any] = torch.load(self._path, weights_only=True)
+        except Exception as error:
+            message = f"{str(self._path)!r} is no progress of a walk, or damaged: {error}. Remove it, or name another file."
+            raise ReplayError(message) from error
         found = {name: saved.get(name) for name in self._identity}
         if found != self._identity:
             message = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -13,12 +12,13 @@ import attrs
 import torch
 
 from seedregistry import determinism
-from seedregistry.attribution.jobs import Chunk, Job, own_id, run_chunks
+from seedregistry.attribution.jobs import Chunk, Job, check_workers, own_id, run_chunks
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import Report, shown
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
+    import concurrent.futures
     import os
 
     from seedregistry.attribution.training import Training
@@ -141,11 +141,9 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     """
     if protocol not in PROTOCOLS:
         raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
-    for option, value in (("workers", workers), ("at_once", at_once)):
-        is_executor = option == "workers" and isinstance(value, concurrent.futures.Executor)
-        if not is_executor and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            also = " or an executor of concurrent.futures" if option == "workers" else ""
-            raise InvalidOptionError(f"{option} must be an int > 0{also}; got {value!r}.")
+    check_workers(workers)
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise InvalidOptionError(f"at_once must be an int > 0; got {at_once!r}.")
     if not isinstance(replicate, int) or isinstance(replicate, bool) or replicate < 0:
         raise InvalidOptionError(f"replicate must be an int >= 0; got {replicate!r}.")
     registry, recipe = training.registry, training.recipe
@@ -235,10 +233,15 @@ class _Store:
         path = self._path(name, index)
         if path is None or not path.exists():
             return None
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # cut short when the machine went down: done again
         expected = {**self._identity, "dropped": dropped.tolist()}
-        if {key: saved.get(key) for key in expected} != expected:
-            message = f"{str(path)!r} holds a retraining of another run. Name another folder, or remove it."
+        different = [key for key in expected if saved.get(key) != expected[key]]
+        if different:
+            both = (f"{key} {str(saved.get(key))[:12]} there and {str(expected[key])[:12]} here" for key in different)
+            message = f"{str(path)!r} holds a retraining of another run: {'; '.join(both)}. Name another folder, or remove it."
             raise ReplayError(message)
         values: List[float] = saved["values"]
         return values
