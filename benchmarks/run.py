@@ -20,7 +20,7 @@ import torch
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-MARKERS = {"cpu": ("<!-- table: cpu -->", "<!-- end: cpu -->"), "cuda": ("<!-- table: cuda -->", "<!-- end: cuda -->")}
+DEVICES = ("cpu", "cuda")
 
 
 def measure(*, quick: bool) -> list:
@@ -102,7 +102,7 @@ def table(rows: list) -> str:
 
 def write(text: str, which: str) -> None:
     """Replace the table between two markers of the README."""
-    begin, end = MARKERS[which]
+    begin, end = f"<!-- table: {which} -->", f"<!-- end: {which} -->"
     page = README.read_text(encoding="utf-8")
     before, _, rest = page.partition(begin)
     README.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave out the training steps")
     options = parser.parse_args()
     rows = measure(quick=options.quick)
-    for which in MARKERS:
+    for which in DEVICES:
         chosen = [info for info in rows if ("(cuda)" in info["what"]) == (which == "cuda")]
         if chosen:
             text = table(chosen)
