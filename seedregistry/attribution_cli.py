@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["add_commands"]
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
 _workers = click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that retrain.")
+_scheme = click.option("--scheme", default="sha256-31", show_default=True, help="Scheme of derivation.")
 _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 
 
@@ -83,35 +85,54 @@ def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _load(name: str, seed: int) -> Tuple[Training, Measurement]:
+def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
     """Return the training and the measurement that the user's function makes of a registry with this master seed."""
     from seedregistry.attribution import Recipe, Training  # noqa: PLC0415 - as above
 
-    registry = SeedRegistry(seed)
+    registry = SeedRegistry(seed, scheme=scheme)
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise click.BadParameter(f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
+        inspect.signature(function).bind(registry)
     except (ImportError, AttributeError) as error:
         raise click.BadParameter(f"{name!r} cannot be imported: {error}.", param_hint="MODULE:FUNCTION") from error
+    except TypeError as error:
+        raise click.BadParameter(f"{name!r} must take a registry: {error}.", param_hint="MODULE:FUNCTION") from error
     found = function(registry)
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Recipe) or not callable(found[1]):  # noqa: PLR2004 - a pair
         raise click.BadParameter(f"{name!r} must return (Recipe, measurement) for a registry.", param_hint="MODULE:FUNCTION")
     return Training(registry, found[0]), found[1]
 
 
+def _make_folders(*paths: Optional[Path]) -> None:
+    """Make the folders of the files that will be written, before the work and not after it."""
+    for path in paths:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+
 @click.command("magic")
 @_recipe
 @_seed
+@_scheme
 @click.option("--out", default="scores.npz", show_default=True, type=click.Path(path_type=Path), help="File for the scores.")
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @click.option("--slots", type=click.IntRange(min=0), help="How many states to keep.")
-@click.option("--spill", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A folder for them.")
+@click.option("--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them.")
 @_as_json
 def _magic(
-    recipe: str, seed: int, out: Path, ledger: Optional[Path], slots: Optional[int], spill: Optional[Path], *, as_json: bool
+    recipe: str,
+    seed: int,
+    scheme: str,
+    out: Path,
+    ledger: Optional[Path],
+    slots: Optional[int],
+    spill: Optional[Path],
+    *,
+    as_json: bool,
 ) -> int:
     """Attribute a training of yours: MODULE:FUNCTION returns (Recipe, measurement) for a registry.
 
@@ -121,7 +142,8 @@ def _magic(
 
     from seedregistry.attribution import magic  # noqa: PLC0415 - as above
 
-    training, measurement = _load(recipe, seed)
+    _make_folders(out, ledger)
+    training, measurement = _load(recipe, seed, scheme)
     registry = training.registry
     with _shown() as progress:
         found = magic(
@@ -132,7 +154,8 @@ def _magic(
             resume=out.with_name(f".{out.name}.progress"),
             progress=lambda done, total: progress("attribute", done, total),
         )
-    np.savez(out, scores=found.scores.numpy(), values=found.values.numpy())
+    with out.open("wb") as file:  # under this very name: NumPy would add a suffix
+        np.savez(file, scores=found.scores.numpy(), values=found.values.numpy(), run=np.array(found.run))
     if ledger is not None:
         registry.ledger.save(ledger)
     facts = {"targets": len(found.values), "examples": training.size, "steps": training.steps, "digest": registry.ledger.digest}
@@ -143,6 +166,7 @@ def _magic(
 @click.command("lds")
 @_recipe
 @_seed
+@_scheme
 @click.option("--scores", required=True, type=click.Path(path_type=Path, exists=True), help="Scores that `magic` wrote.")
 @click.option(
     "--fraction", "fractions", multiple=True, type=float, default=(0.01, 0.05, 0.2), show_default=True, help="Left out."
@@ -158,6 +182,7 @@ def _magic(
 def _lds(  # noqa: PLR0913 - options of a command
     recipe: str,
     seed: int,
+    scheme: str,
     scores: Path,
     fractions: Tuple[float, ...],
     subsets: int,
@@ -174,19 +199,24 @@ def _lds(  # noqa: PLR0913 - options of a command
     import numpy as np  # noqa: PLC0415 - as above
     import torch  # noqa: PLC0415 - as above
 
-    from seedregistry.attribution import retrain, score  # noqa: PLC0415 - as above
+    from seedregistry.attribution import lds  # noqa: PLC0415 - as above
 
-    training, measurement = _load(recipe, seed)
+    _make_folders(ledger)
+    training, measurement = _load(recipe, seed, scheme)
     registry = training.registry
     try:
         with np.load(scores, allow_pickle=False) as saved:
-            given = torch.from_numpy(saved["scores"])
-    except (OSError, ValueError, KeyError) as error:
+            given, run = torch.from_numpy(saved["scores"]), str(saved["run"]) if "run" in saved else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
+    if run is not None and run != training.fingerprint():
+        message = f"{str(scores)!r} has scores of another run: another seed, scheme, recipe or environment than this one."
+        raise click.BadParameter(message, param_hint="--scores")
     with _shown() as progress:
-        found = retrain(
+        scored = lds(
             training,
             measurement,
+            given,
             fractions=fractions,
             subsets=subsets,
             protocol=protocol,
@@ -196,7 +226,6 @@ def _lds(  # noqa: PLR0913 - options of a command
             store=store,
             progress=lambda done, total: progress("retrain", done, total),
         )
-    scored = [score(one, given, registry=registry) for one in found]
     if ledger is not None:
         registry.ledger.save(ledger)
     if as_json:

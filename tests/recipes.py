@@ -86,6 +86,39 @@ def first_outputs_in_the_main_process(training, state):
     return training.outputs(state, held_out()[0])[:, 0]
 
 
+def half_frozen() -> nn.Module:
+    model = mlp()
+    model[0].weight.requires_grad_(requires_grad=False)
+    return model
+
+
+class Skipping(nn.Module):
+    """Leaves a branch out of some steps: its parameters have no gradient then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.branch = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        skips = self.training and float(torch.rand(())) < 0.5
+        return outputs if skips else outputs + torch.tanh(self.branch(inputs))
+
+
+class Replacing(nn.Module):
+    """Puts another tensor into a buffer in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.register_buffer("mean", torch.zeros(FEATURES))
+
+    def forward(self, inputs):
+        self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+        return self.layer(inputs - self.mean)
+
+
 class Noisy(torch.utils.data.Dataset):
     """Augments each example with draws of its own."""
 
@@ -139,4 +172,11 @@ VARIANTS = {
     "groups": {"parameter_groups": groups},
     "norms": {"model": mlp_with_norms},
     "drop last": {"drop_last": True},
+    "frozen": {"model": half_frozen},
+    "frozen with groups": {
+        "model": half_frozen,
+        "parameter_groups": lambda model: [{"params": [*model[2].parameters(), model[0].bias]}],
+    },
+    "skipping": {"model": Skipping},
+    "skipping with adam": {"model": Skipping, "optimizer": torch.optim.Adam, "optimizer_options": ADAM, "eps_root": 1e-9},
 }

@@ -90,6 +90,13 @@ def test_factories_and_keywords_of_ones_own():
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 0.1)
 
+    class OwnOptimizer(Config):
+        OPTIMIZER = torch.optim.AdamW
+
+    assert setup_magic_training(OwnOptimizer)[2].param_groups[0]["lr"] == 0.05
+    with pytest.raises(InvalidOptionError, match="SimpleNamespace"):
+        setup_magic_training({"SEED": 42})
+
 
 @pytest.mark.moves_global_state
 @pytest.mark.parametrize("setup", [setup_magic_training, lambda *given: setup_lds_validation(*given, 2, True)])

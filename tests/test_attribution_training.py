@@ -6,13 +6,16 @@ import math
 import pickle
 from functools import lru_cache
 
+import numpy as np
 import pytest
 import torch
-from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Unused, batch_norm, data, held_out, mlp, recipe
+from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Replacing, Unused, batch_norm, data, held_out, mlp, recipe
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from seedregistry import SeedRegistry
 from seedregistry.attribution import (
+    GroupNorm,
     Recipe,
     Training,
     construct_digits_cnn,
@@ -21,11 +24,12 @@ from seedregistry.attribution import (
     lds,
     losses_of,
     magic,
+    metagradients,
     metasmoothness,
     retrain,
 )
 from seedregistry.attribution.replay import Slots, best_cut, default_slots, replayed_steps, walk_back
-from seedregistry.errors import InvalidOptionError, RecipeError
+from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 
 def plain_loop(own: Recipe, weights=None) -> nn.Module:
@@ -73,9 +77,9 @@ def test_it_is_torchs_own_loop(name, dtype):
         torch.set_num_threads(1)
         expected = plain_loop(own, given)
         torch.set_num_threads(threads)
-        state = Training(SeedRegistry(42), own).run(given)
-        for parameter, own_parameter in zip(state.parameters, expected.parameters()):
-            assert torch.equal(parameter, own_parameter), name
+        training = Training(SeedRegistry(42), own)
+        for parameter, expected_one in zip(training.model(training.run(given)).parameters(), expected.parameters()):
+            assert torch.equal(parameter, expected_one), name
 
 
 def test_a_parameter_without_gradient_stays():
@@ -153,6 +157,9 @@ def test_states_and_recipes_pickle():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"dataset": (np.zeros((9, 6)), np.zeros(9))}, "two tensors of one length"),
+        ({"dataset": TensorDataset(torch.zeros(9, 6), torch.zeros(9), torch.zeros(9))}, "two tensors of one length"),
+        ({"clip_norm": "a"}, "clip_norm"),
         ({"epochs": 0}, "epochs must be an int > 0"),
         ({"batch_size": 2.5}, "batch_size"),
         ({"model": "mlp"}, "model must be callable"),
@@ -192,6 +199,8 @@ def test_steps_that_are_not_pure_are_refused():
     """A model that changes a buffer, and a loss that is one number, are refused at the first step."""
     with pytest.raises(RecipeError, match="count"):
         Training(SeedRegistry(42), recipe(model=Counting)).run()
+    with pytest.raises(RecipeError, match="changes its buffers while it trains: mean"):
+        Training(SeedRegistry(42), recipe(model=Replacing)).run()
     with pytest.raises(RecipeError, match="reduction='none'"):
         Training(SeedRegistry(42), recipe(loss=nn.functional.cross_entropy)).run()
 
@@ -267,7 +276,6 @@ def test_what_does_not_replay_is_found_at_once(changes, words):
         (lambda training, state: training.outputs(state, data()[0][:2, :4])[:, 0], "failed on the state before step 0"),
         (lambda training, state: training.outputs(state, data()[0][:2]), r"shape \(targets,\).*got shape \(2, 3\)"),
         (lambda training, state: 3.0, r"shape \(targets,\).*got float"),
-        (lambda training, state: torch.zeros(3), "depends on the state"),
     ],
 )
 def test_measurements_are_tried_before_the_first_training(measurement, words, monkeypatch):
@@ -278,6 +286,161 @@ def test_measurements_are_tried_before_the_first_training(measurement, words, mo
     for call in (magic, retrain, metasmoothness):
         with pytest.raises(RecipeError, match=words):
             call(training, measurement)
+
+
+class Triples(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index):
+        return torch.zeros(6, dtype=torch.float64), 0, index
+
+
+class WithABadExample(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index):
+        return torch.full((6,), float("nan") if index == 17 else 1.0, dtype=torch.float64), 0
+
+
+class OnceOnly(torch.autograd.Function):
+    """Doubles, and has no second derivative."""
+
+    @staticmethod
+    def forward(context, inputs):
+        return 2 * inputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, gradient):
+        return 2 * gradient
+
+
+class FailsTwice(torch.autograd.Function):
+    """Doubles, and its second derivative is an error, as that of torch's operators without one."""
+
+    @staticmethod
+    def forward(context, inputs):
+        return 2 * inputs
+
+    @staticmethod
+    def backward(context, gradient):
+        return Fails.apply(gradient)
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(context, gradient):
+        return 2 * gradient
+
+    @staticmethod
+    def backward(context, gradient):
+        raise RuntimeError("no second derivative here")
+
+
+class BackwardFails(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return FailsTwice.apply(torch.tanh(self.layer(inputs)))
+
+
+class DifferentiableOnce(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return OnceOnly.apply(torch.tanh(self.layer(inputs)))
+
+
+class Counts(nn.Module):
+    """Keeps a count outside its state, and changes with it in the middle of a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.layer(inputs) * (2 if self.calls > 30 else 1)
+
+
+def test_other_inputs_that_are_none():
+    """Examples that are no pairs, tensors as options, a scheduler that wants more, weights of another shape: clear errors."""
+    for changes, words in (
+        ({"dataset": Triples()}, "pairs.*has 3 parts"),
+        ({"optimizer_options": {"lr": torch.tensor(0.1)}}, "lr=a tensor"),
+        ({"scheduler": "ReduceLROnPlateau"}, "ReduceLROnPlateau"),
+        ({"dataset": (data()[0][:, 0], data()[1])}, "failed at step 0"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            Training(SeedRegistry(42), recipe(**changes)).check()
+    with pytest.raises(RecipeError, match=r"shape \(60,\).*got \(1000,\)"):
+        Training(SeedRegistry(42), recipe()).run(torch.ones(1000))
+    with pytest.raises(RecipeError, match="nothing to train"):
+        Training(SeedRegistry(42), recipe(model=lambda: mlp().requires_grad_(requires_grad=False)))
+
+
+def test_a_bad_example_of_a_dataset_is_named():
+    """Where a dataset gives an example whose loss is not finite, the step's error has its index."""
+    with pytest.raises(RecipeError, match=r"loss of step \d+ is nan, from examples 17\."):
+        Training(SeedRegistry(42), recipe(dataset=WithABadExample())).run()
+
+
+def test_a_model_without_a_second_derivative_is_refused_before_the_training(monkeypatch):
+    """What cannot be differentiated twice is refused before the first training, with the way out for attention."""
+    monkeypatch.setattr(metagradients, "_walk", lambda *arguments: pytest.fail("the walk began"))
+    for model, words in ((DifferentiableOnce, "once_differentiable"), (BackwardFails, "no second derivative here")):
+        training = Training(SeedRegistry(42), recipe(model=model))
+        training.run()
+        with pytest.raises(RecipeError, match=rf"cannot be differentiated: .*{words}.*sdpa_kernel"):
+            magic(training, losses_of(*held_out()))
+
+
+def test_a_model_that_keeps_something_outside_its_state_is_caught_on_the_way_back():
+    """A step that ends otherwise when it is run again, though the first one did not, is an error and gives no scores."""
+    with pytest.raises(ReplayError, match=r"Step \d+ ended in another state"):
+        magic(Training(SeedRegistry(42), recipe(model=Counts, epochs=4)), losses_of(*held_out()))
+
+
+def test_what_a_model_draws_in_evaluation_mode_is_the_same_each_time():
+    """Draws in evaluation mode come from a position too: scores repeat, and no default generator moves."""
+
+    class AlwaysDropsOut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, inputs):
+            return nn.functional.dropout(self.layer(inputs), 0.3, training=True)
+
+    training = Training(SeedRegistry(42), recipe(model=AlwaysDropsOut))
+    scores = [magic(training, losses_of(*held_out())).scores for _ in range(2)]
+    assert torch.equal(*scores)
+
+
+def test_a_measurement_without_a_gradient_can_be_retrained_and_not_attributed():
+    """Accuracy can be measured after retrainings; magic refuses it, and a copy of the model, before anything is trained."""
+    training = Training(SeedRegistry(42), recipe())
+    inputs, targets = held_out()
+
+    def accuracy(training, state):
+        return (training.outputs(state, inputs).argmax(1) == targets).to(torch.float64)
+
+    def of_a_copy(training, state):
+        return training.recipe.loss(training.model(state)(inputs), targets)
+
+    (found,) = retrain(training, accuracy, fractions=(0.1,), subsets=2)
+    assert set(found.values.flatten().tolist()) <= {0.0, 1.0}
+    with pytest.raises(RecipeError, match=r"depends on the state.*without a gradient"):
+        magic(training, accuracy)
+    with pytest.raises(RecipeError, match=r"No gradient reaches the state.*training\.outputs"):
+        magic(training, of_a_copy)
 
 
 def test_a_training_that_diverges_stops():
@@ -359,9 +522,7 @@ def test_models():
 @pytest.mark.moves_global_state
 def test_group_norm_is_torchs():
     """The group norm of elementary operations is torch's, up to rounding."""
-    from seedregistry.attribution.models import _GroupNorm
-
     inputs = torch.randn(3, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    own, torchs = _GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
+    own, torchs = GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
     assert torch.allclose(own(inputs), torchs(inputs), atol=1e-12)
     assert mlp() is not None

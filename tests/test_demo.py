@@ -79,7 +79,12 @@ def test_two_processes_give_the_same(out, tmp_path):
 def test_a_cluster_of_dask_gives_the_same(out, tmp_path):
     """On a local Dask cluster every figure and the ledger's digest are equal."""
     distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "preload": [str(HERE / "dask_preload.py")]}
+    options = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",
+        "preload": [str(HERE / "dask_preload.py")],
+    }
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         run_demo(tmp_path / "out", plan=small_plan, workers=client.get_executor())
     assert figures(tmp_path / "out") == figures(out)
@@ -91,9 +96,11 @@ def test_a_cluster_of_dask_gives_the_same(out, tmp_path):
 def test_the_digits(seed, tmp_path):
     """The main job's own numbers: the score is at least .985 up to 5% left out and .95 at 20%, above every baseline."""
     results = run_demo(tmp_path / "out", seed=seed, workers=2).results()
+    margins = {"influence": 0.09, "TracIn": 0.4, "gradient": 0.5, "random": 0.9}
     for fraction, least in (("0.01", 0.985), ("0.02", 0.985), ("0.05", 0.985), ("0.2", 0.95)):
         assert results["lds"][fraction] >= least
-        assert all(results["lds"][fraction] > baseline[fraction] + 0.05 for baseline in results["baselines"].values())
+        for name, baseline in results["baselines"].items():
+            assert results["lds"][fraction] - baseline[fraction] > margins[name.split()[0]]
     assert results["ablation"]["own-init"]["0.01"] < 0.3
     assert results["test_accuracy"] > 0.9
     assert sum(results["seconds"].values()) < 180
@@ -213,6 +220,7 @@ def test_magic_and_lds_on_the_command_line(tmp_path, monkeypatch, capsys):
         ("demo_plan:nosuch", "cannot be imported"),
         ("demo_plan", "module:function"),
         ("demo_plan:not_a_recipe", "must return"),
+        ("demo_plan:takes_nothing", "must take a registry"),
     ],
 )
 def test_recipes_that_cannot_be_found(recipe, words, tmp_path, monkeypatch, capsys):
@@ -223,6 +231,22 @@ def test_recipes_that_cannot_be_found(recipe, words, tmp_path, monkeypatch, caps
     assert out == ""
     assert words in err
     assert "Traceback" not in err
+
+
+def test_scores_of_another_run_are_refused_on_the_command_line(tmp_path, monkeypatch, capsys):
+    """Scores of another master seed or scheme are refused at once; files have the names that were given."""
+    monkeypatch.chdir(HERE)
+    scores, ledger = tmp_path / "new" / "scores", tmp_path / "ledgers" / "ledger.jsonl"
+    magic = ["magic", "demo_plan:for_the_command_line", "--out", str(scores), "--ledger", str(ledger)]
+    assert main([*magic, "--seed", "7", "--scheme", "sha256-256"]) == 0
+    assert scores.is_file()
+    assert Ledger.load(ledger).verify().ok
+    lds = ["lds", "demo_plan:for_the_command_line", "--scores", str(scores), "--fraction", "0.1", "--subsets", "4"]
+    assert main([*lds, "--seed", "7", "--scheme", "sha256-256", "--at-once", "2", "--replicate", "1"]) == 0
+    capsys.readouterr()
+    for other in (["--seed", "8", "--scheme", "sha256-256"], ["--seed", "7"]):
+        assert main([*lds, *other]) == 2
+        assert "of another run" in capsys.readouterr().err
 
 
 def test_scores_that_are_none(tmp_path, monkeypatch, capsys):

@@ -26,6 +26,7 @@ from recipes import (
     first_outputs_in_the_main_process,
     held_out,
     load,
+    mlp_with_dropout,
     recipe,
 )
 
@@ -37,6 +38,7 @@ from seedregistry.attribution import (
     Training,
     drop_sets,
     jobs,
+    lds,
     losses_of,
     magic,
     noise_ceiling,
@@ -206,12 +208,66 @@ def test_a_cluster_of_dask(training):
         n_workers=2,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         preload=[os.path.join(here, "dask_preload.py")],
     ) as cluster, distributed.Client(cluster) as client:
         found = retrain(training, TESTS, fractions=(0.1,), subsets=4, workers=client.get_executor())
     expected = retrain(training, TESTS, fractions=(0.1,), subsets=4)
     assert torch.equal(found[0].values, expected[0].values)
+
+
+def test_threads_give_the_same_numbers():
+    """An executor with several threads in one process gives the numbers of one: they share models and generators."""
+    own = Training(SeedRegistry(42), recipe(model=mlp_with_dropout, epochs=4))
+    expected = retrain(own, TESTS, fractions=(0.1,), subsets=12)[0].values
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert torch.equal(retrain(own, TESTS, fractions=(0.1,), subsets=12, workers=pool)[0].values, expected)
+
+
+def test_fresh_is_fresh_whatever_the_run_took_from_elsewhere(training):
+    """Under "fresh" each retraining has seeds of its own, also where the run has another one's parameters or order."""
+    other = Training(SeedRegistry(42), attrs.evolve(training.recipe, model_id="pre", order_id="pre"))
+    fresh = [retrain(one, TESTS, fractions=(0.1,), subsets=3, protocol="fresh")[0].values for one in (training, other)]
+    assert torch.equal(*fresh)
+
+
+def test_two_runs_of_one_registry_have_retrainings_of_their_own(training):
+    """Retrainings of another instance id have other seeds, and not only other subsets."""
+    registry = SeedRegistry(42)
+    for name in ("A", "B"):
+        own = Training(registry, attrs.evolve(training.recipe, instance_id=name, model_id="training"))
+        retrain(own, TESTS, fractions=(0.1,), subsets=2, protocol="own-init")
+    own_ids = {one.instance_id for one in registry.ledger.find(Derivation) if one.purpose == "model"}
+    assert own_ids == {"training", *(f"{name}_lds_0.1_{i}" for name in "AB" for i in range(2))}
+
+
+def test_fractions_of_numpy_are_pythons(training):
+    """NumPy's floats name the same streams and give the same subsets as python's, whatever the version of NumPy."""
+    one, two = (retrain(training, TESTS, fractions=(kind(0.1),), subsets=2)[0] for kind in (float, np.float64))
+    assert torch.equal(one.values, two.values)
+    assert torch.equal(drop_sets(training.registry, SIZE, np.float64(0.1), 2), one.dropped)
+    assert type(two.fraction) is float
+    with pytest.raises(RecipeError, match=r"several shares, as in \(0.1,\)"):
+        retrain(training, TESTS, fractions=0.1)
+
+
+@pytest.mark.parametrize(("protocol", "distinct"), [("weights", 1), ("own-order", 1), ("own-init", 3), ("fresh", 3)])
+def test_the_ledger_says_what_retrainings_started_from(training, tmp_path, protocol, distinct):
+    """How many initial parameters there were, and a digest of them, is in the ledger; also of those that a store kept."""
+    digests = []
+    for store in (None, tmp_path, tmp_path):
+        registry = SeedRegistry(42)
+        retrain(Training(registry, training.recipe), TESTS, fractions=(0.1,), subsets=3, protocol=protocol, store=store)
+        notes = {record.name: dict(record.value) for record in registry.ledger.find(Note)}
+        assert notes[f"lds training {protocol} models"]["retrained"] == 3
+        assert notes[f"lds training {protocol} models"]["distinct_initial_parameters"] == distinct
+        assert registry.ledger.verify().ok
+        digests.append(registry.ledger.digest)
+    assert len(set(digests)) == 1
+    shown = str(registry.ledger)
+    assert f"note lds training {protocol}: " in shown
+    assert ("streams not those of the run" in shown) == (protocol != "weights")
+    assert f"note lds training {protocol} models: distinct_initial_parameters {distinct}, " in shown
 
 
 def test_what_cannot_be_sent_is_said(training):
@@ -391,8 +447,8 @@ def test_datasets_that_draw(training):
 # --- scoring -----------------------------------------------------------------------------------------------------------
 
 
-def made(values: torch.Tensor, dropped: torch.Tensor) -> Retrainings:
-    return Retrainings(fraction=0.1, protocol="weights", dropped=dropped, values=values)
+def made(values: torch.Tensor, dropped: torch.Tensor, size: int = 10) -> Retrainings:
+    return Retrainings(fraction=0.1, protocol="weights", dropped=dropped, values=values, size=size, run="")
 
 
 def test_scores_are_scipys():
@@ -405,7 +461,7 @@ def test_scores_are_scipys():
     predicted = -torch.stack([scores[:, rows].sum(1) for rows in dropped])
     actual = 2 * predicted + torch.randn(12, 3, generator=generator, dtype=torch.float64)
     actual[3] = actual[4]  # ties
-    found = score(made(actual, dropped), scores)
+    found = score(made(actual, dropped, 40), scores)
     assert np.allclose(found.spearman, [spearmanr(predicted[:, i], actual[:, i])[0] for i in range(3)])
     assert math.isclose(found.pearson, np.mean([pearsonr(predicted[:, i], actual[:, i])[0] for i in range(3)]))
     assert math.isclose(found.mean, np.mean(found.spearman))
@@ -424,11 +480,33 @@ def test_constant_predictions_are_counted():
     assert math.isnan(score(made(torch.zeros(3, 2, dtype=torch.float64), dropped), scores).mean)
 
 
-@pytest.mark.parametrize("shape", [(3, 10), (2,), (2, 5)])
+@pytest.mark.parametrize("shape", [(3, 10), (2,), (2, 5), (2, 11)])
 def test_scores_of_another_shape_are_refused(shape):
-    """Scores must have a row for each target and a column for each example."""
+    """Scores must have a row for each target and a column for each example, and be finite."""
+    retrainings = made(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([[0], [3], [7]]))
     with pytest.raises(RecipeError, match="shape"):
-        score(made(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([[0], [3], [7]])), torch.zeros(shape))
+        score(retrainings, torch.zeros(shape))
+    with pytest.raises(RecipeError, match="finite"):
+        score(retrainings, torch.full((2, 10), float("nan")))
+
+
+def test_scores_are_looked_at_before_anything_is_trained(training, monkeypatch):
+    """Another number of targets or examples, or another run, is refused before the first retraining, not after the last."""
+    scores = magic(training, TESTS)
+    other = magic(Training(SeedRegistry(43), training.recipe), TESTS)
+    with pytest.raises(ReplayError, match="another run"):
+        score(retrain(training, TESTS, fractions=(0.1,), subsets=2)[0], other)
+    assert lds(training, TESTS, scores, fractions=(0.2,), subsets=10)[0].mean > 0.9
+    assert lds(training, TESTS, scores.scores.requires_grad_(), fractions=(0.2,), subsets=10)[0].mean > 0.9
+    monkeypatch.setattr(Training, "run", lambda *arguments, **options: pytest.fail("a training began"))
+    for wrong, error in (
+        (torch.zeros(3, SIZE), RecipeError),
+        (torch.zeros(5, SIZE + 1), RecipeError),
+        (torch.full((5, SIZE), float("inf")), RecipeError),
+        (other, ReplayError),
+    ):
+        with pytest.raises(error):
+            lds(training, TESTS, wrong, fractions=(0.1,), subsets=2)
 
 
 # --- replicates -----------------------------------------------------------------------------------------------------------
@@ -445,7 +523,7 @@ def test_replicates_have_seeds_of_their_own_and_the_same_subsets(training, tmp_p
     assert torch.equal(fresh[0].values, fresh[2].values)
     assert not torch.equal(fresh[0].values, fresh[1].values)
     assert len(list(tmp_path.glob("*.json"))) == 6
-    assert len(training.registry.ledger.find(Note)) == registry_before + 3
+    assert len(training.registry.ledger.find(Note)) == registry_before + 6  # what was asked for, and what came of it
     shared = [retrain(training, TESTS, fractions=(0.2,), subsets=3, replicate=replicate)[0] for replicate in (0, 1)]
     assert torch.equal(shared[0].values, shared[1].values)
     for wrong in (-1, True, 1.0):

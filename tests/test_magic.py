@@ -202,6 +202,34 @@ def test_progress_of_another_training_is_refused(tmp_path):
     assert torch.equal(magic(training, TESTS, resume=path).scores, magic(training, TESTS).scores)
 
 
+def test_folders_are_made_before_the_work(tmp_path):
+    """Progress and kept states may go into folders that are not there yet."""
+    training = Training(SeedRegistry(42), recipe(epochs=1))
+    magic(training, TESTS, resume=tmp_path / "a" / "walk.pt", spill=tmp_path / "b" / "c")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+
+
+def test_the_ledger_notes_what_was_attributed():
+    """The ledger has the run's fingerprint, by which retrainings are compared, and prints it."""
+    registry = SeedRegistry(42)
+    training = Training(registry, recipe(epochs=1))
+    found = magic(training, TESTS)
+    assert found.run == training.fingerprint()
+    measured = metagradients.identify(training, TESTS).digest
+    assert f"note magic training: measurement {measured[:12]}, run {found.run[:12]}" in str(registry.ledger)
+
+
+def test_a_layer_that_cannot_be_done_for_all_targets_is_said(caplog):
+    """Targets are done one by one then, with a warning in the log; asked for all at once, an error names the way out."""
+    training = Training(SeedRegistry(42), recipe(**VARIANTS["norms"], epochs=1))
+    magic(training, TESTS)
+    if not caplog.records:
+        pytest.skip("this torch differentiates nn.GroupNorm for many targets at once")
+    assert "one by one" in caplog.text
+    with pytest.raises(RecipeError, match=r"attribution\.GroupNorm"):
+        magic(training, TESTS, vectorized=True)
+
+
 # --- wrong input ------------------------------------------------------------------------------------------------------
 
 

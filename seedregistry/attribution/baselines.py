@@ -21,7 +21,8 @@ from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
-    from seedregistry.attribution.training import State, Training
+    from seedregistry.attribution.states import State
+    from seedregistry.attribution.training import Training
 
 __all__ = ["gradient_dot_product", "influence_function", "random_scores", "tracin"]
 

@@ -24,7 +24,8 @@ from seedregistry.attribution.training import pinned_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.training import State, Training
+    from seedregistry.attribution.states import State
+    from seedregistry.attribution.training import Training
 
 __all__ = ["dattri_influence", "require", "traker_trak"]
 

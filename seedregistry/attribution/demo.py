@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import concurrent.futures
     import os
 
-    from seedregistry.attribution.training import State
+    from seedregistry.attribution.states import State
 
 __all__ = ["Demo", "run_demo"]
 
@@ -182,7 +182,7 @@ def _carry_out(
     targets = slice(0, plan.targets)
     measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
     with registry.audit():
-        final = clock.time("train", lambda: training.run(progress=lambda step: tell("train", step + 1, training.steps)))
+        final = clock.time("train", lambda: training.run(progress=lambda done, total: tell("train", done, total)))
     attribution: Attribution = clock.time(
         "magic",
         lambda: magic(
@@ -239,8 +239,9 @@ def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
 
 def _baselines(training: Training, measurement: Any, plan: Plan) -> Iterator[Tuple[str, torch.Tensor]]:
     states = [training.initial_state()]
-    for epoch in range(1, training.recipe.epochs + 1):
-        states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
+    with pinned_threads(training.recipe.threads):
+        for epoch in range(1, training.recipe.epochs + 1):
+            states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
     influence = baselines.influence_function(training, measurement, states[-1], iterations=plan.influence_iterations)
     yield "influence function (Gauss-Newton, CG)", influence
     yield "TracIn (every epoch)", baselines.tracin(training, measurement, states[1:])

@@ -6,6 +6,7 @@ import concurrent.futures
 import hashlib
 import multiprocessing
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any, Dict, Generator, List, Mapping, Sequence, Tuple, Union
 
 import attrs
@@ -13,14 +14,19 @@ import torch
 
 from seedregistry import determinism
 from seedregistry.attribution.measurements import Measurement, measure
-from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry.attribution.training import Training, pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
+    from seedregistry.attribution.states import State
 
-__all__ = ["Chunk", "Job", "check_workers", "own_id", "process_pool", "run_chunks"]
+__all__ = ["Chunk", "Job", "Outcome", "check_workers", "own_id", "process_pool", "run_chunks"]
+
+
+Outcome = Tuple[List[float], str]
+"""The measured values of a retraining, and the fingerprint of the state that it started from."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -37,11 +43,19 @@ class Job:
     handshake: Mapping[str, str]
 
 
+_CANNOT_BE_SENT = (
+    "The recipe or the measurement cannot be sent to other processes: {}. Define model, loss and measurement as "
+    "functions of a module, or retrain in this process: workers=1. In a notebook, that module is a file beside it."
+)
+
 _received = b""
 """The job that the pool of this process was started with."""
 
 _unpacked: Dict[str, Tuple[Any, Any]] = {}
 """The last job of this process, by the digest of its bytes."""
+
+_one_at_a_time = threading.Lock()
+"""Held while a retraining runs: an executor may have threads, and they share torch's generators, threads and models."""
 
 
 def _receive(payload: bytes) -> None:
@@ -50,13 +64,17 @@ def _receive(payload: bytes) -> None:
     _received = payload
 
 
-def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[List[float]]:
+def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[Outcome]:
     """Retrain, once for each index; in whatever process. Without a payload the job is the one that was received."""
-    payload = payload or _received
+    with _one_at_a_time:
+        return _work_alone(payload or _received, name, indices, dropped)
+
+
+def _work_alone(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[Outcome]:
     digest = hashlib.sha256(payload).hexdigest()
     job, training = _unpacked.get(digest, (None, None))
     if job is None:
-        job = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+        job = _unpickle(payload)
     with determinism.apply(job.determinism):
         if training is None:
             training = Training(SeedRegistry(job.master_seed, scheme=job.scheme), job.recipe)
@@ -75,17 +93,21 @@ def _shake_hands(here: Mapping[str, str], there: Mapping[str, str]) -> None:
     different = [name for name in there if here.get(name) != there[name]]
     if different:
         values = "; ".join(f"{name} is {here.get(name)} here and {there[name]} in the main process" for name in different)
-        message = f"This process does not repeat the run: {values}. Use one type of machine and one set of versions."
+        message = (
+            f"This process does not repeat the run: {values}. Use one type of machine and one set of versions. What your "
+            "program sets, such as the precision of matrix products, set in the recipe's module, which every process imports."
+        )
         raise ReplayError(message)
 
 
-def _retrain_all(job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[List[float]]:
-    """Return the values of each retraining: of one after the other, or of all at once."""
+def _retrain_all(job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[Outcome]:
+    """Return the outcome of each retraining: of one after the other, or of all at once."""
     if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
         return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
     weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
     states = training.run_many(weights, cuts=job.protocol == "cut")
-    return [_measure(job, training, state, f"{name}_{index}") for index, state in zip(indices, states)]
+    started = training.initial_state().fingerprint()
+    return [(_measure(job, training, state, f"{name}_{index}"), started) for index, state in zip(indices, states)]
 
 
 def _measure(job: Job, training: Training, state: State, name: str) -> List[float]:
@@ -96,7 +118,7 @@ def _measure(job: Job, training: Training, state: State, name: str) -> List[floa
     return [float(value) for value in values]
 
 
-def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> List[float]:
+def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch.Tensor) -> Outcome:
     recipe = job.recipe
     weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
     weights[dropped] = 0
@@ -112,10 +134,10 @@ def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch
         elif job.protocol == "own-init":
             recipe = attrs.evolve(recipe, model_id=own)
         else:
-            recipe = attrs.evolve(recipe, instance_id=own)
+            recipe = attrs.evolve(recipe, instance_id=own, model_id=None, order_id=None)
         training = Training(registry, recipe)
     state = training.run(weights, cuts=job.protocol == "cut")
-    return _measure(job, training, state, own)
+    return _measure(job, training, state, own), training.initial_state().fingerprint()
 
 
 def own_id(name: str, index: int, replicate: int) -> str:
@@ -158,8 +180,8 @@ def process_pool(workers: int, payload: bytes = b"") -> concurrent.futures.Proce
 
 def run_chunks(
     job: Job, training: Training, chunks: Sequence[Chunk], workers: Union[int, concurrent.futures.Executor]
-) -> Generator[Tuple[Chunk, List[List[float]]], None, None]:
-    """Yield each chunk with its values, as they come.
+) -> Generator[Tuple[Chunk, List[Outcome]], None, None]:
+    """Yield each chunk with its outcomes, as they come.
 
     Raises:
         RecipeError: the job does not pickle, or a retraining diverged.
@@ -181,8 +203,8 @@ def run_chunks(
             yield futures[future], future.result()
     except concurrent.futures.BrokenExecutor as error:
         message = (
-            "A process that retrained has ended before its work was done: out of memory, or a script that starts processes "
-            "outside `if __name__ == '__main__':`. What is in the store is kept."
+            "A process that retrained has ended before its work was done: out of memory, or started by a script that is read "
+            "from standard input or starts processes outside `if __name__ == '__main__':`. What is in the store is kept."
         )
         raise ReplayError(message) from error
     finally:
@@ -195,11 +217,15 @@ def run_chunks(
 def _pickle(job: Job) -> bytes:
     try:
         payload = pickle.dumps(job)
-        pickle.loads(payload)  # noqa: S301 - our own bytes
     except Exception as error:
-        message = (
-            f"The recipe or the measurement cannot be sent to other processes: {error}. Define model, loss and measurement as "
-            "functions of a module, or retrain in this process: workers=1."
-        )
-        raise RecipeError(message) from error
+        raise RecipeError(_CANNOT_BE_SENT.format(error)) from error
+    _unpickle(payload)
     return payload
+
+
+def _unpickle(payload: bytes) -> Job:
+    try:
+        job: Job = pickle.loads(payload)  # noqa: S301 - from the process that started this one
+    except Exception as error:
+        raise RecipeError(_CANNOT_BE_SENT.format(error)) from error
+    return job

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 import attrs
 import torch
 
-from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry.attribution.states import State, raw_bytes
+from seedregistry.attribution.training import Training, pinned_threads
 from seedregistry.errors import RecipeError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-__all__ = ["Measurement", "identify", "losses_of", "margins_of", "measure"]
+__all__ = ["Identity", "Measurement", "identify", "losses_of", "margins_of", "measure"]
 
 Measurement = Callable[[Training, State], torch.Tensor]
 """From a training and its final state to the measured values: shape (targets,), differentiable in the state's tensors."""
@@ -77,23 +75,65 @@ def measure(training: Training, measurement: Measurement, state: State, *, is_di
     is_vector = isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) > 0
     if not is_vector or (is_differentiated and not values.requires_grad):
         shape = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
-        message = f"A measurement returns a tensor of shape (targets,) that depends on the state's parameters; got {shape}."
+        flat = " without a gradient" if is_vector else ""
+        message = (
+            f"A measurement returns a tensor of shape (targets,) that depends on the state's parameters; got {shape}{flat}."
+        )
         raise RecipeError(message)
     return values
 
 
-def identify(training: Training, measurement: Measurement) -> str:
-    """Try a measurement on the initial state, and return what tells it from another: SHA-256, 64 hexadecimal digits.
+@attrs.frozen(kw_only=True)
+class Identity:
+    """What a measurement is known by.
 
-    A measurement that fails, fails here and not after the training. Two that measure the same there count as the same.
+    Attributes:
+        digest: SHA-256 over what it measures on two states at the beginning, and over its data where it is one of ours: 64
+            hexadecimal digits.
+        targets: int > 0, how many values it has.
+    """
+
+    digest: str
+    targets: int
+
+
+def identify(training: Training, measurement: Measurement, *, is_differentiated: bool = True) -> Identity:
+    """Try a measurement on the initial state and on one beside it: one that fails, fails here and not after the training.
+
+    Args:
+        training: what is measured.
+        measurement: how.
+        is_differentiated: the values will be differentiated by the state's parameters.
 
     Raises:
-        RecipeError: as for :func:`measure`.
+        RecipeError: as for :func:`measure`; or no gradient reaches the state.
     """
     initial = training.initial_state()
-    state = initial.with_tensors([tensor.detach().requires_grad_() for tensor in initial.tensors()])
+    state = initial.with_tensors([tensor.detach().requires_grad_(is_differentiated) for tensor in initial.tensors()])
     with pinned_threads(training.recipe.threads):
-        values = measure(training, measurement, state).detach().cpu().contiguous()
-    raw: np.ndarray = values.view(torch.uint8).numpy()
+        values = measure(training, measurement, state, is_differentiated=is_differentiated)
+        if is_differentiated:
+            reached = torch.autograd.grad(values.sum(), state.parameters, allow_unused=True)
+            if all(gradient is None for gradient in reached):
+                message = (
+                    "No gradient reaches the state from the measurement: it measured a copy of the model. Compute with "
+                    "training.outputs(state, inputs), or from state.parameters."
+                )
+                raise RecipeError(message)
+        # A last layer of zeros measures the same on any examples, so once more with every parameter moved a little.
+        moved = initial.with_tensors([_moved(tensor) for tensor in initial.tensors()])
+        beside = measure(training, measurement, moved, is_differentiated=False)
     name = getattr(measurement, "__qualname__", type(measurement).__qualname__)
-    return hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + raw.tobytes()).hexdigest()
+    sha = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+    for found in (values, beside):
+        sha.update(raw_bytes(found))
+    if isinstance(measurement, _ExampleLosses):
+        for data in (measurement.inputs, measurement.targets):
+            sha.update(raw_bytes(data) if isinstance(data, torch.Tensor) else repr(data).encode())
+        sha.update(str(measurement.is_margin).encode())
+    return Identity(digest=sha.hexdigest(), targets=len(values))
+
+
+def _moved(tensor: torch.Tensor) -> torch.Tensor:
+    steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+    return tensor.detach() + 0.01 * torch.sin(steps + 1).reshape(tensor.shape)

@@ -10,6 +10,7 @@ Optimizing ML Training with Metagradient Descent, arXiv 2503.13751.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, Tuple, Union
 
@@ -19,15 +20,20 @@ import torch
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import Report, shown
 from seedregistry.attribution.replay import Slots, default_slots, walk_back
-from seedregistry.attribution.training import State, Training, pinned_threads
+from seedregistry.attribution.training import Training, pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
     import os
 
+    from seedregistry.attribution.states import State
+
 __all__ = ["Attribution", "magic"]
 
+_log = logging.getLogger(__name__)
+
 _SAVE_EVERY = 50
+_MOST_LOST = 0.1
 _PROGRESS_FORMAT = "seedregistry.magic/1"
 
 
@@ -39,12 +45,14 @@ class Attribution:
         scores: derivative of each target's measurement by each training example's weight, at weight 1: shape (targets, size),
             in the recipe's dtype. Leaving examples S out changes the measurement by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
+        run: fingerprint of the training, by which retrainings of another one are told from it.
         state: the final state.
         states_kept: how many states were kept at one time, besides the first and the one at work.
     """
 
     scores: torch.Tensor
     values: torch.Tensor
+    run: str
     state: State
     states_kept: int
 
@@ -91,13 +99,19 @@ def magic(
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
     training.check()
     identity = identify(training, measurement)
-    journal = None if resume is None else _Progress(Path(resume), f"{training.fingerprint()} {identity}", total)
+    run = training.fingerprint()
+    adjoint = _Adjoint(training, identity.targets, vectorized=vectorized)
+    journal = None if resume is None else _Progress(Path(resume), f"{run} {identity.digest}", total)
     store = Slots(spill)
     try:
         with pinned_threads(training.recipe.threads), shown(progress, "attribute") as tell:
-            return _walk(training, measurement, kept, store, _Adjoint(training, vectorized=vectorized), journal, tell)
+            adjoint.try_out()
+            found = _walk(training, measurement, kept, store, adjoint, journal, tell)
     finally:
         store.close()
+    facts = {"run": run, "measurement": identity.digest, "targets": identity.targets}
+    training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
+    return attrs.evolve(found, run=run)
 
 
 def _walk(
@@ -126,25 +140,53 @@ def _walk(
             journal.save(adjoint.save(state.step, final, values))
     if final is None or values is None:
         raise RecipeError("The training has no steps.")
-    if not torch.isfinite(adjoint.scores).all():
-        message = (
-            "The scores are not finite: the derivative of the training does not exist everywhere. With Adam, set "
-            "eps_root=1e-10 in the recipe: the root of a second moment that is zero has an infinite derivative."
-        )
-        raise RecipeError(message)
     if journal is not None:
         journal.remove()
-    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), state=final, states_kept=store.most)
+    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), run="", state=final, states_kept=store.most)
 
 
 class _Adjoint:
     """The derivatives of the targets by the state that was reached on the way back, and the scores so far."""
 
-    def __init__(self, training: Training, *, vectorized: Union[bool, str]) -> None:
+    def __init__(self, training: Training, targets: int, *, vectorized: Union[bool, str]) -> None:
         self._training = training
         self._vectorized = vectorized
         self._adjoints: Tuple[torch.Tensor, ...] = ()
-        self.scores = torch.empty(0, device="cpu")
+        self._after: Optional[State] = None
+        self.scores = training.ones(targets * training.size).reshape(targets, training.size).zero_()
+
+    def try_out(self) -> None:
+        """Differentiate the first step: a model that cannot be is refused before the training and not after it.
+
+        Raises:
+            RecipeError: an operator has no second derivative, or hides it.
+        """
+        training = self._training
+        state = training.initial_state()
+        batch = training.batch(0)
+        tensors = [tensor.detach().requires_grad_() for tensor in state.tensors()]
+        weights = training.ones(len(batch.indices), requires_grad=True)
+        gradients = training.gradients(state.with_tensors(tensors), weights, batch, create_graph=True)
+        # Gradients are linear in the weights: each product below is 1, and so must be its derivative along them.
+        products = [
+            (gradient * gradient.detach()).sum() / gradient.detach().square().sum()
+            for gradient in gradients
+            if gradient is not None and bool(gradient.detach().square().sum() > 0)
+        ]
+        problem = (
+            "its derivative by the examples' weights is lost on the way, as in an autograd.Function marked once_differentiable"
+        )
+        try:
+            found = torch.autograd.grad(products, [weights, *tensors], allow_unused=True) if products else (weights,)
+            lost = len(products) if found[0] is None else abs(float(found[0].sum()) - len(products))
+        except RuntimeError as error:
+            problem, lost = str(error), 1.0
+        if products and not lost < _MOST_LOST:
+            message = (
+                f"The step cannot be differentiated: {problem}. Operators need a second derivative. Fused attention has none: "
+                "run the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            )
+            raise RecipeError(message)
 
     def begin(self, measurement: Measurement, final: State) -> torch.Tensor:
         """Measure the final state, and differentiate the measurement; return the values."""
@@ -157,7 +199,7 @@ class _Adjoint:
             for value in values
         ]
         self._adjoints = tuple(torch.stack(column) for column in zip(*rows))
-        self.scores = torch.zeros(len(values), self._training.size, dtype=self._training.recipe.dtype, device=values.device)
+        self._after = final
         return values.detach()
 
     def step(self, state: State) -> None:
@@ -167,10 +209,35 @@ class _Adjoint:
         tensors = [tensor.detach().requires_grad_() for tensor in state.tensors()]
         weights = training.ones(len(batch.indices), requires_grad=True)
         after = training.step(state.with_tensors(tensors), weights, batch, create_graph=True)
+        self._compare(after)
+        self._after = state
         outputs, adjoints = zip(*((out, adjoint) for out, adjoint in zip(after.tensors(), self._adjoints) if out.requires_grad))
         *before, by_weight = self._pull_back(outputs, [*tensors, weights], adjoints)
         self._adjoints = tuple(before)
+        if not all(bool(torch.isfinite(adjoint).all()) for adjoint in (by_weight, *before)):
+            message = (
+                f"The scores are not finite from step {state.step} back: the training has no derivative there. With Adam, set "
+                "eps_root=1e-10 in the recipe: the root of a second moment that is zero has an infinite derivative."
+            )
+            raise RecipeError(message)
         self.scores.index_add_(1, batch.indices.to(self.scores.device), by_weight)
+
+    def _compare(self, after: State) -> None:
+        """Compare the state after a step with what it was when the step was run before: the same but for rounding.
+
+        Raises:
+            ReplayError: it was another one.
+        """
+        if self._after is None:
+            return
+        for first, again in zip(self._after.tensors(), after.tensors()):
+            tolerance = torch.finfo(first.dtype).eps ** 0.5
+            if not torch.allclose(again.detach(), first, rtol=tolerance, atol=tolerance * float(first.abs().max())):
+                message = (
+                    f"Step {after.step - 1} ended in another state when it was run again: the model, the loss or the dataset "
+                    "keeps or draws something that is no part of the state."
+                )
+                raise ReplayError(message)
 
     def _pull_back(
         self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], adjoints: Sequence[torch.Tensor]
@@ -178,25 +245,31 @@ class _Adjoint:
         """Return the adjoints of the inputs: for all targets at once, or one after the other."""
 
         def pull(given: Sequence[torch.Tensor], *, is_batched: bool, keep: bool) -> Tuple[torch.Tensor, ...]:
-            found: Tuple[torch.Tensor, ...] = torch.autograd.grad(
-                outputs,
-                inputs,
-                given,
-                retain_graph=keep,
-                is_grads_batched=is_batched,
-                allow_unused=True,
-                materialize_grads=True,
+            found = torch.autograd.grad(
+                outputs, inputs, given, retain_graph=keep, is_grads_batched=is_batched, allow_unused=True
             )
-            return found
+            batch = (len(given[0]),) if is_batched else ()
+            return tuple(
+                own.new_zeros((*batch, *own.shape)) if gradient is None else gradient for own, gradient in zip(inputs, found)
+            )
 
         count = len(adjoints[0])
         if self._vectorized and count > 1:
             try:
                 return pull(adjoints, is_batched=True, keep=self._vectorized == "auto")
-            except RuntimeError:
+            except RuntimeError as error:
                 if self._vectorized is True:
-                    raise
-                self._vectorized = False  # a layer without a rule for it, such as GroupNorm in torch 2.13
+                    message = (
+                        f"A layer cannot be differentiated for {count} targets at once: {error}. nn.GroupNorm is one; "
+                        "seedregistry.attribution.GroupNorm can. Or go one by one: vectorized=False."
+                    )
+                    raise RecipeError(message) from error
+                self._vectorized = False
+                _log.warning(
+                    "A layer cannot be differentiated for %d targets at once: they are done one by one, which is slower. "
+                    "nn.GroupNorm is one such layer; seedregistry.attribution.GroupNorm is not.",
+                    count,
+                )
         rows = [pull([adjoint[i] for adjoint in adjoints], is_batched=False, keep=i + 1 < count) for i in range(count)]
         return tuple(torch.stack(column) for column in zip(*rows))
 
@@ -204,6 +277,7 @@ class _Adjoint:
         """Return what a walk that goes on before ``step`` needs."""
         return {
             "step": step,
+            "updates": list(final.updates),
             "adjoints": list(self._adjoints),
             "scores": self.scores,
             "final": [tensor.detach() for tensor in final.tensors()],
@@ -213,7 +287,7 @@ class _Adjoint:
     def restore(self, saved: dict[str, Any], first: State) -> Tuple[int, State, torch.Tensor]:
         """Take up what ``save`` returned; return the step, the final state and the values."""
         self._adjoints, self.scores = tuple(saved["adjoints"]), saved["scores"]
-        final = attrs.evolve(first.with_tensors(saved["final"]), step=self._training.steps)
+        final = attrs.evolve(first.with_tensors(saved["final"]), updates=tuple(saved["updates"]), step=self._training.steps)
         return int(saved["step"]), final, saved["values"]
 
 
@@ -221,6 +295,7 @@ class _Progress:
     """The file of a walk that can go on."""
 
     def __init__(self, path: Path, fingerprint: str, steps: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._identity = {"format": _PROGRESS_FORMAT, "fingerprint": fingerprint, "steps": steps}
 
@@ -232,7 +307,7 @@ class _Progress:
         except Exception as error:
             message = f"{str(self._path)!r} is no progress of a walk, or damaged: {error}. Remove it, or name another file."
             raise ReplayError(message) from error
-        found = {name: saved.get(name) for name in self._identity}
+        found = {name: saved.get(name) for name in self._identity} if isinstance(saved, dict) else {}
         if found != self._identity:
             message = (
                 f"{str(self._path)!r} holds the progress of another training: {found}, not {self._identity}. Remove it, or "

@@ -9,7 +9,7 @@ from torch import nn
 
 from seedregistry.errors import InvalidOptionError
 
-__all__ = ["construct_digits_cnn", "construct_digits_mlp", "construct_rn9"]
+__all__ = ["GroupNorm", "construct_digits_cnn", "construct_digits_mlp", "construct_rn9"]
 
 _ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _POOLS: Dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
@@ -38,10 +38,15 @@ class _Residual(nn.Module):
         return outputs
 
 
-class _GroupNorm(nn.Module):
+class GroupNorm(nn.Module):
     """Group normalisation from elementary operations, which can be differentiated for many targets at once.
 
     ``nn.GroupNorm`` fails under ``is_grads_batched`` in torch 2.13, with an error about shapes.
+
+    Args:
+        groups: int > 0, divides the channels.
+        channels: of the inputs, their second dimension.
+        eps: added to the variance.
     """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
@@ -52,6 +57,7 @@ class _GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the inputs, normalised over each group: shape (batch, channels, ...)."""
         grouped = inputs.reshape(inputs.shape[0], self.groups, -1)
         centred = grouped - grouped.mean(2, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(2, keepdim=True) + self.eps)
@@ -70,9 +76,9 @@ def construct_digits_cnn(width: int = 16, activation: str = "gelu") -> nn.Module
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
         nn.Conv2d(1, width, 3, padding=1, bias=False),
-        _GroupNorm(4, width),
+        GroupNorm(4, width),
         act(),
-        _Residual(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), _GroupNorm(4, width), act())),
+        _Residual(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), GroupNorm(4, width), act())),
         nn.AvgPool2d(4),
         nn.Flatten(),
         nn.Linear(width * 4, 10),
@@ -109,7 +115,7 @@ def construct_rn9(
     if pooling is None:
         raise InvalidOptionError(f"pool must be one of {', '.join(map(repr, _POOLS))}; got {pool!r}.")
     norms: Dict[str, Callable[[int], nn.Module]] = {
-        "group": lambda channels: _GroupNorm(min(8, channels), channels),
+        "group": lambda channels: GroupNorm(min(8, channels), channels),
         "batch": nn.BatchNorm2d,
         "none": lambda _: nn.Identity(),
     }

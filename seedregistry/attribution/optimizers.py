@@ -23,7 +23,7 @@ Slots = Tuple[torch.Tensor, ...]
 
 
 def _sgd(
-    parameter: torch.Tensor, gradient: torch.Tensor, slots: Slots, hyper: Hyper, step: int, eps_root: float
+    parameter: torch.Tensor, gradient: torch.Tensor, slots: Slots, hyper: Hyper, updates: int, eps_root: float
 ) -> Tuple[torch.Tensor, Slots]:
     del eps_root
     if hyper["weight_decay"] != 0:
@@ -31,14 +31,14 @@ def _sgd(
     momentum = hyper["momentum"]
     if momentum != 0:
         # The first buffer is the gradient itself, whatever the dampening.
-        buffer = gradient if step == 0 else slots[0].mul(momentum).add(gradient, alpha=1 - hyper["dampening"])
+        buffer = gradient if updates == 0 else slots[0].mul(momentum).add(gradient, alpha=1 - hyper["dampening"])
         slots = (buffer,)
         gradient = gradient.add(buffer, alpha=momentum) if hyper["nesterov"] else buffer
     return parameter.add(gradient, alpha=-hyper["lr"]), slots
 
 
 def _adam(
-    parameter: torch.Tensor, gradient: torch.Tensor, slots: Slots, hyper: Hyper, step: int, eps_root: float
+    parameter: torch.Tensor, gradient: torch.Tensor, slots: Slots, hyper: Hyper, updates: int, eps_root: float
 ) -> Tuple[torch.Tensor, Slots]:
     beta1, beta2 = hyper["betas"]
     if hyper["weight_decay"] != 0:
@@ -48,7 +48,7 @@ def _adam(
             gradient = gradient.add(parameter, alpha=hyper["weight_decay"])
     first = slots[0].lerp(gradient, 1 - beta1)
     second = slots[1].mul(beta2).addcmul(gradient, gradient, value=1 - beta2)
-    count = step + 1
+    count = updates + 1
     correction1, correction2 = 1 - beta1**count, 1 - beta2**count
     if eps_root:
         denominator = second.div(correction2).add(eps_root).sqrt().add(hyper["eps"])
@@ -60,7 +60,7 @@ def _adam(
 _Rule = Callable[[torch.Tensor, torch.Tensor, Slots, Hyper, int, float], Tuple[torch.Tensor, Slots]]
 
 OPTIMIZERS: Dict[Any, _Rule] = {torch.optim.SGD: _sgd, torch.optim.Adam: _adam, torch.optim.AdamW: _adam}
-"""The rules by optimizer class: (parameter, gradient, slots, options, step, eps_root) -> (parameter, slots)."""
+"""The rules by optimizer class: (parameter, gradient, slots, options, updates so far, eps_root) -> (parameter, slots)."""
 
 _REFUSED = {"maximize": False, "amsgrad": False, "fused": None, "capturable": False, "differentiable": False}
 
@@ -84,9 +84,17 @@ def check_options(optimizer: Any, groups: Sequence[Mapping[str, Any]]) -> None:
         for name, only in _REFUSED.items()
         if group.get(name, only) not in {only, None}
     }
+    wrong |= {
+        f"{name}=a tensor"
+        for group in groups
+        for name, value in group.items()
+        if isinstance(value, torch.Tensor) and name != "params"
+    }
     if wrong:
         named = ", ".join(sorted(wrong))
-        message = f"{optimizer.__name__} with {named} cannot be replayed here: leave it out."
+        message = (
+            f"{optimizer.__name__} with {named} cannot be replayed here: leave it out, and give numbers instead of tensors."
+        )
         raise RecipeError(message)
 
 

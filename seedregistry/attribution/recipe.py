@@ -35,7 +35,8 @@ class Recipe:
     Args:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
         dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length. It is sent to every
-            process that retrains; :class:`~seedregistry.attribution.Loaded` is for tensors too large for that.
+            process that retrains, and with each task to an executor of yours; :class:`~seedregistry.attribution.Loaded` is for
+            tensors too large for that.
         loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
         epochs: int > 0.
         batch_size: int > 0.
@@ -102,7 +103,7 @@ class Recipe:
         if self.optimizer not in OPTIMIZERS:
             known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
             yield f"optimizer must be one of torch.optim's {known}; got {self.optimizer!r}"
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not (isinstance(self.clip_norm, (int, float)) and self.clip_norm > 0):
             yield f"clip_norm must be > 0 or None; got {self.clip_norm!r}"
         if self.eps_root < 0 or (self.eps_root and self.optimizer is torch.optim.SGD):
             yield f"eps_root is for Adam and AdamW, and >= 0; got {self.eps_root!r}"
@@ -110,14 +111,17 @@ class Recipe:
     def _problems_of_data(self) -> Iterator[str]:
         size = self._size()
         if size is None:
-            yield "dataset must be a dataset with a length, or two tensors of one length"
+            yield "dataset must be a dataset with a length, of pairs, or two tensors of one length"
         elif self.drop_last and isinstance(self.batch_size, int) and size < self.batch_size:
             yield f"drop_last leaves no batch: {size} examples and a batch size of {self.batch_size}"
 
     def _size(self) -> Optional[int]:
         pair = self.dataset
-        if isinstance(pair, (tuple, list)) and [isinstance(item, torch.Tensor) for item in pair] == [True, True]:
-            return len(pair[0]) if len(pair[0]) == len(pair[1]) > 0 else None
+        if type(pair) in {TensorDataset, Loaded}:
+            pair = pair.tensors
+        if isinstance(pair, tuple) or (isinstance(pair, list) and any(isinstance(item, torch.Tensor) for item in pair)):
+            is_pair = [isinstance(item, torch.Tensor) for item in pair] == [True, True]
+            return len(pair[0]) if is_pair and len(pair[0]) == len(pair[1]) > 0 else None
         try:
             return len(self.dataset) or None
         except TypeError:

@@ -18,7 +18,7 @@ import torch
 if TYPE_CHECKING:
     import os
 
-    from seedregistry.attribution.training import State
+    from seedregistry.attribution.states import State
 
 __all__ = ["Kept", "Slots", "best_cut", "default_slots", "replayed_steps", "walk_back"]
 
@@ -68,6 +68,8 @@ class Slots:
     """
 
     def __init__(self, folder: Union[str, os.PathLike[str], None] = None) -> None:
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
         self._folder = None if folder is None else tempfile.TemporaryDirectory(prefix="states-", dir=folder)
         self._count = 0
         self._number = 0

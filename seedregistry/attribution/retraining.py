@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import attrs
 import torch
 
 from seedregistry import determinism
-from seedregistry.attribution.jobs import Chunk, Job, check_workers, own_id, run_chunks
+from seedregistry.attribution.jobs import Chunk, Job, Outcome, check_workers, own_id, run_chunks
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import Report, shown
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
@@ -60,12 +60,21 @@ class Retrainings:
         protocol: one of :data:`PROTOCOLS`.
         dropped: indices of the examples that were left out: int64, shape (subsets, dropped).
         values: measured after each: shape (subsets, targets).
+        size: number of training examples.
+        run: fingerprint of the run that was retrained.
     """
 
     fraction: float
     protocol: str
     dropped: torch.Tensor
     values: torch.Tensor
+    size: int
+    run: str
+
+
+def _plain(fraction: Any) -> Any:
+    """Return NumPy's floats as python's: how they are written depends on the version, and streams are known by it."""
+    return float(fraction) if isinstance(fraction, float) else fraction
 
 
 def drop_sets(
@@ -81,6 +90,7 @@ def drop_sets(
     """
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise RecipeError(f"A fraction to leave out must be a float between 0 and 1; got {fraction!r}.")
+    fraction = _plain(fraction)
     count = round(fraction * size)
     if not 0 < count < size:
         raise RecipeError(f"Leaving out {fraction} of {size} examples leaves out {count}: nothing, or everything.")
@@ -139,24 +149,19 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         ReplayError: a process does not repeat the run, or ``store`` is of another one.
         SeedCollisionError: two retrainings would have one seed of their own; before anything is trained.
     """
-    if protocol not in PROTOCOLS:
-        raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
-    check_workers(workers)
-    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
-        raise InvalidOptionError(f"at_once must be an int > 0; got {at_once!r}.")
-    if not isinstance(replicate, int) or isinstance(replicate, bool) or replicate < 0:
-        raise InvalidOptionError(f"replicate must be an int >= 0; got {replicate!r}.")
+    _check_options(protocol, replicate, workers, at_once)
     registry, recipe = training.registry, training.recipe
+    if isinstance(fractions, (int, float)):
+        raise RecipeError(f"fractions are several shares, as in ({fractions!r},); got {fractions!r}.")
     wanted = {
         fraction: drop_sets(registry, training.size, fraction, subsets, instance_id=recipe.instance_id)
-        for fraction in fractions
+        for fraction in map(_plain, fractions)
     }
     if not wanted:
         raise RecipeError("fractions must name at least one share of the training examples to leave out.")
     training.check()
-    measured = identify(training, measurement)
+    measured = identify(training, measurement, is_differentiated=False)
     handshake = training.handshake()
-    fingerprint = handshake["fingerprint"]
     job = Job(
         master_seed=registry.master_seed,
         scheme=registry.scheme,
@@ -167,44 +172,90 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         determinism=determinism.current_mode(),
         handshake=handshake,
     )
-    tasks = [(f"lds_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
+    prefix = "lds" if recipe.instance_id == "training" else f"{recipe.instance_id}_lds"
+    tasks = [(f"{prefix}_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
     for purpose in _OWN.get(protocol, ()):
         registry.reserve(purpose, [own_id(name, index, replicate) for name, _, index in tasks])
-    asked = {
-        "fractions": [repr(fraction) for fraction in wanted],
-        "subsets": subsets,
-        "protocol": protocol,
-        "run": fingerprint,
-        **({"replicate": replicate} if replicate else {}),
-    }
-    shared = "shared" if protocol in {"weights", "cut"} else "not those of the run"
-    digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
     title = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
-    registry.note(**{title: {**asked, "streams": shared, "subsets_digest": digest}})
+    _note(title, training, job, wanted, subsets)
     identity = {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate)}
-    kept = _Store(store, {**identity, "fingerprint": fingerprint, "measurement": measured})
-    results = {task: kept.load(task[0], task[2], wanted[task[1]][task[2]]) for task in tasks}
-    todo = [task for task in tasks if results[task] is None]
-    done = len(tasks) - len(todo)
-    outcomes = run_chunks(job, training, list(_chunks(todo, wanted, at_once)), workers)
-    with shown(progress, "retrain") as tell, contextlib.closing(outcomes):
-        for chunk, values in outcomes:
-            for index, own_dropped, own_values in zip(chunk.indices, chunk.dropped, values):
-                results[chunk.name, chunk.fraction, index] = own_values
-                kept.save(chunk.name, index, own_dropped, own_values)
-                done += 1
-                tell(done, len(tasks))
+    kept = _Store(store, {**identity, **handshake, "measurement": measured.digest})
+    with shown(progress, "retrain") as tell:
+        results = _carry_out(job, training, wanted, tasks, kept, workers, at_once, tell)
+    started = [results[task][1] for task in tasks]
+    facts = {
+        "retrained": len(tasks),
+        "distinct_initial_parameters": len(set(started)),
+        "initial_parameters_digest": hashlib.sha256("".join(started).encode()).hexdigest(),
+    }
+    registry.note(**{f"{title} models": facts})
     return tuple(
         Retrainings(
             fraction=fraction,
             protocol=protocol,
             dropped=dropped,
             values=torch.tensor(
-                [results[f"lds_{fraction!r}", fraction, index] for index in range(subsets)], dtype=torch.float64, device="cpu"
+                [results[task][0] for task in tasks if task[1] == fraction],
+                dtype=torch.float64,
+                device="cpu",
             ),
+            size=training.size,
+            run=handshake["fingerprint"],
         )
         for fraction, dropped in wanted.items()
     )
+
+
+def _check_options(protocol: str, replicate: int, workers: object, at_once: int) -> None:
+    if protocol not in PROTOCOLS:
+        raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
+    check_workers(workers)
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise InvalidOptionError(f"at_once must be an int > 0; got {at_once!r}.")
+    if not isinstance(replicate, int) or isinstance(replicate, bool) or replicate < 0:
+        raise InvalidOptionError(f"replicate must be an int >= 0; got {replicate!r}.")
+
+
+def _note(title: str, training: Training, job: Job, wanted: Mapping[float, torch.Tensor], subsets: int) -> None:
+    """Put into the ledger what was asked for, and whether it has the streams of the run."""
+    shared = "shared" if job.protocol in {"weights", "cut"} else "not those of the run"
+    digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
+    asked = {
+        "fractions": [repr(fraction) for fraction in wanted],
+        "subsets": subsets,
+        "protocol": job.protocol,
+        "run": job.handshake["fingerprint"],
+        **({"replicate": job.replicate} if job.replicate else {}),
+        "streams": shared,
+        "subsets_digest": digest,
+    }
+    training.registry.note(**{title: asked})
+
+
+def _carry_out(
+    job: Job,
+    training: Training,
+    wanted: Mapping[float, torch.Tensor],
+    tasks: Sequence[_Task],
+    kept: _Store,
+    workers: Union[int, concurrent.futures.Executor],
+    at_once: int,
+    tell: Callable[[int, int], None],
+) -> Dict[_Task, Outcome]:
+    """Return the outcome of each retraining: of those that are kept, and of the others when they are done."""
+    results: Dict[_Task, Outcome] = {}
+    for task in tasks:
+        known = kept.load(task[0], task[2], wanted[task[1]][task[2]])
+        if known is not None:
+            results[task] = known
+    todo = [task for task in tasks if task not in results]
+    with contextlib.closing(run_chunks(job, training, list(_chunks(todo, wanted, at_once)), workers)) as outcomes:
+        for chunk, found in outcomes:
+            for index, own_dropped, outcome in zip(chunk.indices, chunk.dropped, found):
+                kept.save(chunk.name, index, own_dropped, outcome)
+                results[chunk.name, chunk.fraction, index] = outcome
+                tell(len(results), len(tasks))
+    return results
 
 
 def _chunks(tasks: Sequence[_Task], wanted: Mapping[float, torch.Tensor], size: int) -> Iterator[Chunk]:
@@ -229,7 +280,7 @@ class _Store:
             return None
         return self._folder / f"{self._identity['protocol']}-{self._identity['replicate']}-{name}-{index}.json"
 
-    def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[List[float]]:
+    def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[Outcome]:
         path = self._path(name, index)
         if path is None or not path.exists():
             return None
@@ -243,14 +294,14 @@ class _Store:
             both = (f"{key} {str(saved.get(key))[:12]} there and {str(expected[key])[:12]} here" for key in different)
             message = f"{str(path)!r} holds a retraining of another run: {'; '.join(both)}. Name another folder, or remove it."
             raise ReplayError(message)
-        values: List[float] = saved["values"]
-        return values
+        return saved["values"], saved["started"]
 
-    def save(self, name: str, index: int, dropped: torch.Tensor, values: List[float]) -> None:
+    def save(self, name: str, index: int, dropped: torch.Tensor, outcome: Outcome) -> None:
         path = self._path(name, index)
-        if path is not None:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(
-                json.dumps({**self._identity, "dropped": dropped.tolist(), "values": values}), encoding="utf-8"
-            )
-            temporary.replace(path)
+        if path is None:
+            return
+        values, started = outcome
+        temporary = path.with_suffix(".tmp")
+        content = {**self._identity, "dropped": dropped.tolist(), "values": values, "started": started}
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)

@@ -5,14 +5,16 @@ Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
 
 import attrs
 import numpy as np
 import torch
 
+from seedregistry.attribution.measurements import identify
+from seedregistry.attribution.metagradients import Attribution
 from seedregistry.attribution.retraining import Retrainings, retrain
-from seedregistry.errors import RecipeError
+from seedregistry.errors import RecipeError, ReplayError
 
 if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
@@ -51,41 +53,65 @@ class LdsScore:
     subsets: int
 
 
-def lds(training: Training, measurement: Measurement, scores: torch.Tensor, **options: Any) -> Tuple[LdsScore, ...]:
+def lds(
+    training: Training, measurement: Measurement, scores: Union[torch.Tensor, Attribution], **options: Any
+) -> Tuple[LdsScore, ...]:
     """Retrain on subsets and return how well scores predict the outcomes: for each fraction.
 
     Args:
         training: the run.
         measurement: as for ``magic``.
-        scores: of each target and training example, shape (targets, size).
+        scores: what ``magic`` returned; or scores of each target and training example, shape (targets, size).
         **options: for ``retrain``.
 
     Raises:
-        RecipeError: as for ``retrain`` and :func:`score`; the shape of the scores is looked at before anything is trained.
-        InvalidOptionError, ReplayError: as for ``retrain``.
+        RecipeError: as for ``retrain`` and :func:`score`; the scores are looked at before anything is trained.
+        InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
-    if scores.ndim != 2 or scores.shape[1] != training.size:  # noqa: PLR2004 - targets and examples
-        raise RecipeError(f"scores must have shape (targets, {training.size}); got {tuple(scores.shape)}.")
+    targets = identify(training, measurement, is_differentiated=False).targets
+    run = training.fingerprint() if isinstance(scores, Attribution) else ""
+    _look_at(scores, targets, training.size, run)
     return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
 
 
-def score(retrainings: Retrainings, scores: torch.Tensor, *, registry: Optional[SeedRegistry] = None) -> LdsScore:
+def _look_at(scores: Union[torch.Tensor, Attribution], targets: int, size: int, run: str) -> torch.Tensor:
+    """Return scores as a float64 tensor on the CPU.
+
+    Raises:
+        RecipeError: they have another shape, or are not finite.
+        ReplayError: they are of another run.
+    """
+    if isinstance(scores, Attribution):
+        if scores.run != run:
+            message = (
+                f"The scores are of another run: its fingerprint is {scores.run[:12]}, and that of the run that is retrained "
+                f"{run[:12]}. Attribute this one."
+            )
+            raise ReplayError(message)
+        scores = scores.scores
+    if scores.shape != (targets, size):
+        raise RecipeError(f"scores must have shape ({targets}, {size}), targets and examples; got {tuple(scores.shape)}.")
+    if not bool(torch.isfinite(scores).all()):
+        raise RecipeError("scores must be finite numbers.")
+    return scores.detach().to("cpu", torch.float64)
+
+
+def score(
+    retrainings: Retrainings, scores: Union[torch.Tensor, Attribution], *, registry: Optional[SeedRegistry] = None
+) -> LdsScore:
     """Return how well scores predict retrainings.
 
     Args:
         retrainings: one of those that ``retrain`` returned.
-        scores: of each target and training example, shape (targets, size): the effect of the example's weight on the measured
-            value.
+        scores: what ``magic`` returned, whose run is compared; or scores of each target and training example, shape (targets,
+            size): the effect of the example's weight on the measured value.
         registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None makes no interval.
 
     Raises:
-        RecipeError: the scores do not have a row for each target.
+        RecipeError: the scores have another shape, or are not finite.
+        ReplayError: the scores are of another run.
     """
-    targets = retrainings.values.shape[1]
-    has_rows = scores.ndim == 2 and scores.shape[0] == targets  # noqa: PLR2004 - targets and examples
-    if not has_rows or scores.shape[1] <= int(retrainings.dropped.max()):
-        raise RecipeError(f"scores must have shape (targets, size) with {targets} targets; got {tuple(scores.shape)}.")
-    scores = scores.to(torch.float64)
+    scores = _look_at(scores, retrainings.values.shape[1], retrainings.size, retrainings.run)
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
     ranked = ranks(predicted), ranks(actual)

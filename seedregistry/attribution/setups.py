@@ -4,7 +4,7 @@ A configuration is any object with these attributes, of which all but ``SEED`` h
 
 - ``SEED``: master seed, or a ``SeedRegistry``;
 - ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model, by default their factories' own;
-- ``LR``, ``MOMENTUM``: of the optimizer, 0.1 and 0.9 by default.
+- ``LR``, ``MOMENTUM``: of SGD, 0.1 and 0.9 by default. Another optimizer gets ``LR`` alone.
 
 The documents build a ResNet-9 on CIFAR-10 with SGD. ``MODEL``, ``DATALOADER`` and ``OPTIMIZER`` name other factories, and
 ``MODEL_PARAMS``, ``DATALOADER_PARAMS`` and ``OPTIMIZER_PARAMS`` have more keywords for them.
@@ -57,7 +57,8 @@ def _arguments(config_or_registry: Any, config: Any) -> Tuple[Source, Any]:
             raise InvalidOptionError(message)
         seed = getattr(config_or_registry, "SEED", None)
         if seed is None:
-            raise InvalidOptionError(f"A configuration has an attribute SEED; {config_or_registry!r} has none.")
+            hint = " Make one of a dict by types.SimpleNamespace(**config)." if isinstance(config_or_registry, dict) else ""
+            raise InvalidOptionError(f"A configuration has an attribute SEED; {config_or_registry!r} has none.{hint}")
         return seed, config_or_registry
     seed = getattr(config, "SEED", config_or_registry)
     master_seed = seed.master_seed if isinstance(seed, SeedRegistry) else seed
@@ -97,9 +98,10 @@ def _model(source: Source, config: Any, instance_id: str) -> nn.Module:
 
 def _optimizer(source: Source, config: Any, model: nn.Module, instance_id: str) -> torch.optim.Optimizer:
     cls = getattr(config, "OPTIMIZER", torch.optim.SGD)
-    keywords = _keywords(config, "OPTIMIZER_PARAMS", lr="LR", momentum="MOMENTUM")
     if cls is torch.optim.SGD:
-        keywords = {"lr": 0.1, "momentum": 0.9, **keywords}
+        keywords = {"lr": 0.1, "momentum": 0.9, **_keywords(config, "OPTIMIZER_PARAMS", lr="LR", momentum="MOMENTUM")}
+    else:
+        keywords = _keywords(config, "OPTIMIZER_PARAMS", lr="LR")
     optimizer: torch.optim.Optimizer = create_deterministic_optimizer(source, cls, model.parameters(), instance_id, **keywords)
     return optimizer
 

@@ -12,7 +12,8 @@ import torch
 
 from seedregistry.attribution.measurements import identify, measure
 from seedregistry.attribution.progress import Report, shown
-from seedregistry.errors import InvalidOptionError
+from seedregistry.attribution.training import pinned_threads
+from seedregistry.errors import InvalidOptionError, RecipeError
 
 if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
@@ -70,12 +71,15 @@ def metasmoothness(
     if direction.shape != (training.size,):
         raise InvalidOptionError(f"direction must have shape ({training.size},); got {tuple(direction.shape)}.")
     training.check()
-    identify(training, measurement)
+    identify(training, measurement, is_differentiated=False)
     values = []
     with shown(progress, "metasmoothness") as tell:
         for count in range(3):
             state = training.run(1 + count * step * direction)
-            values.append(measure(training, measurement, state, is_differentiated=False).to(torch.float64))
+            with pinned_threads(training.recipe.threads):
+                values.append(measure(training, measurement, state, is_differentiated=False).to(torch.float64))
+            if not bool(torch.isfinite(values[-1]).all()):
+                raise RecipeError(f"The measurement is not finite after a training: {values[-1].tolist()[:5]} ...")
             tell(count + 1, 3)
     first, second = values[1] - values[0], values[2] - values[1]
     size = float(first.abs().sum() + second.abs().sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
@@ -17,13 +18,16 @@ import seedregistry
 from seedregistry import environment, rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import cross_entropy
+from seedregistry.attribution.states import Batch, State, raw_bytes
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Batch", "State", "Training", "pinned_threads"]
+__all__ = ["Training", "pinned_threads"]
+
+_log = logging.getLogger(__name__)
 
 _COMPUTES = (
     "machine",
@@ -38,56 +42,7 @@ _COMPUTES = (
 )
 """Facts of the environment that may change the bits of a training."""
 
-
-@attrs.frozen(kw_only=True, eq=False)
-class State:
-    """What a step starts from: all that training carries from step to step.
-
-    Attributes:
-        parameters: of the model, in the order of ``named_parameters``.
-        slots: of the optimizer, for each parameter.
-        step: int >= 0, the step that comes next.
-    """
-
-    parameters: Tuple[torch.Tensor, ...]
-    slots: Tuple[Tuple[torch.Tensor, ...], ...]
-    step: int
-
-    def tensors(self) -> Tuple[torch.Tensor, ...]:
-        """Return all tensors in one order: parameters, then slots."""
-        return (*self.parameters, *(tensor for slots in self.slots for tensor in slots))
-
-    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> State:
-        """Return a state of the same step with other tensors, in the order of :meth:`tensors`."""
-        rest = list(tensors[len(self.parameters) :])
-        slots = []
-        for own in self.slots:
-            slots.append(tuple(rest[: len(own)]))
-            del rest[: len(own)]
-        return State(parameters=tuple(tensors[: len(self.parameters)]), slots=tuple(slots), step=self.step)
-
-    def fingerprint(self) -> str:
-        """Return SHA-256 over step, dtypes, shapes and bytes: 64 hexadecimal digits."""
-        sha = hashlib.sha256(str(self.step).encode())
-        for tensor in self.tensors():
-            sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Batch:
-    """The examples of one step.
-
-    Attributes:
-        inputs: of the model.
-        targets: of the loss.
-        indices: of the examples in the dataset, int64, shape (batch,).
-    """
-
-    inputs: Any
-    targets: Any
-    indices: torch.Tensor
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -134,10 +89,13 @@ class Training:
         _refuse_running_statistics(model)
         self._model = model.to(self._device, recipe.dtype)
         self._model.train()
-        self._names = [parameter_name for parameter_name, _ in self._model.named_parameters()]
+        named = list(self._model.named_parameters())
+        self._names = [parameter_name for parameter_name, parameter in named if parameter.requires_grad]
+        if not self._names:
+            raise RecipeError("The model has no parameter that requires a gradient: there is nothing to train.")
         self._buffers = dict(self._model.named_buffers())
         self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
-        self._initial = tuple(parameter.detach().clone() for parameter in self._model.parameters())
+        self._initial = tuple(parameter.detach().clone() for _, parameter in named if parameter.requires_grad)
         dataset = recipe.as_dataset()
         self.size = recipe.size
         self._loader = registry.dataloader(
@@ -153,43 +111,60 @@ class Training:
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
         self._orders: Dict[int, torch.Tensor] = {}
-        self._hyper = self._schedule()
+        self._group_of, self._hyper = self._schedule()
 
     # --- what a step is made of ---------------------------------------------------------------------------------------
 
-    def _schedule(self) -> List[Tuple[Dict[str, Any], ...]]:
-        """Return, for each step and parameter, the options of its group: read from torch's own optimizer and scheduler."""
+    def _schedule(self) -> Tuple[Tuple[int, ...], List[Tuple[Dict[str, Any], ...]]]:
+        """Return the group of each parameter, and the groups' options at each step: torch's optimizer and scheduler tell."""
         recipe, registry = self.recipe, self.registry
-        parameters = list(self._model.parameters())
-        groups = parameters if recipe.parameter_groups is None else recipe.parameter_groups(self._model)
+        groups = list(self._model.parameters()) if recipe.parameter_groups is None else recipe.parameter_groups(self._model)
         optimizer = registry.optimizer(recipe.optimizer, groups, instance_id=recipe.instance_id, **recipe.optimizer_options)
         check_options(recipe.optimizer, optimizer.param_groups)
         scheduler = None
         if recipe.scheduler is not None:
             options = {name: self.steps if value == "steps" else value for name, value in recipe.scheduler_options.items()}
             scheduler = registry.scheduler(recipe.scheduler, optimizer, instance_id=recipe.instance_id, **options)
-        positions = {id(parameter): index for index, parameter in enumerate(parameters)}
-        members = [[positions.get(id(parameter), -1) for parameter in group["params"]] for group in optimizer.param_groups]
-        if sorted(index for group in members for index in group) != list(range(len(parameters))):
-            raise RecipeError("parameter_groups must have each of the model's parameters once.")
+        members = [
+            (id(parameter), index) for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+        ]
+        trained = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
+        frozen = {id(parameter) for parameter in self._model.parameters() if not parameter.requires_grad}
+        if sorted(own for own, _ in members if own not in frozen) != sorted(trained):
+            message = "parameter_groups must have each of the model's parameters once; frozen ones may be left out."
+            raise RecipeError(message)
+        group_of = dict(members)
         is_decoupled = recipe.optimizer is torch.optim.AdamW
         table = []
         for _ in range(self.steps):
-            own: List[Dict[str, Any]] = [{}] * len(parameters)
-            for group, indices in zip(optimizer.param_groups, members):
+            row = []
+            for group in optimizer.param_groups:
                 options = {key: value for key, value in group.items() if key != "params"}
-                options["is_decoupled"] = is_decoupled
-                for index in indices:
-                    own[index] = options
-            table.append(tuple(own))
+                options["is_decoupled"] = is_decoupled or bool(group.get("decoupled_weight_decay", False))
+                row.append(options)
+            table.append(tuple(row))
             optimizer.step()  # without gradients it changes nothing; a scheduler wants to see it
             if scheduler is not None:
-                scheduler.step()
-        return table
+                self._step_schedule(scheduler)
+        return tuple(group_of[own] for own in trained), table
+
+    def _step_schedule(self, scheduler: Any) -> None:
+        try:
+            scheduler.step()
+        except TypeError as error:
+            message = (
+                f"{type(scheduler).__name__} cannot be stepped once a step without arguments: {error}. Use another schedule."
+            )
+            raise RecipeError(message) from error
+
+    def _hyper_of(self, step: int) -> List[Dict[str, Any]]:
+        """Return the options of each parameter at a step."""
+        row = self._hyper[step]
+        return [row[group] for group in self._group_of]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, of the first parameter's group."""
-        return float(self._hyper[step][0]["lr"])
+        return float(self._hyper_of(step)[0]["lr"])
 
     def examples(self) -> Tuple[torch.Tensor, torch.Tensor]:
         """Return the inputs and targets of all training examples, in the dataset's order, on the recipe's device.
@@ -227,7 +202,7 @@ class Training:
         """Return the examples of a step, fetched again by position."""
         epoch, own = self.position(step)
         if self._tensors is None:
-            inputs, targets = self._loader.batch(epoch, own)
+            inputs, targets = _pair(self._loader.batch(epoch, own))
             return Batch(inputs=self.place(inputs), targets=self.place(targets), indices=self._loader.indices(epoch, own))
         order = self._orders.get(epoch)
         if order is None:
@@ -242,15 +217,18 @@ class Training:
         """Return the state before the first step."""
         slots = tuple(
             tuple(torch.zeros_like(parameter) for _ in slot_names(self.recipe.optimizer, hyper))
-            for parameter, hyper in zip(self._initial, self._hyper[0])
+            for parameter, hyper in zip(self._initial, self._hyper_of(0))
         )
-        return State(parameters=self._initial, slots=slots, step=0)
+        return State(parameters=self._initial, slots=slots, updates=(0,) * len(slots), step=0)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
-        """Return the model's outputs in evaluation mode, differentiable in the state's parameters."""
-        with self.evaluating():
+        """Return the model's outputs in evaluation mode, differentiable in the state's parameters.
+
+        What the model draws in evaluation mode is the same each time, from the position ("evaluation",) of the dropout stream.
+        """
+        with self.evaluating(), self._dropout.scope("evaluation", rank=None):
             return self.call(state.parameters, self.place(inputs))
 
     def call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
@@ -263,8 +241,14 @@ class Training:
         Raises:
             RecipeError: the model changed its buffers.
         """
-        outputs: torch.Tensor = functional_call(self._model, {**dict(zip(self._names, parameters)), **self._buffers}, (inputs,))
-        changed = [name for name, buffer in self._buffers.items() if buffer._version != self._versions[name]]
+        given = {**dict(zip(self._names, parameters)), **self._buffers}
+        outputs: torch.Tensor = functional_call(self._model, given, (inputs,))
+        # A buffer that the model replaced is another tensor in `given`: torch puts there what the model ended with.
+        changed = [
+            name
+            for name, buffer in self._buffers.items()
+            if buffer._version != self._versions[name] or given[name] is not buffer
+        ]
         if changed:
             message = (
                 f"The model changes its buffers while it trains: {', '.join(changed)}. A step would depend on more than its "
@@ -308,6 +292,25 @@ class Training:
             cuts: divide by the sum of the weights instead of the batch's full size, as if examples of weight zero were cut out.
         """
         batch = self.batch(state.step) if batch is None else batch
+        gradients = self.gradients(state, weights, batch, create_graph=create_graph, cuts=cuts)
+        with contextlib.nullcontext() if create_graph else torch.no_grad():
+            return self._update(state, gradients)
+
+    def gradients(
+        self, state: State, weights: torch.Tensor, batch: Batch, *, create_graph: bool = False, cuts: bool = False
+    ) -> Tuple[Optional[torch.Tensor], ...]:
+        """Return the gradient of each parameter for the step that comes next, None where it has none.
+
+        Args:
+            state: the state before.
+            weights: of the examples of the batch.
+            batch: of the step.
+            create_graph: make the result differentiable.
+            cuts: divide by the sum of the weights.
+
+        Raises:
+            RecipeError: the loss is not finite, or not one number an example.
+        """
         parameters = state.parameters
         if not create_graph:
             parameters = tuple(parameter.detach().requires_grad_() for parameter in parameters)
@@ -316,30 +319,29 @@ class Training:
             size = weights.sum().clamp(min=1) if cuts else len(batch.indices)
             loss = (weights * losses).sum() / size
             if not torch.isfinite(loss):
-                message = f"The loss of step {state.step} is {loss.item()}: the training diverged. Lower the learning rate."
-                raise RecipeError(message)
-            gradients = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
-        with contextlib.nullcontext() if create_graph else torch.no_grad():
-            return self._update(state, gradients)
+                raise RecipeError(_why_not_finite(state.step, loss.item(), batch, losses))
+            return torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
 
     def _update(self, state: State, gradients: Sequence[Optional[torch.Tensor]]) -> State:
         rule = OPTIMIZERS[self.recipe.optimizer]
-        updated, kept = [], []
+        updated, kept, counts = [], [], []
         clipped = apply_clip(gradients, self.recipe.clip_norm)
-        for parameter, gradient, slots, hyper in zip(state.parameters, clipped, state.slots, self._hyper[state.step]):
+        hypers = self._hyper_of(state.step)
+        for parameter, gradient, slots, count, hyper in zip(state.parameters, clipped, state.slots, state.updates, hypers):
             new, new_slots = parameter, slots
             if gradient is not None:
-                new, new_slots = rule(parameter, gradient, slots, hyper, state.step, self.recipe.eps_root)
+                new, new_slots = rule(parameter, gradient, slots, hyper, count, self.recipe.eps_root)
             updated.append(new)
             kept.append(new_slots)
-        return State(parameters=tuple(updated), slots=tuple(kept), step=state.step + 1)
+            counts.append(count + (gradient is not None))
+        return State(parameters=tuple(updated), slots=tuple(kept), updates=tuple(counts), step=state.step + 1)
 
     def advance(
         self,
         state: State,
         stop: int,
         weights: Optional[torch.Tensor] = None,
-        progress: Optional[Callable[[int], None]] = None,
+        progress: Optional[Callable[[int, int], None]] = None,
         *,
         cuts: bool = False,
     ) -> State:
@@ -349,15 +351,20 @@ class Training:
             state: where to start.
             stop: int, ``state.step <= stop <= steps``.
             weights: of all training examples, shape (size,); None is 1 for each.
-            progress: told the number of each step that is done.
+            progress: told (steps done, steps of the run) after each one.
             cuts: as for :meth:`step`.
+
+        Raises:
+            RecipeError: the weights have another shape, or the training diverged.
         """
         whole = self.ones(self.size) if weights is None else self.place(weights)
+        if whole.shape != (self.size,):
+            raise RecipeError(f"weights must have shape ({self.size},), one for each example; got {tuple(whole.shape)}.")
         for step in range(state.step, stop):
             batch = self.batch(step)
             state = self.step(state, whole[batch.indices], batch, cuts=cuts)
             if progress is not None:
-                progress(step)
+                progress(step + 1, self.steps)
         return state
 
     def check(self) -> None:
@@ -393,13 +400,13 @@ class Training:
             return
         inputs, targets = self._tensors
         if inputs.is_floating_point():
-            wrong = (~torch.isfinite(inputs).flatten(1).all(1)).nonzero().flatten()
+            wrong = (~torch.isfinite(inputs).reshape(len(inputs), -1).all(1)).nonzero().flatten()
             if len(wrong):
                 raise RecipeError(f"The inputs of {len(wrong)} examples are not finite; the first is example {int(wrong[0])}.")
         if self.recipe.loss is cross_entropy and not targets.is_floating_point():
             try:
-                with torch.no_grad(), self.evaluating():
-                    classes = self.call(self._initial, inputs[:1]).shape[1]
+                with torch.no_grad():
+                    classes = self.outputs(self.initial_state(), inputs[:1]).shape[1]
             except (IndexError, RuntimeError, TypeError, ValueError):
                 return  # the first step says what is wrong with the model
             wrong = ((targets < 0) | (targets >= classes)).flatten().nonzero().flatten()
@@ -414,7 +421,7 @@ class Training:
     def run(
         self,
         weights: Optional[torch.Tensor] = None,
-        progress: Optional[Callable[[int], None]] = None,
+        progress: Optional[Callable[[int, int], None]] = None,
         *,
         cuts: bool = False,
     ) -> State:
@@ -460,16 +467,22 @@ class Training:
         return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
-        """Return SHA-256 over the state after the first steps at weight 1, all options of all steps, and the data.
+        """Return SHA-256 over the state after the first steps at weight 1, the recipe, all options of all steps, and the data.
 
         Two processes with equal fingerprints train alike, as far as that shows: the same initial parameters, order, data,
         arithmetic and schedule. Data that are no tensors show as far as these steps fetch them.
         """
-        with pinned_threads(self.recipe.threads):
+        recipe = self.recipe
+        with pinned_threads(recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
-        sha = hashlib.sha256(f"{state.fingerprint()} {self.steps} {self.size} {self._hyper!r}".encode())
-        for data in _bytes_of(self._tensors or ()):
-            sha.update(hashlib.sha256(data).digest())
+        loss = f"{recipe.loss.__module__}.{getattr(recipe.loss, '__qualname__', type(recipe.loss).__qualname__)}"
+        named = (self.steps, self.size, recipe.batch_size, recipe.optimizer.__name__, recipe.clip_norm, recipe.eps_root, loss)
+        sha = hashlib.sha256(f"{state.fingerprint()} {named} {self._group_of}".encode())
+        for row in self._hyper:
+            sha.update(repr(row).encode())
+        for tensor in self._tensors or ():
+            sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            sha.update(raw_bytes(tensor))
         return sha.hexdigest()
 
     def handshake(self) -> Dict[str, str]:
@@ -484,21 +497,40 @@ class Training:
         }
 
     def model(self, state: State) -> nn.Module:
-        """Return a model with the parameters of a state, in evaluation mode."""
+        """Return a model with the parameters of a state, in evaluation mode.
+
+        A copy, not differentiable in the state: a measurement calls :meth:`outputs` instead.
+        """
         model = copy.deepcopy(self._model)
+        own = dict(model.named_parameters())
         with torch.no_grad():
-            for own, parameter in zip(model.parameters(), state.parameters):
-                own.copy_(parameter)
+            for name, parameter in zip(self._names, state.parameters):
+                own[name].copy_(parameter)
         return model.eval()
 
 
 def _bytes_of(values: Sequence[Any]) -> List[bytes]:
     """Return the bytes of what a batch holds, where they are tensors."""
-    return [
-        value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        for value in values
-        if isinstance(value, torch.Tensor)
-    ]
+    return [raw_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
+
+
+def _pair(examples: Any) -> Tuple[Any, Any]:
+    """Return the inputs and the targets of a batch."""
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - inputs and targets
+        count = f"{len(examples)} parts" if isinstance(examples, (tuple, list)) else f"a {type(examples).__name__}"
+        raise RecipeError(f"The dataset must give pairs (input, target); a batch of it has {count}.")
+    inputs, targets = examples
+    return inputs, targets
+
+
+def _why_not_finite(step: int, loss: float, batch: Batch, losses: torch.Tensor) -> str:
+    """Return which examples a loss that is not finite comes from, and what to do."""
+    wrong = batch.indices[(~torch.isfinite(losses.detach())).cpu()].tolist()
+    shown = ", ".join(map(str, wrong[:_SHOWN])) + (" and more" if len(wrong) > _SHOWN else "")
+    return (
+        f"The loss of step {step} is {loss}{f', from examples {shown}' if wrong else ''}. Where they are many the training "
+        "diverged: lower the learning rate. Where they are few look at their inputs and targets."
+    )
 
 
 def _describe(value: Any) -> str:
@@ -515,6 +547,13 @@ def _refuse_running_statistics(model: nn.Module) -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
     ]
+    unsaid = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if unsaid and not names:
+        _log.warning(
+            "The model normalises over the batch (%s): an example of weight 0 still enters its statistics, so a weight of 0 is "
+            "not quite a removal. Use GroupNorm or LayerNorm.",
+            ", ".join(unsaid),
+        )
     if names:
         message = (
             f"The model carries batch statistics from step to step: {', '.join(names)}. An example of weight 0 still enters "

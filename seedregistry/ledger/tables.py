@@ -14,12 +14,14 @@ from seedregistry.ledger.verification import words_of
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "to_text", "visible"]
+__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "show_value", "to_text", "visible"]
 
 HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
 """The columns of an export."""
 
 _ID_WIDTH = 24
+_NOTE_WIDTH = 160
+_DIGEST_LENGTH = 64
 _SHOWN_FACTORIES = 3
 
 
@@ -67,10 +69,12 @@ class Table:
 
     Attributes:
         sections: one for each registry, the experiment's own first.
+        notes: name and value of each note, as text.
         digest: of the ledger's content, 64 hexadecimal digits.
     """
 
     sections: Tuple[Section, ...]
+    notes: Tuple[Tuple[str, str], ...] = ()
     digest: str
 
     @property
@@ -100,10 +104,13 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
     streams: Dict[int, Dict[str, Dict[Tuple[InstanceId, type], records.Derivation]]] = {}
     uses: Counter[Tuple[object, ...]] = Counter()
     built: Dict[Tuple[object, ...], Counter[str]] = {}
+    notes: Dict[Tuple[str, str], None] = {}
     for record in entries:
         if isinstance(record, records.Derivation):
             own = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
             own.setdefault((record.instance_id, type(record.instance_id)), record)
+        elif isinstance(record, records.Note):
+            notes[record.name, show_value(record.value)] = None
         elif isinstance(record, records.Run):
             runs.setdefault((record.master_seed, record.scheme), record)
         elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
@@ -120,7 +127,21 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
         ]
         name = "" if run.parent is None else f"{run.purpose} {show_id(run.instance_id)}"
         sections.append(Section(name=name, master_seed=run.master_seed, scheme=run.scheme, rows=tuple(rows)))
-    return Table(sections=tuple(sections), digest=content_digest)
+    return Table(sections=tuple(sections), notes=tuple(notes), digest=content_digest)
+
+
+def show_value(value: object) -> str:
+    """Return a note's value as text: pairs as ``name value``, digests short, and cut where it is long."""
+    if isinstance(value, tuple):
+        pairs = [item for item in value if isinstance(item, tuple) and len(item[1:]) == 1 and isinstance(item[0], str)]
+        is_mapping = len(pairs) == len(value) > 0
+        shown = [f"{item[0]} {show_value(item[1])}" if is_mapping else show_value(item) for item in value]
+        text = (", " if is_mapping else " ").join(shown)
+    else:
+        text = str(value)
+        is_digest = len(text) == _DIGEST_LENGTH and set(text) <= set("0123456789abcdef")
+        text = text[: digest.SHORT_LENGTH] if is_digest else text
+    return text if len(text) <= _NOTE_WIDTH else f"{text[: _NOTE_WIDTH - 1]}…"
 
 
 def _show_built(record: records.Built, *, in_full: bool) -> str:
@@ -165,6 +186,7 @@ def to_text(table: Table) -> str:
         rows = [(row.purpose, row.instance, _seeds(row)) for row in section.rows]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
         lines.extend(f"  {p:<{widths[0]}}  {i:<{widths[1]}}  {s}" for p, i, s in rows)
+    lines.extend(f"note {name}: {value}" for name, value in table.notes)
     lines.append(f"digest {table.digest[: digest.SHORT_LENGTH]}")
     return "\n".join(map(visible, lines))
 
