@@ -209,7 +209,7 @@ def _lds(  # noqa: PLR0913 - options of a command
             given, run = torch.from_numpy(saved["scores"]), str(saved["run"]) if "run" in saved else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
-    if run is not None and run != training.fingerprint():
+    if run is not None and run != training.fingerprint(0):
         message = f"{str(scores)!r} has scores of another run: another seed, scheme, recipe or environment than this one."
         raise click.BadParameter(message, param_hint="--scores")
     with _shown() as progress:

@@ -45,7 +45,7 @@ class Attribution:
         scores: derivative of each target's measurement by each training example's weight, at weight 1: shape (targets, size),
             in the recipe's dtype. Leaving examples S out changes the measurement by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
-        run: fingerprint of the training, by which retrainings of another one are told from it.
+        run: fingerprint of the training before its first step, by which retrainings of another one are told from it.
         state: the final state.
         states_kept: how many states were kept at one time, besides the first and the one at work.
     """
@@ -99,9 +99,8 @@ def magic(
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
     training.check()
     identity = identify(training, measurement)
-    run = training.fingerprint()
     adjoint = _Adjoint(training, identity.targets, vectorized=vectorized)
-    journal = None if resume is None else _Progress(Path(resume), f"{run} {identity.digest}", total)
+    journal = None if resume is None else _Progress(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
     store = Slots(spill)
     try:
         with pinned_threads(training.recipe.threads), shown(progress, "attribute") as tell:
@@ -109,9 +108,10 @@ def magic(
             found = _walk(training, measurement, kept, store, adjoint, journal, tell)
     finally:
         store.close()
-    facts = {"run": run, "measurement": identity.digest, "targets": identity.targets}
+    # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever machine.
+    facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
-    return attrs.evolve(found, run=run)
+    return found
 
 
 def _walk(
@@ -142,7 +142,8 @@ def _walk(
         raise RecipeError("The training has no steps.")
     if journal is not None:
         journal.remove()
-    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), run="", state=final, states_kept=store.most)
+    run = training.fingerprint(0)
+    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), run=run, state=final, states_kept=store.most)
 
 
 class _Adjoint:

@@ -61,7 +61,7 @@ class Retrainings:
         dropped: indices of the examples that were left out: int64, shape (subsets, dropped).
         values: measured after each: shape (subsets, targets).
         size: number of training examples.
-        run: fingerprint of the run that was retrained.
+        run: fingerprint, before its first step, of the run that was retrained.
     """
 
     fraction: float
@@ -200,7 +200,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
                 device="cpu",
             ),
             size=training.size,
-            run=handshake["fingerprint"],
+            run=training.fingerprint(0),
         )
         for fraction, dropped in wanted.items()
     )
@@ -224,7 +224,7 @@ def _note(title: str, training: Training, job: Job, wanted: Mapping[float, torch
         "fractions": [repr(fraction) for fraction in wanted],
         "subsets": subsets,
         "protocol": job.protocol,
-        "run": job.handshake["fingerprint"],
+        "run": training.initial_state().fingerprint(),
         **({"replicate": job.replicate} if job.replicate else {}),
         "streams": shared,
         "subsets_digest": digest,

@@ -69,7 +69,7 @@ def lds(
         InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
     targets = identify(training, measurement, is_differentiated=False).targets
-    run = training.fingerprint() if isinstance(scores, Attribution) else ""
+    run = training.fingerprint(0) if isinstance(scores, Attribution) else ""
     _look_at(scores, targets, training.size, run)
     return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
 
