@@ -49,7 +49,7 @@ class Display:
         now = time.monotonic()
         if now - self._started < self._delay_s or sys.stderr is None:
             return
-        if sys.stderr.isatty():
+        if self._bars is not None or sys.stderr.isatty():  # rich puts a stream in its place that may say it is no terminal
             if done < total and now - self._drawn < _EVERY_S:
                 return
             self._drawn = now
