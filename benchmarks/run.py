@@ -1,6 +1,7 @@
-"""Run the benchmarks and print a table: ``python benchmarks/run.py [--write] [--quick]``.
+"""Run the benchmarks and print their tables: ``python benchmarks/run.py [--write] [--quick] [--only NAME]``.
 
-``--write`` puts the table between the markers in ``benchmarks/README.md``; ``--quick`` leaves out the training steps.
+``--write`` puts each table between its markers in ``benchmarks/README.md``; ``--quick`` leaves out the training steps; ``--only
+attribution`` runs ``test_attribution.py`` alone.
 """
 
 from __future__ import annotations
@@ -20,21 +21,30 @@ import torch
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-DEVICES = ("cpu", "cuda")
+TABLES = ("attribution", "cpu", "cuda")
 
 
-def measure(*, quick: bool) -> list:
+def measure(*, quick: bool, only: str) -> list:
     """Run pytest with its progress on the terminal, and return the rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), str(HERE), "-v"]
+        command = [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "-v"]
+        command.append(str(HERE / f"test_{only}.py" if only else HERE))
         command += ["--benchmark-json", str(path), "--benchmark-quiet", "--benchmark-columns=min"]
         if quick:
             command += ["-k", "not training_step"]
         run = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(HERE)})
         if run.returncode:
             sys.exit(run.returncode)
-        return [entry["extra_info"] for entry in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
+        found = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        return [{**entry["extra_info"], "table": table_of(entry)} for entry in found]
+
+
+def table_of(entry: dict) -> str:
+    """Return the table that a benchmark's row belongs to."""
+    if "test_attribution" in entry["fullname"]:
+        return "attribution"
+    return "cuda" if "(cuda)" in entry["extra_info"]["what"] else "cpu"
 
 
 def show_time(us: float) -> str:
@@ -113,10 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
     parser.add_argument("--quick", action="store_true", help="leave out the training steps")
+    parser.add_argument("--only", default="", help="the benchmarks of one file, such as attribution")
     options = parser.parse_args()
-    rows = measure(quick=options.quick)
-    for which in DEVICES:
-        chosen = [info for info in rows if ("(cuda)" in info["what"]) == (which == "cuda")]
+    rows = measure(quick=options.quick, only=options.only)
+    for which in TABLES:
+        chosen = [info for info in rows if info["table"] == which]
         if chosen:
             text = table(chosen)
             print(f"\n{text}")
