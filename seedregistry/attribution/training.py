@@ -372,7 +372,7 @@ class Training:
 
         Raises:
             RecipeError: the batch or the step was not the same the second time, or it failed; the data have a number that is
-            not finite, or a class that the model has no output for.
+                not finite, or a class that the model has no output for.
         """
         with pinned_threads(self.recipe.threads):
             self._check_data()
