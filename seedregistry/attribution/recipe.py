@@ -35,8 +35,8 @@ class Recipe:
     Args:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
         dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length. It is sent to every
-            process that retrains, and with each task to an executor of yours; :class:`~seedregistry.attribution.datasets.Loaded` is for
-            tensors too large for that.
+            process that retrains, and with each task to an executor of yours. For tensors too large for that there is
+            :class:`~seedregistry.attribution.datasets.Loaded`.
         loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
         epochs: int > 0.
         batch_size: int > 0.
