@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 from functools import lru_cache
@@ -80,6 +81,21 @@ def test_it_is_torchs_own_loop(name, dtype):
         training = Training(SeedRegistry(42), own)
         for parameter, expected_one in zip(training.model(training.run(given)).parameters(), expected.parameters()):
             assert torch.equal(parameter, expected_one), name
+
+
+@pytest.mark.skipif(
+    "decoupled_weight_decay" not in inspect.signature(torch.optim.Adam).parameters,
+    reason="no such option in this torch",
+)
+def test_adam_with_decoupled_weight_decay():
+    """Adam with decoupled weight decay is torch's, bit for bit, and not Adam with the other kind."""
+    options = {**ADAM, "decoupled_weight_decay": True}
+    own = recipe(optimizer=torch.optim.Adam, optimizer_options=options)
+    expected = plain_loop(own)
+    state = Training(SeedRegistry(42), own).run()
+    assert all(torch.equal(one, two) for one, two in zip(state.parameters, expected.parameters()))
+    other = Training(SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)).run()
+    assert not torch.equal(state.parameters[0], other.parameters[0])
 
 
 def test_a_parameter_without_gradient_stays():
