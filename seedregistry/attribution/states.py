@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Sequence, Tuple
+from typing import Any, Iterable, Sequence, Tuple
 
 import attrs
 import torch
 
-__all__ = ["Batch", "State", "raw_bytes"]
+__all__ = ["Batch", "State", "add_tensors", "raw_bytes"]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -43,9 +43,7 @@ class State:
     def fingerprint(self) -> str:
         """Return SHA-256 over step, dtypes, shapes and bytes: 64 hexadecimal digits."""
         sha = hashlib.sha256(f"{self.step} {self.updates}".encode())
-        for tensor in self.tensors():
-            sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            sha.update(raw_bytes(tensor))
+        add_tensors(sha, self.tensors())
         return sha.hexdigest()
 
 
@@ -62,6 +60,13 @@ class Batch:
     inputs: Any
     targets: Any
     indices: torch.Tensor
+
+
+def add_tensors(sha: Any, tensors: Iterable[torch.Tensor]) -> None:
+    """Add dtype, shape and bytes of each tensor to a hash."""
+    for tensor in tensors:
+        sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(raw_bytes(tensor))
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

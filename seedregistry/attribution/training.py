@@ -18,7 +18,7 @@ import seedregistry
 from seedregistry import environment, rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import cross_entropy
-from seedregistry.attribution.states import Batch, State, raw_bytes
+from seedregistry.attribution.states import Batch, State, add_tensors, raw_bytes
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Training:
             shard=False,
         )
         self._tensors = tuple(map(self.place, dataset.tensors)) if type(dataset) is TensorDataset else None
+        self._data_hash: Optional[bytes] = None
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
@@ -480,10 +481,16 @@ class Training:
         sha = hashlib.sha256(f"{state.fingerprint()} {named} {self._group_of}".encode())
         for row in self._hyper:
             sha.update(repr(row).encode())
-        for tensor in self._tensors or ():
-            sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            sha.update(raw_bytes(tensor))
+        sha.update(self._hash_data())
         return sha.hexdigest()
+
+    def _hash_data(self) -> bytes:
+        """Return SHA-256 over the data where they are tensors: read once, since they may be large."""
+        if self._data_hash is None:
+            sha = hashlib.sha256()
+            add_tensors(sha, self._tensors or ())
+            self._data_hash = sha.digest()
+        return self._data_hash
 
     def handshake(self) -> Dict[str, str]:
         """Return what must be equal in every process that repeats the run, by name: its fingerprint, and what computes it."""
