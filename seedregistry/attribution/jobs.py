@@ -197,8 +197,10 @@ def run_chunks(
         own = process_pool(workers, payload)
         payload = b""  # each process has it, and needs it with no task
     executor: concurrent.futures.Executor = own if own is not None else workers  # type: ignore[assignment]
-    futures = {executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist()): chunk for chunk in chunks}
+    futures: Dict[concurrent.futures.Future[List[Outcome]], Chunk] = {}
     try:
+        for chunk in chunks:
+            futures[executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist())] = chunk
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
     except concurrent.futures.BrokenExecutor as error:
