@@ -20,7 +20,7 @@ nox.options.reuse_existing_virtualenvs = True  # torch is large; a session's env
 nox.options.error_on_missing_interpreters = True  # no session passes by being skipped
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-CONSTRAINTS = Path(__file__).parent / "constraints"
+CONSTRAINTS = Path(__file__).parent / ".ci" / "constraints"
 FLOOR_PYTHON = "3.8"
 
 

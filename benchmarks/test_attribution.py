@@ -15,7 +15,7 @@ from torch import nn
 
 from seedregistry import SeedRegistry
 from seedregistry.attribution import Training, losses_of, magic
-from seedregistry.attribution.plans import digits_plan
+from seedregistry.attribution.demo import digits_plan
 from seedregistry.attribution.replay import default_slots, replayed_steps
 
 ROUNDS = 5

@@ -14,8 +14,8 @@ from harness import first_derivations, in_turn, report
 from torch import nn
 
 from seedregistry import SeedRegistry, deterministic_context
+from seedregistry.common.environment import snapshot
 from seedregistry.components import model_digest
-from seedregistry.environment import snapshot
 
 SCHEMES = ["sha256-31", "sha256-256"]
 

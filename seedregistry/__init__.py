@@ -55,8 +55,7 @@ from seedregistry.functional import (
 from seedregistry.ledger import Ledger
 from seedregistry.registry import SeedRegistry
 from seedregistry.stream import Position, Stream
-
-__version__ = "0.1.0"
+from seedregistry.version import __version__
 
 __all__ = [
     "AttributionError",

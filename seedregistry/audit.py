@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seedregistry import rng
-from seedregistry.callsite import user_line
+from seedregistry.common.callsite import user_line
 from seedregistry.errors import InvalidOptionError, ScopeError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
 from seedregistry.ledger.records import Audited
 

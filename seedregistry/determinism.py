@@ -11,13 +11,14 @@ torch 2.2.2 and 2.13.0.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import difflib
 import os
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, Union
 
 import attrs
 import torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode"]
+__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode", "pinned_threads"]
 
 MODES = ("off", "warn", "strict")
 
@@ -439,3 +440,14 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
             _put_back(dict(saved))
             raise
     return handle
+
+
+@contextlib.contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    """Run a block with a number of torch's threads, and give the caller's back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -19,13 +19,13 @@ from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent, find_scheduler
 from seedregistry.data.build import build_documented_loader
 from seedregistry.data.sampler import DeterministicSampler
-from seedregistry.global_state import refuse_in_scope
 from seedregistry.registry import SeedRegistry
-from seedregistry.stream import plain_scope
+from seedregistry.registry.building import build
+from seedregistry.registry.global_state import refuse_in_scope
+from seedregistry.stream import Stream, plain_scope
 
 if TYPE_CHECKING:
     from seedregistry.derivation import InstanceId
-    from seedregistry.stream import Stream
 
 __all__ = [
     "DeterministicSampler",
@@ -138,8 +138,13 @@ def _build(
     """Build in a torch-only scope; recorded where a registry was given."""
     if isinstance(master_seed, SeedRegistry):
         return master_seed._build(component, factory, args, kwargs, instance_id, torch_only=True)
-    registry = SeedRegistry(master_seed, on_reuse="allow")
-    return registry._build(component, factory, args, kwargs, instance_id, torch_only=True, is_recorded=False)
+    number = derivation.validate_master_seed(master_seed)
+    resolved = component.resolve(factory)
+    seed = derive_component_seed(number, component.purpose, instance_id)
+    identity = derivation.validate_instance_id(instance_id)
+    stream = Stream(number, derivation.DEFAULT_SCHEME, component.purpose, identity, seed=seed)
+    product, _ = build(component, stream, resolved, args, kwargs, late_seed=stream.late_seed, torch_only=True)
+    return product
 
 
 def create_deterministic_model(

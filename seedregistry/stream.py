@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, Tuple, Type
 
 import numpy as np
 
-from seedregistry import derivation, distributed, rng
+from seedregistry import derivation, rng
+from seedregistry.common import ranks
 from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
 
 if TYPE_CHECKING:
@@ -214,9 +215,9 @@ class Stream:
             InvalidNameError: a coordinate or the rank is not of an accepted type or range.
         """
         if rank is ...:
-            if distributed.world_size() > 1:
+            if ranks.world_size() > 1:
                 message = (
-                    f"There are {distributed.world_size()} ranks and scope() of '{self.label}' was not told what they share. "
+                    f"There are {ranks.world_size()} ranks and scope() of '{self.label}' was not told what they share. "
                     "Pass rank=r for draws of this rank's own (dropout), or rank=None for the same draws on every rank "
                     "(initialisation)."
                 )

@@ -6,7 +6,7 @@ import attrs
 from recipes import held_out, mlp, recipe
 
 from seedregistry.attribution import losses_of
-from seedregistry.attribution.plans import Plan, digits_plan
+from seedregistry.attribution.demo import Plan, digits_plan
 
 
 def small_plan(registry) -> Plan:

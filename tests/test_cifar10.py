@@ -14,7 +14,7 @@ import torch
 
 from seedregistry import SeedRegistry
 from seedregistry.attribution import get_cifar10_dataloader, load_cifar10
-from seedregistry.attribution.plans import cifar10_plan
+from seedregistry.attribution.demo import cifar10_plan
 from seedregistry.errors import RecipeError
 
 TRAIN, TEST = 40, 10

@@ -261,9 +261,9 @@ def test_scores_that_are_none(tmp_path, monkeypatch, capsys):
 
 def test_the_demo_command(tmp_path, monkeypatch, capsys):
     """The command prints both tables and the ledger, shows its progress in lines, and names what it wrote."""
-    from seedregistry.attribution import demo
+    from seedregistry.attribution.demo import run
 
-    monkeypatch.setattr(demo, "digits_plan", small_plan)
+    monkeypatch.setattr(run, "digits_plan", small_plan)
     assert main(["demo", "--out", str(tmp_path / "out"), "--seed", "7"]) == 0
     text, log = capsys.readouterr()
     assert "MAGIC" in text

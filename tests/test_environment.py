@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import seedregistry
-from seedregistry import determinism, environment, rng
+from seedregistry import determinism, rng
+from seedregistry.common import environment
 
 ROOT = Path(seedregistry.__file__).parents[1]
 HAS_NEW_PRECISION = hasattr(torch.backends, "fp32_precision")
@@ -104,7 +105,8 @@ def test_reading_changes_nothing():
 def test_a_fresh_process_stays_as_it_was():
     """In a fresh process, warnings being errors, a snapshot initialises no CUDA and imports nothing of torch."""
     code = (
-        "import sys, torch; from seedregistry import environment; before = {m for m in sys.modules if m.startswith('torch')}\n"
+        "import sys, torch; from seedregistry.common import environment\n"
+        "before = {m for m in sys.modules if m.startswith('torch')}\n"
         "environment.snapshot()\n"
         "print(torch.cuda.is_initialized(), sorted({m for m in sys.modules if m.startswith('torch')} - before))"
     )
@@ -254,7 +256,7 @@ def test_it_is_plain_data():
 def test_inductor_once_imported():
     """Inductor's settings are None before somebody imports it and its own values after."""
     code = (
-        "from seedregistry import environment as e; before = e.snapshot().to_dict()\n"
+        "from seedregistry.common import environment as e; before = e.snapshot().to_dict()\n"
         "import torch._inductor.config as config; config.fallback_random = True; after = e.snapshot().to_dict()\n"
         "print(before['inductor.fallback_random'], after['inductor.fallback_random'])"
     )
@@ -275,7 +277,7 @@ def test_a_real_gpu():
 def test_a_real_gpu_is_not_started():
     """On a machine with a GPU a snapshot in a fresh process does not start it, and still tells cuDNN's version."""
     code = (
-        "import torch; from seedregistry import environment; facts = environment.snapshot().to_dict()\n"
+        "import torch; from seedregistry.common import environment; facts = environment.snapshot().to_dict()\n"
         "print(torch.cuda.is_initialized(), facts['torch.gpus'], facts['torch.cudnn'] == torch.backends.cudnn.version())"
     )
     assert python(code).strip() == "False not initialised True"

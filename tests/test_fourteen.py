@@ -29,7 +29,7 @@ class Augmented(Dataset):
 
 def test_01_scopes_restore_everything(fake_device, monkeypatch):
     """Context: all libraries and devices back after an exception, the function's value returned, nested, on one rank."""
-    from seedregistry import distributed
+    from seedregistry.common import ranks
 
     fake_device.init()
     registry = SeedRegistry(42)
@@ -40,7 +40,7 @@ def test_01_scopes_restore_everything(fake_device, monkeypatch):
             torch.rand(1, generator=fake_device.default_generators[1])
             raise ValueError("inside")
         assert stream.scope(0)(lambda: 17)() == 17
-        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(ranks, "world_size", lambda: 2)
         with stream.scope(0, rank=1):
             torch.rand(1)
 

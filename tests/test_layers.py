@@ -18,42 +18,22 @@ import seedregistry
 ROOT = Path(seedregistry.__file__).parent
 TESTS = Path(__file__).parent
 
-LAYERS = {
-    0: {"errors"},
-    1: {"derivation", "digest", "callsite", "purposes", "ledger"},
-    2: {"rng", "determinism", "environment", "distributed"},
-    3: {"stream", "components", "data", "audit", "guard", "global_state", "host"},
-    4: {"registry"},
-    5: {"attribution", "functional", "integrations", "testing"},
-    6: {"attribution_cli", "cli", "__main__"},
-}
-# Inside a layer, who may import whom; a package's own modules are one unit.
-SIDEWAYS = {
-    ("purposes", "derivation"),
-    ("__main__", "cli"),
-    ("attribution", "functional"),
-    ("cli", "attribution_cli"),
-    ("ledger", "derivation"),
-    ("ledger", "digest"),
-    ("components", "data"),
-    ("components", "stream"),
-    ("data", "stream"),
-    ("guard", "stream"),
-    ("global_state", "stream"),
-    ("host", "components"),
-    ("host", "guard"),
-    ("host", "stream"),
-}
+MAP = TESTS.parent / "docs" / "architecture.md"
+ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| .+ \| (no|yes|late|in part) \|$", re.MULTILINE)
+ROOMS = {room: (int(floor), torch) for floor, room, torch in ROW.findall(MAP.read_text(encoding="utf-8"))}
+FLOOR_OF = {room: floor for room, (floor, _) in ROOMS.items()}
+WITHOUT_TORCH = {room for room, (_, torch) in ROOMS.items() if torch == "no"}
 # Modules that need a framework, and are not looked into where it is missing.
 FRAMEWORKS = {
-    "attribution/demo": "matplotlib",
-    "attribution/report": "matplotlib",
-    "attribution_cli": "click",
-    "cli": "click",
+    "attribution/demo/report": "matplotlib",
+    "cli/__init__": "click",
+    "cli/app": "click",
+    "cli/attribution": "click",
+    "cli/derive": "click",
+    "cli/ledger": "click",
+    "cli/options": "click",
     "integrations/accelerate": "accelerate",
 }
-WITHOUT_TORCH = {"errors", "derivation", "digest", "callsite", "purposes", "ledger"}
-LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 
 
 def modules() -> dict:
@@ -85,44 +65,46 @@ def violations() -> list:
             continue
         unit = unit_of(name)
         for imported in imports(path):
-            if not imported.startswith("seedregistry."):
+            if imported == "seedregistry":
                 continue
-            other = unit_of(imported[len("seedregistry.") :])
-            if other == unit:
-                continue
-            lower = LAYER_OF[other] < LAYER_OF[unit]
-            if not lower and (unit, other) not in SIDEWAYS:
-                wrong.append((unit, other))
+            if imported.startswith("seedregistry."):
+                other = unit_of(imported[len("seedregistry.") :])
+                if other != unit and not FLOOR_OF[other] < FLOOR_OF[unit]:
+                    wrong.append((unit, other))
     return wrong
 
 
-def test_every_module_has_a_layer():
-    """Every module and package stands in the table, and the table names nothing else."""
-    units = {unit_of(name) for name in modules()} - {"__init__"}
-    assert units == set(LAYER_OF)
+def test_every_room_is_on_the_map():
+    """Every module and package at the root stands in the table of docs/architecture.md, and the table names nothing else."""
+    assert {unit_of(name) for name in modules()} - {"__init__"} == set(FLOOR_OF)
 
 
 def test_imports_run_one_way():
-    """Modules import from lower layers, and sideways only where the table says."""
+    """Modules import from lower floors only, as the map says."""
     assert violations() == []
 
 
 def test_a_wrong_import_is_caught(monkeypatch):
     """The check above finds an import that runs upwards."""
-    monkeypatch.setitem(LAYER_OF, "rng", 4)
+    monkeypatch.setitem(FLOOR_OF, "rng", 4)
     assert ("stream", "rng") in violations()
 
 
-def test_sideways_has_no_cycle_and_no_spare():
-    """What the table allows sideways is used, and no two units allow each other."""
-    used = {
-        (unit_of(name), unit_of(imported[len("seedregistry.") :]))
-        for name, path in modules().items()
-        for imported in imports(path)
-        if imported.startswith("seedregistry.")
-    }
-    assert used >= SIDEWAYS
-    assert not {(b, a) for a, b in SIDEWAYS} & SIDEWAYS
+def test_no_room_imports_the_front_door():
+    """No module of the package imports the package itself, which names what is above it."""
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert "seedregistry" not in {alias.name for alias in node.names}, name
+            if isinstance(node, ast.ImportFrom) and node.module == "seedregistry":
+                rooms = {alias.name for alias in node.names}
+                assert rooms <= set(FLOOR_OF), f"{name}: {rooms - set(FLOOR_OF)}"
+
+
+def test_the_map_names_what_is_there():
+    """Every file that the map sends a reader to exists."""
+    for name in re.findall(r"`(\w+/(?:\w+\.py)?)`", MAP.read_text(encoding="utf-8")):
+        assert any((place / name).exists() for place in (ROOT, ROOT.parent)), name
 
 
 def test_derivation_and_ledger_need_no_torch():

@@ -303,7 +303,7 @@ def test_a_slip_in_a_purpose_warns_once():
 )
 def test_one_edit(first, second, near):
     """One insertion, deletion, substitution or swap of neighbours is one edit."""
-    from seedregistry.purposes import one_edit_apart
+    from seedregistry.registry.purposes import one_edit_apart
 
     assert one_edit_apart(first, second) is one_edit_apart(second, first) is near
 

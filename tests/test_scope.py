@@ -519,11 +519,11 @@ def test_fork_inside_a_scope_keeps_it(stream):
 
 def test_ranks_must_be_told_apart(stream, monkeypatch):
     """With more than one rank, silence is an error that names both ways; rank=None is shared, rank=r is a rank's own."""
-    from seedregistry import distributed
+    from seedregistry.common import ranks
 
     with stream.scope(0):
         alone = torch.rand(3)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     with pytest.raises(ScopeError, match=r"rank=r.*rank=None"):
         stream.scope(0)
     with stream.scope(0, rank=None):

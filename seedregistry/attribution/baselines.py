@@ -16,7 +16,7 @@ import torch
 from torch.func import grad, jvp, vjp, vmap
 
 from seedregistry.attribution.measurements import measure
-from seedregistry.attribution.training import pinned_threads
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import torch
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from seedregistry.attribution.training import pinned_threads
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:

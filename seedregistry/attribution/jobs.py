@@ -14,7 +14,8 @@ import torch
 
 from seedregistry import determinism
 from seedregistry.attribution.measurements import Measurement, measure
-from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.attribution.training import Training
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.registry import SeedRegistry
 

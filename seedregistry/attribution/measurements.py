@@ -9,7 +9,8 @@ import attrs
 import torch
 
 from seedregistry.attribution.states import State, raw_bytes
-from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.attribution.training import Training
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import RecipeError
 
 __all__ = ["Identity", "Measurement", "identify", "losses_of", "margins_of", "measure"]

@@ -20,13 +20,14 @@ import torch
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import Report, shown
 from seedregistry.attribution.replay import Slots, default_slots, walk_back
-from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
     import os
 
     from seedregistry.attribution.states import State
+    from seedregistry.attribution.training import Training
 
 __all__ = ["Attribution", "magic"]
 

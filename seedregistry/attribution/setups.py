@@ -21,7 +21,7 @@ import torch
 
 from seedregistry.attribution.datasets import get_cifar10_dataloader
 from seedregistry.attribution.models import construct_rn9
-from seedregistry.callsite import stack_level
+from seedregistry.common.callsite import stack_level
 from seedregistry.errors import InvalidOptionError, UnsharedInitialParametersWarning
 from seedregistry.functional import (
     create_deterministic_dataloader,

@@ -12,7 +12,7 @@ import torch
 
 from seedregistry.attribution.measurements import identify, measure
 from seedregistry.attribution.progress import Report, shown
-from seedregistry.attribution.training import pinned_threads
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import InvalidOptionError, RecipeError
 
 if TYPE_CHECKING:

@@ -14,18 +14,20 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
-import seedregistry
-from seedregistry import environment, rng
+from seedregistry import rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import cross_entropy
 from seedregistry.attribution.states import Batch, State, add_tensors, raw_bytes
+from seedregistry.common import environment
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import RecipeError
+from seedregistry.version import __version__
 
 if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Training", "pinned_threads"]
+__all__ = ["Training"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,17 +45,6 @@ _COMPUTES = (
 """Facts of the environment that may change the bits of a training."""
 
 _SHOWN = 5
-
-
-@contextlib.contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
-    """Run a block with a number of torch's threads, and give the caller's back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Training:
@@ -498,7 +489,7 @@ class Training:
             facts = dict(environment.snapshot().values)
         return {
             **{name: str(facts[name]) for name in _COMPUTES},
-            "seedregistry": seedregistry.__version__,
+            "seedregistry": __version__,
             "dtype": str(self.recipe.dtype),
             "fingerprint": self.fingerprint(),
         }

@@ -9,20 +9,16 @@ import inspect
 import sys
 import types
 import weakref
-from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, Tuple
 
-from seedregistry.errors import ComponentCreationError, FactorySignatureError, SeedRegistryError
-from seedregistry.ledger import records
+from seedregistry.errors import FactorySignatureError
 
 if TYPE_CHECKING:
-    from seedregistry.rng import Scope
     from seedregistry.stream import Stream
 
 __all__ = [
     "RESERVED",
     "Component",
-    "build_in_scope",
-    "describe",
     "describe_factory",
     "distribution_of",
     "refuse_reserved",
@@ -167,46 +163,3 @@ def distribution_of(factory: Any) -> Tuple[str, str]:
     package = describe_factory(factory).partition(".")[0]
     version = getattr(sys.modules.get(package), "__version__", None)
     return (package, str(version)) if version is not None else ("", "")
-
-
-def describe(
-    component: Component, stream: Stream, product: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> records.Value:
-    """Return what the ledger keeps of a product.
-
-    Raises:
-        ComponentCreationError: from an exception of the component's own.
-    """
-    try:
-        return records.freeze({**component.describe_call(args, kwargs), **component.describe(product)})
-    except Exception as error:
-        message = f"What was built from stream '{stream.label}' could not be described by {type(component).__name__}: {error}"
-        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error
-
-
-def build_in_scope(
-    component: Component,
-    stream: Stream,
-    scope: Optional[Scope],
-    factory: Any,
-    args: Tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Any:
-    """Build one thing inside a scope, or without one where nothing can draw.
-
-    Raises:
-        ComponentCreationError: from the factory's own exception.
-    """
-    try:
-        if scope is None:
-            return component.build(stream, factory, *args, **kwargs)
-        with scope:
-            return component.build(stream, factory, *args, **kwargs)
-    except SeedRegistryError:
-        raise
-    except Exception as error:
-        message = (
-            f"{describe_factory(factory)} failed while the {component.purpose} of stream '{stream.label}' was built: "
-            f"{type(error).__name__}: {error}"
-        )
-        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Mapping, Optional, final
 
 import torch
 
+from seedregistry.common.digest import PartsDigest
 from seedregistry.components.base import Component
-from seedregistry.digest import PartsDigest
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

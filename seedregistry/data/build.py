@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate, default_convert
 
-from seedregistry.callsite import stack_level
+from seedregistry.common.callsite import stack_level
 from seedregistry.data.loader import SeededDataLoader
 from seedregistry.data.order import (
     DocumentedOrder,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from seedregistry.callsite import stack_level
+from seedregistry.common.callsite import stack_level
 from seedregistry.data.sampler import EpochBatchSampler, EpochSampler
 from seedregistry.data.samples import SeededIterable
 from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, LoaderStateError

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.data.permutation import IndexedPermutation
 from seedregistry.errors import InvalidOptionError, UnrepeatableSamplerError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Tuple, Union
 
 import attrs
 
-from seedregistry import distributed
+from seedregistry.common import ranks
 from seedregistry.errors import InvalidOptionError, ShardingError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check_shard(shard: Any) -> Shard:
 def resolve_shard(shard: Shard) -> Tuple[int, int]:
     """Return (rank, world size) at this moment."""
     if shard is True:
-        return distributed.rank(), distributed.world_size()
+        return ranks.rank(), ranks.world_size()
     return shard if isinstance(shard, tuple) else (0, 1)
 
 
@@ -50,9 +50,9 @@ def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
     Raises:
         ShardingError: names both ways out.
     """
-    if shard is None and distributed.world_size() > 1:
+    if shard is None and ranks.world_size() > 1:
         message = (
-            f"There are {distributed.world_size()} ranks and the loader of stream '{stream.label}' was not told how they share "
+            f"There are {ranks.world_size()} ranks and the loader of stream '{stream.label}' was not told how they share "
             "the samples: each would see all of them. Pass shard=True (each rank its part; batch_size is per rank), or "
             "shard=False where a framework divides the batches or every rank is to see everything."
         )

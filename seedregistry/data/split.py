@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, random_split
 
-from seedregistry.digest import PartsDigest
+from seedregistry.common.digest import PartsDigest
 from seedregistry.errors import ComponentCreationError
 
 __all__ = ["indices_digest", "split_dataset"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Dict, Tuple
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.ledger import codec
 from seedregistry.ledger.chain import FORMAT
 

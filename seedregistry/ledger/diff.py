@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional,
 
 import attrs
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.ledger import codec, records
 from seedregistry.ledger.parts import counted
 from seedregistry.ledger.tables import show_id

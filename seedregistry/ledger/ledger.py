@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.errors import LedgerError, LedgerIntegrityError
 from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
 from seedregistry.ledger.chain import FORMAT

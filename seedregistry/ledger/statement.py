@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Iterator, Sequence
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.ledger import records
 from seedregistry.ledger.tables import join_words, plural, visible
 from seedregistry.ledger.verification import words_of

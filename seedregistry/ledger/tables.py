@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Sequ
 
 import attrs
 
-from seedregistry import digest
+from seedregistry.common import digest
 from seedregistry.ledger import records
 from seedregistry.ledger.verification import words_of
 

@@ -10,22 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-try:
-    import click
-except ImportError as error:
-    needed = str(error.name).partition(".")[0]
-    message = f"seedregistry.attribution_cli needs {needed}: pip install 'seedregistry[cli]'"
-    raise ImportError(message, name=error.name) from error
+import click
 
-from seedregistry.registry import SeedRegistry
+from seedregistry.cli.options import YES, json_option, print_json
 
 if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
-__all__ = ["add_commands"]
+__all__ = ["demo_command", "lds_command", "magic_command"]
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
 _workers = click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that retrain.")
 _scheme = click.option("--scheme", default="sha256-31", show_default=True, help="Scheme of derivation.")
@@ -41,13 +35,6 @@ def _shown() -> Iterator[Callable[[str, int, int], None]]:
         yield display
 
 
-def add_commands(cli: click.Group) -> None:
-    """Add ``demo``, ``magic`` and ``lds`` to the command line."""
-    cli.add_command(_demo)
-    cli.add_command(_magic)
-    cli.add_command(_lds)
-
-
 @click.command("demo")
 @click.option("--data", type=click.Choice(["digits", "cifar10"]), default="digits", show_default=True, help="What to train on.")
 @click.option("--root", default="data", show_default=True, help="Where CIFAR-10 is.")
@@ -56,8 +43,8 @@ def add_commands(cli: click.Group) -> None:
 @_workers
 @click.option("--device", default="cpu", show_default=True, help="Where to train, such as cuda.")
 @click.option("--peers", is_flag=True, help="Score dattri's influence function and traker's TRAK too, when they are installed.")
-@_as_json
-def _demo(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, peers: bool, as_json: bool) -> int:
+@json_option
+def demo_command(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, peers: bool, as_json: bool) -> int:
     """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
     from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
 
@@ -65,14 +52,14 @@ def _demo(data: str, root: str, out: Path, seed: int, workers: int, device: str,
         demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, peers=peers, device=device, progress=progress)
     results = demo.results()
     if as_json:
-        click.echo(json.dumps(results, indent=2))
-        return 0
+        print_json(results)
+        return YES
     click.echo(_table("left out", {"MAGIC": results["lds"], **results["baselines"]}))
     click.echo("\nMAGIC's score against retrainings with one wrong seed:\n")
     click.echo(_table("left out", results["ablation"]))
     click.echo(f"\ntest accuracy {results['test_accuracy']:.3f}\n\n{demo.registry.ledger}\n")
     click.echo(f"written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    return 0
+    return YES
 
 
 def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
@@ -88,6 +75,7 @@ def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
 def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
     """Return the training and the measurement that the user's function makes of a registry with this master seed."""
     from seedregistry.attribution import Recipe, Training  # noqa: PLC0415 - as above
+    from seedregistry.registry import SeedRegistry  # noqa: PLC0415 - torch, when it is needed
 
     registry = SeedRegistry(seed, scheme=scheme)
     module_name, _, function_name = name.partition(":")
@@ -122,8 +110,8 @@ def _make_folders(*paths: Optional[Path]) -> None:
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @click.option("--slots", type=click.IntRange(min=0), help="How many states to keep.")
 @click.option("--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them.")
-@_as_json
-def _magic(
+@json_option
+def magic_command(
     recipe: str,
     seed: int,
     scheme: str,
@@ -160,7 +148,7 @@ def _magic(
         registry.ledger.save(ledger)
     facts = {"targets": len(found.values), "examples": training.size, "steps": training.steps, "digest": registry.ledger.digest}
     click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {facts['targets']} targets, {facts['examples']} examples")
-    return 0
+    return YES
 
 
 @click.command("lds")
@@ -178,8 +166,8 @@ def _magic(
 @click.option("--store", type=click.Path(path_type=Path), help="A folder in which results are kept, to go on after a kill.")
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @_workers
-@_as_json
-def _lds(  # noqa: PLR0913 - options of a command
+@json_option
+def lds_command(  # noqa: PLR0913 - options of a command
     recipe: str,
     seed: int,
     scheme: str,
@@ -242,8 +230,8 @@ def _lds(  # noqa: PLR0913 - options of a command
         click.echo(
             json.dumps({"protocol": protocol, "subsets": subsets, "lds": rows, "digest": registry.ledger.digest}, indent=2)
         )
-        return 0
+        return YES
     for one in scored:
         low, high = one.interval
         click.echo(f"{100 * one.fraction:g}% left out: {one.mean:.3f} ({low:.3f} to {high:.3f}), slope {one.slope:.2f}")
-    return 0
+    return YES

@@ -18,11 +18,11 @@ try:
     from matplotlib.figure import Figure
 except ImportError as error:
     needed = str(error.name).partition(".")[0]
-    message = f"seedregistry.attribution.report needs {needed}: pip install 'seedregistry[report]'"
+    message = f"seedregistry.attribution.demo needs {needed}: pip install 'seedregistry[report]'"
     raise ImportError(message, name=error.name) from error
 
 if TYPE_CHECKING:
-    from seedregistry.attribution.demo import Demo
+    from seedregistry.attribution.demo.results import Demo
     from seedregistry.attribution.retraining import Retrainings
 
 __all__ = ["render", "wrong_seeds"]

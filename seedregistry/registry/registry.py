@@ -6,7 +6,6 @@ goes through the registry and is recorded.
 
 from __future__ import annotations
 
-import collections.abc
 import datetime as dt
 import difflib
 import logging
@@ -27,9 +26,10 @@ from typing import (
     Union,
 )
 
-from seedregistry import audit, derivation, distributed, environment, rng
-from seedregistry.callsite import call_site
-from seedregistry.components.base import Component, build_in_scope, describe, describe_factory, distribution_of
+from seedregistry import audit, derivation, rng
+from seedregistry.common import ranks
+from seedregistry.common.callsite import call_site
+from seedregistry.components.base import Component
 from seedregistry.components.dataloader import DataLoaderComponent
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
@@ -39,12 +39,14 @@ from seedregistry.errors import (
     ComponentRegistrationError,
     InvalidOptionError,
     LedgerIntegrityError,
-    RngStateError,
     UnknownPurposeError,
 )
-from seedregistry.global_state import GlobalState, refuse_in_scope, set_global_state
-from seedregistry.host import Host, Shared
 from seedregistry.ledger import Ledger, records
+from seedregistry.registry import checkpoint
+from seedregistry.registry.building import build_recorded
+from seedregistry.registry.global_state import GlobalState, refuse_in_scope, set_global_state
+from seedregistry.registry.shared import Shared
+from seedregistry.registry.uses import Host
 from seedregistry.stream import Stream
 
 if TYPE_CHECKING:
@@ -62,8 +64,6 @@ if TYPE_CHECKING:
 __all__ = ["SeedRegistry"]
 
 _log = logging.getLogger(__name__)
-
-_STATE_FORMAT = "seedregistry.registry/1"
 
 _ID_TYPES = frozenset({str, int, type(None)})
 
@@ -121,7 +121,7 @@ class SeedRegistry:
         rule = derivation.find_scheme(scheme)
         shared = Shared(on_reuse=on_reuse, purposes=purposes)
         if journal is not None:  # last: nothing is written for a registry that is refused
-            path = distributed.path_of_rank(journal)
+            path = ranks.path_of_rank(journal)
             shared.keep_in(Ledger.journalled(path, durable=durable, run=(number, rule.name)))
         for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
             shared.components[component.purpose] = component
@@ -498,31 +498,20 @@ class SeedRegistry:
         instance_id: InstanceId,
         *,
         torch_only: bool = False,
-        is_recorded: bool = True,
     ) -> Any:
-        """Build one thing and record it. ``torch_only`` and unrecorded builds are those of the documented functions."""
+        """Build one thing and record it. ``torch_only`` builds are those of the documented functions."""
         resolved = component.resolve(factory)
         stream = self.stream(component.purpose, instance_id)
-        site = call_site()
-        shared = self._shared
-        with shared.lock:
-            shared.guard.check_use(stream, site)
-        scope = None
-        if component.draws(resolved):
-            scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=is_recorded, late_seed=self._host.late_seed)
-        product = build_in_scope(component, stream, scope, resolved, args, kwargs)
-        if is_recorded:
-            self._record_environment()
-            description = describe(component, stream, product, args, kwargs)
-            movement = None if scope is None else scope.movement
-            origin = (describe_factory(resolved), *distribution_of(resolved))
-            with shared.lock:
-                shared.guard.mark_use(stream, site)
-                shared.ledger.append_later(_built, stream, origin, description, movement, site)
-        if _log.isEnabledFor(logging.INFO):
-            extra = self._extra(stream.purpose, stream.instance_id, stream.seed)
-            _log.info("created %s with component seed %d", stream.label, stream.seed, extra=extra)
-        return product
+        return build_recorded(
+            component,
+            stream,
+            resolved,
+            args,
+            kwargs,
+            shared=self._shared,
+            late_seed=self._host.late_seed,
+            torch_only=torch_only,
+        )
 
     def split(
         self,
@@ -601,7 +590,7 @@ class SeedRegistry:
             fill_uninitialized_memory=fill_uninitialized_memory,
             late_seed=self._host.late_seed,
         )
-        self._record_environment()
+        self._shared.record_environment_once()
         self._shared.ledger.append(
             records.Determinism(
                 mode=deterministic,
@@ -621,17 +610,7 @@ class SeedRegistry:
             command_line: also the command line. It may hold whatever was typed, secrets among it.
             paths: also the working directory and the paths of the script and of Python. They may name the user.
         """
-        values = records.freeze(environment.snapshot(command_line=command_line, paths=paths).to_dict())
-        shared = self._shared
-        with shared.lock:
-            shared.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
-            shared.has_environment = True
-
-    def _record_environment(self) -> None:
-        if not self._shared.has_environment:
-            with self._shared.lock:
-                if not self._shared.has_environment:
-                    self.record_environment()
+        self._shared.record_environment(command_line=command_line, paths=paths)
 
     def audit(self, mode: str = "error") -> audit.Audit:
         """Return a block in which every draw comes from a stream, or is reported.
@@ -676,15 +655,7 @@ class SeedRegistry:
             ScopeError: inside a scope, where the default generators are the scope's.
             RngStateError: NumPy's global generator is of a kind that cannot be saved.
         """
-        refuse_in_scope("state_dict was called")
-        generators = rng.save_state(self._shared.handouts)
-        self._shared.ledger.append(records.StateSaved(entries=tuple(sorted(generators))))
-        return {
-            "format": _STATE_FORMAT,
-            "master_seed": str(self._master_seed),
-            "scheme": self.scheme,
-            "generators": generators,
-        }
+        return checkpoint.save_state(self._shared, self._master_seed, self.scheme)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set the generators as :meth:`state_dict` found them, here or in another process: all of them, or none.
@@ -694,22 +665,7 @@ class SeedRegistry:
                 names it and nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
-        refuse_in_scope("load_state_dict was called")
-        if not isinstance(state, collections.abc.Mapping):
-            raise RngStateError(f"A state is a dict; got {type(state).__name__}. Nothing was changed.")
-        expected = {"format": _STATE_FORMAT, "master_seed": str(self._master_seed), "scheme": self.scheme}
-        wrong = tuple(name for name, value in expected.items() if state.get(name) != value)
-        if wrong:
-            lines = "; ".join(f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong)
-            raise RngStateError(f"The state does not belong to this registry: {lines}. Nothing was changed.", entries=wrong)
-        odd = tuple(sorted({*map(str, state)} ^ {*expected, "generators"}))
-        if odd:
-            message = (
-                f"The state must have the entries {', '.join([*expected, 'generators'])}; missing or foreign: {', '.join(odd)}."
-            )
-            raise RngStateError(message + " Nothing was changed.", entries=odd)
-        rng.load_state(state["generators"], self._shared.handouts)
-        self._shared.ledger.append(records.StateLoaded(entries=tuple(sorted(state["generators"]))))
+        checkpoint.load_state(self._shared, self._master_seed, self.scheme, state)
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
@@ -738,22 +694,4 @@ def _derivation(
 ) -> records.Derivation:
     return records.Derivation(
         master_seed=master_seed, scheme=scheme, purpose=purpose, instance_id=instance_id, seed=seed, call_site=site
-    )
-
-
-def _built(
-    stream: Stream, origin: Tuple[str, str, str], description: Any, movement: Optional[rng.Movement], site: str
-) -> records.Built:
-    """Make the record of a build; what drew is worked out here, when the ledger is read."""
-    factory, distribution, version = origin
-    return records.Built(
-        master_seed=stream.master_seed,
-        purpose=stream.purpose,
-        instance_id=stream.instance_id,
-        factory=factory,
-        description=description,
-        drew=() if movement is None else movement.drew(),
-        distribution=distribution,
-        version=version,
-        call_site=site,
     )

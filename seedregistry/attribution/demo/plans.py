@@ -12,7 +12,7 @@ import torch
 from seedregistry.attribution.datasets import Loaded, load_cifar10, load_digits
 from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe
-from seedregistry.attribution.training import pinned_threads
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:

@@ -11,21 +11,24 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple, Union
 
 import attrs
 import numpy as np
 import torch
 
-from seedregistry.attribution import baselines, bridges, report
+from seedregistry.attribution import baselines, bridges
+from seedregistry.attribution.demo import report
+from seedregistry.attribution.demo.plans import Plan, cifar10_plan, digits_plan
+from seedregistry.attribution.demo.results import Demo
 from seedregistry.attribution.jobs import check_workers, process_pool
 from seedregistry.attribution.measurements import losses_of
 from seedregistry.attribution.metagradients import Attribution, magic
-from seedregistry.attribution.plans import Plan, cifar10_plan, digits_plan
 from seedregistry.attribution.retraining import Retrainings, retrain
-from seedregistry.attribution.scoring import LdsScore, score
-from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
-from seedregistry.attribution.training import Training, pinned_threads
+from seedregistry.attribution.scoring import score
+from seedregistry.attribution.smoothness import metasmoothness
+from seedregistry.attribution.training import Training
+from seedregistry.determinism import pinned_threads
 from seedregistry.errors import InvalidOptionError
 from seedregistry.registry import SeedRegistry
 
@@ -35,61 +38,12 @@ if TYPE_CHECKING:
 
     from seedregistry.attribution.states import State
 
-__all__ = ["Demo", "run_demo"]
+__all__ = ["run_demo"]
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
 _ABLATION = ("own-order", "subset", "own-init")
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Demo:
-    """What a demonstration found.
-
-    Attributes:
-        registry: with the ledger.
-        plan: what was done.
-        attribution: MAGIC's scores.
-        scores: for each method, MAGIC first, its score for each fraction.
-        retrainings: for each fraction.
-        wrong: for each protocol with a wrong seed, the retrainings for each of the ablation's fractions.
-        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of these fractions.
-        smoothness: of the training.
-        test_accuracy: share of the test examples that the trained model gets right.
-        seconds: how long each part took.
-    """
-
-    registry: SeedRegistry
-    plan: Plan
-    attribution: Attribution
-    scores: Dict[str, Tuple[LdsScore, ...]]
-    retrainings: Tuple[Retrainings, ...]
-    wrong: Dict[str, Tuple[Retrainings, ...]]
-    ablation: Dict[str, Tuple[LdsScore, ...]]
-    smoothness: Metasmoothness
-    test_accuracy: float
-    seconds: Dict[str, float]
-
-    def results(self) -> Dict[str, Any]:
-        """Return the figures as plain data: what ``results.json`` holds."""
-
-        def means(scored: Sequence[LdsScore]) -> Dict[str, float]:
-            return {repr(one.fraction): one.mean for one in scored}
-
-        lds = self.scores["MAGIC"]
-        return {
-            "seed": self.registry.master_seed,
-            "digest": self.registry.ledger.digest,
-            "lds": means(lds),
-            "lds_interval": {repr(one.fraction): list(one.interval) for one in lds},
-            "lds_slope": {repr(one.fraction): one.slope for one in lds},
-            "baselines": {name: means(scored) for name, scored in self.scores.items() if name != "MAGIC"},
-            "ablation": {name: means(scored) for name, scored in self.ablation.items()},
-            "metasmoothness": self.smoothness.value,
-            "test_accuracy": self.test_accuracy,
-            "seconds": self.seconds,
-        }
 
 
 def _tell_nobody(what: str, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Collection, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Type
 
-from seedregistry.callsite import stack_level
+from seedregistry.common.callsite import stack_level
 from seedregistry.errors import (
     InvalidOptionError,
     SeedCollisionError,
@@ -15,7 +15,7 @@ from seedregistry.errors import (
     StreamReuseWarning,
 )
 from seedregistry.ledger import records
-from seedregistry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
+from seedregistry.registry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
 
 if TYPE_CHECKING:
     from seedregistry.derivation import InstanceId

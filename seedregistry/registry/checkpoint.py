@@ -1,0 +1,51 @@
+"""The state of a registry's generators, saved and loaded: format ``seedregistry.registry/1``."""
+
+from __future__ import annotations
+
+import collections.abc
+from typing import TYPE_CHECKING, Any, Dict, Mapping
+
+from seedregistry import rng
+from seedregistry.errors import RngStateError
+from seedregistry.ledger import records
+from seedregistry.registry.global_state import refuse_in_scope
+
+if TYPE_CHECKING:
+    from seedregistry.registry.shared import Shared
+
+__all__ = ["load_state", "save_state"]
+
+_STATE_FORMAT = "seedregistry.registry/1"
+
+
+def save_state(shared: Shared, master_seed: int, scheme: str) -> Dict[str, Any]:
+    """Return the state of the default generators and of those handed out; see ``SeedRegistry.state_dict``."""
+    refuse_in_scope("state_dict was called")
+    generators = rng.save_state(shared.handouts)
+    shared.ledger.append(records.StateSaved(entries=tuple(sorted(generators))))
+    return {
+        "format": _STATE_FORMAT,
+        "master_seed": str(master_seed),
+        "scheme": scheme,
+        "generators": generators,
+    }
+
+
+def load_state(shared: Shared, master_seed: int, scheme: str, state: Mapping[str, Any]) -> None:
+    """Set the generators from a state, all of them or none; see ``SeedRegistry.load_state_dict``."""
+    refuse_in_scope("load_state_dict was called")
+    if not isinstance(state, collections.abc.Mapping):
+        raise RngStateError(f"A state is a dict; got {type(state).__name__}. Nothing was changed.")
+    expected = {"format": _STATE_FORMAT, "master_seed": str(master_seed), "scheme": scheme}
+    wrong = tuple(name for name, value in expected.items() if state.get(name) != value)
+    if wrong:
+        lines = "; ".join(f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong)
+        raise RngStateError(f"The state does not belong to this registry: {lines}. Nothing was changed.", entries=wrong)
+    odd = tuple(sorted({*map(str, state)} ^ {*expected, "generators"}))
+    if odd:
+        message = (
+            f"The state must have the entries {', '.join([*expected, 'generators'])}; missing or foreign: {', '.join(odd)}."
+        )
+        raise RngStateError(message + " Nothing was changed.", entries=odd)
+    rng.load_state(state["generators"], shared.handouts)
+    shared.ledger.append(records.StateLoaded(entries=tuple(sorted(state["generators"]))))

@@ -1,0 +1,100 @@
+"""What a registry shares with its children: ledger, guard, components, and one lock."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Set, Tuple
+
+from seedregistry import derivation, rng
+from seedregistry.common import environment
+from seedregistry.ledger import Ledger, records
+from seedregistry.registry.guard import Guard
+
+if TYPE_CHECKING:
+    from seedregistry.components.base import Component
+
+__all__ = ["Shared"]
+
+
+class Shared:
+    """What a registry and its children have in common. Lives as long as any of them; guarded by one lock.
+
+    Pickles and deep-copies without the generators that were handed out.
+    """
+
+    def __init__(self, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
+        self.ledger = Ledger()
+        self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
+        self.components: Dict[str, Component] = {}
+        self.splits: Dict[Tuple[object, ...], str] = {}
+        self.epochs: Set[Tuple[object, ...]] = set()
+        self.has_environment = False
+        self._make_transient()
+
+    def keep_in(self, ledger: Ledger) -> None:
+        """Record in another ledger, and claim the seeds of the streams that it has already.
+
+        Raises:
+            SeedCollisionError: two of them have one seed.
+        """
+        refusing = {name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds}
+        for record in ledger.find(records.Derivation):
+            if record.scheme in refusing:
+                self.guard.claim(record.seed, (record.master_seed, record.purpose, record.instance_id))
+        self.ledger = ledger
+        self.guard.ledger = ledger
+        ledger.on_merge = self._claim
+
+    def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
+        """Put the environment of the process, as it is now, into the ledger."""
+        values = records.freeze(environment.snapshot(command_line=command_line, paths=paths).to_dict())
+        with self.lock:
+            self.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
+            self.has_environment = True
+
+    def record_environment_once(self) -> None:
+        """Put the environment into the ledger unless it is there."""
+        if not self.has_environment:
+            with self.lock:
+                if not self.has_environment:
+                    self.record_environment()
+
+    def _make_transient(self) -> None:
+        self.lock = threading.RLock()
+        self.handouts = rng.Handouts()
+        self.ledger.on_merge = self._claim
+        _live.add(self)
+
+    def _claim(self, derivations: Iterable[records.Derivation]) -> None:
+        """Claim the seeds of streams that other processes derived.
+
+        Raises:
+            SeedCollisionError: one of them is another stream's here; none was claimed.
+        """
+        with self.lock:
+            self.guard.claim_all(
+                (record.seed, (record.master_seed, record.purpose, record.instance_id)) for record in derivations
+            )
+
+    def __getstate__(self) -> Dict[str, Any]:
+        with self.lock:
+            state = {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
+            return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in state.items()}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_transient()
+
+
+_live: weakref.WeakSet[Shared] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for shared in list(_live):
+        shared.lock = threading.RLock()  # the parent's may be held by a thread that is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
