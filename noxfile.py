@@ -103,7 +103,7 @@ def peers(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the main job: train on real digits, attribute, retrain hundreds of models, and write ledger, table and report."""
+    """Run the demonstration: train on digits, attribute, retrain hundreds of models; write ledger, table and report."""
     install(session, "demo")
     session.run("python", "-m", "seedregistry", "demo", *session.posargs)
 

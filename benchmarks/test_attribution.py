@@ -16,7 +16,7 @@ from torch import nn
 from seedregistry import SeedRegistry
 from seedregistry.attribution import Training, losses_of, magic
 from seedregistry.attribution.demo import digits_plan
-from seedregistry.attribution.replay import default_slots, replayed_steps
+from seedregistry.attribution.replay import default_keep, replayed_steps
 
 ROUNDS = 5
 AT_ONCE = 25
@@ -47,15 +47,15 @@ def targets(plan, count: int):
 
 
 @pytest.mark.parametrize(
-    ("count", "slots", "target"),
+    ("count", "keep", "target"),
     [(1, None, "<= 8"), (8, None, ""), (32, None, ""), (1, 2, ""), (1, 4, ""), (1, 8, ""), (1, 200, "")],
 )
-def test_walk_back(benchmark, digits, count, slots, target):
+def test_walk_back(benchmark, digits, count, keep, target):
     plan, training = digits
     measurement = targets(plan, count)
-    walk = seconds(lambda: magic(training, measurement, slots=slots, progress=False))
-    run = seconds(training.run)
-    kept = default_slots(training.steps) if slots is None else slots
+    walk = seconds(lambda: magic(training, measurement, keep=keep, progress=False))
+    run = seconds(training.train)
+    kept = default_keep(training.steps) if keep is None else keep
     what = f"metagradients of {count} target{'' if count == 1 else 's'}, {kept} states kept, 200 steps"
     report_figure(
         benchmark,
@@ -73,8 +73,8 @@ def test_walk_back_over_more_steps(benchmark, digits, steps):
     training = Training(SeedRegistry(42), attrs.evolve(plan.recipe, epochs=steps // 10))
     measurement = targets(plan, 1)
     rounds = max(1, 1000 // steps)
-    walk, run = seconds(lambda: magic(training, measurement, progress=False), rounds), seconds(training.run, rounds)
-    kept = default_slots(steps)
+    walk, run = seconds(lambda: magic(training, measurement, progress=False), rounds), seconds(training.train, rounds)
+    kept = default_keep(steps)
     report_figure(
         benchmark,
         f"metagradients of 1 target, {kept} states kept, {steps:,} steps",
@@ -107,7 +107,7 @@ def test_retraining(benchmark, digits, how):
                 scheduler.step()
 
     one, many = torch.ones(training.size, dtype=torch.float64), torch.ones(AT_ONCE, training.size, dtype=torch.float64)
-    works = {"ours": lambda: training.run(one), "many": lambda: training.run_many(many), "bare": bare_loop}
+    works = {"ours": lambda: training.train(one), "many": lambda: training.train_many(many), "bare": bare_loop}
     found: dict = {name: [] for name in works}
     for _ in range(ROUNDS):
         for name, work in works.items():
@@ -132,7 +132,7 @@ def test_bytes_stored(benchmark, digits):
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors())
     batch = training.batch(0)
     each = size + sum(tensor.numel() * tensor.element_size() for tensor in (batch.inputs, batch.targets))
-    kept = default_slots(training.steps)
+    kept = default_keep(training.steps)
     report_figure(
         benchmark,
         "bytes stored for a training step (200 steps)",
@@ -156,7 +156,7 @@ options = {"lr": 1e-4, "momentum": 0.9}
 recipe = Recipe(model=model, dataset=(inputs, labels), epochs=steps, batch_size=16, optimizer_options=options)
 training = Training(SeedRegistry(42), recipe)
 training.advance(training.initial_state(), 3)
-magic(training, losses_of(inputs[:1], labels[:1]), slots=0, progress=False) if steps < 200 else None
+magic(training, losses_of(inputs[:1], labels[:1]), keep=0, progress=False) if steps < 200 else None
 def most():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far, that of the imports, is forgotten

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode", "pinned_threads"]
+__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode", "torch_threads"]
 
 MODES = ("off", "warn", "strict")
 
@@ -443,7 +443,7 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
 
 
 @contextlib.contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Run a block with a number of torch's threads, and give the caller's back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -15,8 +15,8 @@ TESTS = losses_of(*held_out())
 
 def figures(training) -> list:
     """All that can be computed from a training, as tensors."""
-    final = training.run()
-    found = magic(training, TESTS, slots=2)
+    final = training.train()
+    found = magic(training, TESTS, keep=2)
     (kept,) = retrain(training, TESTS, fractions=(0.1,), subsets=2)
     (stacked,) = retrain(training, TESTS, fractions=(0.1,), subsets=2, at_once=2)
     return [

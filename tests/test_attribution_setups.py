@@ -234,7 +234,7 @@ def gradients(training, state, inputs, targets) -> torch.Tensor:
 
 def test_baselines_are_what_they_say(training):
     """Dot product, TracIn and influence function are those of gradients taken one by one, and of an explicit matrix."""
-    state = training.run()
+    state = training.train()
     measurement = losses_of(*held_out())
     train, test = gradients(training, state, *training.examples()), gradients(training, state, *held_out())
     assert torch.allclose(baselines.gradient_dot_product(training, measurement, state), -test @ train.T)
@@ -256,7 +256,7 @@ def test_baselines_are_what_they_say(training):
 
 def test_baselines_look_at_some_examples_at_a_time(training, monkeypatch):
     """However few examples fit at a time, the scores are the same up to rounding."""
-    state, measurement = training.run(), losses_of(*held_out())
+    state, measurement = training.train(), losses_of(*held_out())
     works = (baselines.gradient_dot_product, baselines.influence_function)
     expected = [work(training, measurement, state) for work in works]
     sizes = []
@@ -274,7 +274,7 @@ def test_baselines_have_the_sign_of_effects(training):
     """Baselines predict retraining better than chance, with the sign of MAGIC's scores."""
     measurement = losses_of(*held_out())
     (found,) = retrain(training, measurement, fractions=(0.2,), subsets=30)
-    state = training.run()
+    state = training.train()
     for scores in (
         baselines.gradient_dot_product(training, measurement, state),
         baselines.influence_function(training, measurement, state),

@@ -29,7 +29,7 @@ from seedregistry.attribution import (
     metasmoothness,
     retrain,
 )
-from seedregistry.attribution.replay import Slots, best_cut, default_slots, replayed_steps, walk_back
+from seedregistry.attribution.replay import KeptStates, best_cut, default_keep, replayed_steps, walk_back
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 
@@ -79,7 +79,7 @@ def test_it_is_torchs_own_loop(name, dtype):
         expected = plain_loop(own, given)
         torch.set_num_threads(threads)
         training = Training(SeedRegistry(42), own)
-        for parameter, expected_one in zip(training.model(training.run(given)).parameters(), expected.parameters()):
+        for parameter, expected_one in zip(training.copy_model(training.train(given)).parameters(), expected.parameters()):
             assert torch.equal(parameter, expected_one), name
 
 
@@ -92,16 +92,16 @@ def test_adam_with_decoupled_weight_decay():
     options = {**ADAM, "decoupled_weight_decay": True}
     own = recipe(optimizer=torch.optim.Adam, optimizer_options=options)
     expected = plain_loop(own)
-    state = Training(SeedRegistry(42), own).run()
+    state = Training(SeedRegistry(42), own).train()
     assert all(torch.equal(one, two) for one, two in zip(state.parameters, expected.parameters()))
-    other = Training(SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)).run()
+    other = Training(SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)).train()
     assert not torch.equal(state.parameters[0], other.parameters[0])
 
 
 def test_a_parameter_without_gradient_stays():
     """As in torch, a parameter that the loss does not depend on is left alone, weight decay or not."""
     own = recipe(model=Unused)
-    state = Training(SeedRegistry(42), own).run()
+    state = Training(SeedRegistry(42), own).train()
     expected = plain_loop(own)
     for parameter, own_parameter in zip(state.parameters, expected.parameters()):
         assert torch.equal(parameter, own_parameter)
@@ -111,7 +111,7 @@ def test_a_parameter_without_gradient_stays():
 def test_any_step_can_be_run_again(name):
     """From any state the rest of the run gives the same bits, also in a second training object and after other steps."""
     training, other = (Training(SeedRegistry(42), recipe(**VARIANTS[name])) for _ in range(2))
-    final = training.run().fingerprint()
+    final = training.train().fingerprint()
     for step in (0, 1, 3, training.steps - 1):
         state = training.advance(training.initial_state(), step)
         training.losses(state, training.batch(step))
@@ -124,7 +124,7 @@ def test_training_moves_and_keeps_nothing():
     """A run moves no default generator, changes neither the initial state nor the number of threads, and draws at positions."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], threads=2))
     before = training.initial_state().fingerprint(), torch.get_num_threads(), torch.get_rng_state()
-    training.run()
+    training.train()
     assert (training.initial_state().fingerprint(), torch.get_num_threads()) == before[:2]
     assert torch.equal(torch.get_rng_state(), before[2])
 
@@ -155,10 +155,10 @@ def test_weights_of_zero_and_cutting():
 def test_the_model_of_a_state():
     """The model that a state stands for computes what the training's outputs are."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
-    state = training.run()
+    state = training.train()
     inputs = data()[0]
     with torch.no_grad():
-        assert torch.equal(training.model(state)(inputs), training.outputs(state, inputs))
+        assert torch.equal(training.copy_model(state)(inputs), training.outputs(state, inputs))
 
 
 def test_states_and_recipes_pickle():
@@ -214,11 +214,11 @@ def test_what_cannot_be_replayed_is_refused(changes, words):
 def test_steps_that_are_not_pure_are_refused():
     """A model that changes a buffer, and a loss that is one number, are refused at the first step."""
     with pytest.raises(RecipeError, match="count"):
-        Training(SeedRegistry(42), recipe(model=Counting)).run()
+        Training(SeedRegistry(42), recipe(model=Counting)).train()
     with pytest.raises(RecipeError, match="changes its buffers while it trains: mean"):
-        Training(SeedRegistry(42), recipe(model=Replacing)).run()
+        Training(SeedRegistry(42), recipe(model=Replacing)).train()
     with pytest.raises(RecipeError, match="reduction='none'"):
-        Training(SeedRegistry(42), recipe(loss=nn.functional.cross_entropy)).run()
+        Training(SeedRegistry(42), recipe(loss=nn.functional.cross_entropy)).train()
 
 
 class DrawsFromItsOwn(torch.utils.data.Dataset):
@@ -297,7 +297,7 @@ def test_what_does_not_replay_is_found_at_once(changes, words):
 def test_measurements_are_tried_before_the_first_training(measurement, words, monkeypatch):
     """A measurement that fails, or is no vector of the state, is refused before hours of training, not after."""
     training = Training(SeedRegistry(42), recipe())
-    for name in ("run", "advance"):
+    for name in ("train", "advance"):
         monkeypatch.setattr(Training, name, lambda *arguments, **options: pytest.fail("a training began"))
     for call in (magic, retrain, metasmoothness):
         with pytest.raises(RecipeError, match=words):
@@ -397,7 +397,7 @@ def test_other_inputs_that_are_none():
         with pytest.raises(RecipeError, match=words):
             Training(SeedRegistry(42), recipe(**changes)).check()
     with pytest.raises(RecipeError, match=r"shape \(60,\).*got \(1000,\)"):
-        Training(SeedRegistry(42), recipe()).run(torch.ones(1000))
+        Training(SeedRegistry(42), recipe()).train(torch.ones(1000))
     with pytest.raises(RecipeError, match="nothing to train"):
         Training(SeedRegistry(42), recipe(model=lambda: mlp().requires_grad_(requires_grad=False)))
 
@@ -405,7 +405,7 @@ def test_other_inputs_that_are_none():
 def test_a_bad_example_of_a_dataset_is_named():
     """Where a dataset gives an example whose loss is not finite, the step's error has its index."""
     with pytest.raises(RecipeError, match=r"loss of step \d+ is nan, from examples 17\."):
-        Training(SeedRegistry(42), recipe(dataset=WithABadExample())).run()
+        Training(SeedRegistry(42), recipe(dataset=WithABadExample())).train()
 
 
 def test_a_model_without_a_second_derivative_is_refused_before_the_training(monkeypatch):
@@ -413,7 +413,7 @@ def test_a_model_without_a_second_derivative_is_refused_before_the_training(monk
     monkeypatch.setattr(metagradients, "_walk", lambda *arguments: pytest.fail("the walk began"))
     for model, words in ((DifferentiableOnce, "once_differentiable"), (BackwardFails, "no second derivative here")):
         training = Training(SeedRegistry(42), recipe(model=model))
-        training.run()
+        training.train()
         with pytest.raises(RecipeError, match=rf"cannot be differentiated: .*{words}.*sdpa_kernel"):
             magic(training, losses_of(*held_out()))
 
@@ -449,7 +449,7 @@ def test_a_measurement_without_a_gradient_can_be_retrained_and_not_attributed():
         return (training.outputs(state, inputs).argmax(1) == targets).to(torch.float64)
 
     def of_a_copy(training, state):
-        return training.recipe.loss(training.model(state)(inputs), targets)
+        return training.recipe.loss(training.copy_model(state)(inputs), targets)
 
     (found,) = retrain(training, accuracy, fractions=(0.1,), subsets=2)
     assert set(found.values.flatten().tolist()) <= {0.0, 1.0}
@@ -462,7 +462,7 @@ def test_a_measurement_without_a_gradient_can_be_retrained_and_not_attributed():
 def test_a_training_that_diverges_stops():
     """A loss that is not finite ends the training at its step, with the number of the step."""
     with pytest.raises(RecipeError, match=r"loss of step \d+ is (inf|nan)"):
-        Training(SeedRegistry(42), recipe(optimizer_options={"lr": 1e200})).run()
+        Training(SeedRegistry(42), recipe(optimizer_options={"lr": 1e200})).train()
 
 
 # --- walking back ---------------------------------------------------------------------------------------------------------
@@ -476,45 +476,45 @@ class Step:
 
 
 @lru_cache(maxsize=None)
-def fewest(length: int, slots: int) -> int:
+def fewest(length: int, keep: int) -> int:
     """The fewest steps that walking back can run, by trying every cut."""
     if length <= 1:
         return 0
-    if slots == 0:
+    if keep == 0:
         return length * (length - 1) // 2
-    return min(cut + fewest(length - cut, slots - 1) + fewest(cut, slots) for cut in range(1, length))
+    return min(cut + fewest(length - cut, keep - 1) + fewest(cut, keep) for cut in range(1, length))
 
 
 def test_the_schedule_is_optimal():
-    """The binomial schedule runs as few steps as any schedule with its slots can."""
+    """The binomial schedule runs as few steps as any schedule with its keep can."""
     for length in range(1, 80):
-        for slots in range(8):
-            assert replayed_steps(length, slots) == fewest(length, slots), (length, slots)
+        for keep in range(8):
+            assert replayed_steps(length, keep) == fewest(length, keep), (length, keep)
     assert best_cut(2, 1) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 50, 333])
-@pytest.mark.parametrize("slots", [0, 1, 2, 3, 8, 16, 400])
-def test_every_state_comes_once_backwards(length, slots):
-    """All states come, the last first, with no more kept than there are slots and as many steps as were promised."""
+@pytest.mark.parametrize("keep", [0, 1, 2, 3, 8, 16, 400])
+def test_every_state_comes_once_backwards(length, keep):
+    """All states come, the last first, with no more kept than there are keep and as many steps as were promised."""
     counted = []
 
     def advance(state, step):
         counted.append(step - state.step)
         return Step(step)
 
-    store = Slots()
-    seen = [state.step for state in walk_back(Step(0), length, advance, slots=slots, store=store)]
+    store = KeptStates()
+    seen = [state.step for state in walk_back(Step(0), length, advance, keep=keep, store=store)]
     assert seen == list(range(length - 1, -1, -1))
-    assert sum(counted) == replayed_steps(length, slots)
-    assert store.most <= slots
+    assert sum(counted) == replayed_steps(length, keep)
+    assert store.most <= keep
 
 
 def test_states_kept_grow_with_the_logarithm():
-    """The default number of slots is twice the binary logarithm of the steps; each step is then run fewer than five times."""
+    """The default number of keep is twice the binary logarithm of the steps; each step is then run fewer than five times."""
     for steps in (1, 10, 100, 1000, 10_000):
-        assert default_slots(steps) <= max(2, 2 * math.ceil(math.log2(steps + 1)))
-        assert replayed_steps(steps, default_slots(steps)) < 5 * steps
+        assert default_keep(steps) <= max(2, 2 * math.ceil(math.log2(steps + 1)))
+        assert replayed_steps(steps, default_keep(steps)) < 5 * steps
 
 
 # --- models ---------------------------------------------------------------------------------------------------------------

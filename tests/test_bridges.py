@@ -25,12 +25,12 @@ def training() -> Training:
 
 @pytest.fixture(scope="module")
 def state(training):
-    return training.run()
+    return training.train()
 
 
 def per_example(training, state, inputs, targets, loss) -> torch.Tensor:
     """Return the gradient of each example's loss, one by one: shape (examples, parameters)."""
-    model = training.model(state)
+    model = training.copy_model(state)
     rows = []
     for one, target in zip(inputs, targets):
         model.zero_grad()
@@ -43,7 +43,7 @@ def test_dattri_influence_is_the_exact_one(training, state):
     """With enough iterations it is the solve with the explicit Hessian of the mean loss."""
     pytest.importorskip("dattri")
     inputs, targets = training.examples()
-    model = training.model(state)
+    model = training.copy_model(state)
     names = [name for name, _ in model.named_parameters()]
     shapes = [parameter.shape for parameter in model.parameters()]
     sizes = [parameter.numel() for parameter in model.parameters()]
@@ -77,7 +77,7 @@ def test_trak_is_its_formula(training, state, capfd):
     train, test = (per_example(training, state, *pair, margin) for pair in (training.examples(), held_out()))
     kernel = train.T @ train + 1.0 * torch.eye(train.shape[1], dtype=train.dtype)
     with torch.no_grad():
-        mistaken = 1 - training.model(state)(inputs).softmax(1).gather(1, targets[:, None])[:, 0]
+        mistaken = 1 - training.copy_model(state)(inputs).softmax(1).gather(1, targets[:, None])[:, 0]
     expected = -(test @ torch.linalg.solve(kernel, train.T)) * mistaken
     handlers = list(logging.getLogger().handlers)
     with assert_rng_untouched():
@@ -115,5 +115,5 @@ def test_a_missing_package_is_named_before_any_work(training, state, monkeypatch
     from seedregistry.attribution.demo import run_demo
 
     with pytest.raises(RecipeError, match="dattri and traker: pip install dattri traker"):
-        run_demo(tmp_path / "out", peers=True)
+        run_demo(tmp_path / "out", bridges=True)
     assert not (tmp_path / "out").exists()

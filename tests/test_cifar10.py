@@ -96,7 +96,7 @@ def test_torchvision_reads_its_own_files(root):
         load_cifar10(root)
 
 
-def test_the_main_job_on_cifar10(root, tmp_path):
+def test_the_demonstration_on_cifar10(root, tmp_path):
     """The whole job runs on images in colour, at small width: training, metagradients, retrainings, report."""
     pytest.importorskip("matplotlib")
     from seedregistry.attribution.demo import run_demo

@@ -1,4 +1,4 @@
-"""The main job: the same numbers however it runs, going on after a kill, and a report that stands by itself."""
+"""The demonstration: the same numbers however it runs, going on after a kill, and a report that stands by itself."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_cluster_of_dask_gives_the_same(out, tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(5))
 def test_the_digits(seed, tmp_path):
-    """The main job's own numbers: the score is at least .985 up to 5% left out and .95 at 20%, above every baseline."""
+    """The demonstration's own numbers: the score is at least .985 up to 5% left out and .95 at 20%, above every baseline."""
     results = run_demo(tmp_path / "out", seed=seed, workers=2).results()
     margins = {"influence": 0.09, "TracIn": 0.4, "gradient": 0.5, "random": 0.9}
     for fraction, least in (("0.01", 0.985), ("0.02", 0.985), ("0.05", 0.985), ("0.2", 0.95)):
@@ -246,7 +246,7 @@ def test_scores_of_another_run_are_refused_on_the_command_line(tmp_path, monkeyp
     capsys.readouterr()
     for other in (["--seed", "8", "--scheme", "sha256-256"], ["--seed", "7"]):
         assert main([*lds, *other]) == 2
-        assert "of another run" in capsys.readouterr().err
+        assert "of another training" in capsys.readouterr().err
 
 
 def test_scores_that_are_none(tmp_path, monkeypatch, capsys):

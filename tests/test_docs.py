@@ -102,8 +102,8 @@ def test_docstring_examples_run():
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "2"], ["--epochs", "1", "--seed", "7"]])
-def test_the_main_job_runs(arguments, tmp_path):
-    """The example of the README's main command trains, repeats bit for bit, and leaves a ledger that verifies and its table."""
+def test_the_example_runs(arguments, tmp_path):
+    """The example in docs/examples trains, repeats bit for bit, and leaves a ledger that verifies and its table."""
     from seedregistry.ledger import verify_file
 
     out = tmp_path / "out"

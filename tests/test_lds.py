@@ -33,7 +33,7 @@ from recipes import (
 from seedregistry import SeedRegistry, determinism
 from seedregistry.attribution import (
     PROTOCOLS,
-    Loaded,
+    ReloadableTensors,
     Retrainings,
     Training,
     drop_sets,
@@ -80,7 +80,7 @@ def test_retraining_is_the_run_with_weights_of_zero(training):
         weights = torch.ones(SIZE, dtype=torch.float64)
         weights[dropped] = 0
         with torch.no_grad():
-            assert torch.equal(TESTS(training, training.run(weights)), values)
+            assert torch.equal(TESTS(training, training.train(weights)), values)
 
 
 def test_subsets_are_positions():
@@ -133,7 +133,7 @@ def test_own_init_and_own_order_are_the_documented_streams(training):
         (found,) = retrain(training, TESTS, fractions=(0.1,), subsets=2, protocol=protocol)
         own = Training(SeedRegistry(42), attrs.evolve(training.recipe, **change))
         with torch.no_grad():
-            assert torch.equal(TESTS(own, own.run(weights)), found.values[1])
+            assert torch.equal(TESTS(own, own.train(weights)), found.values[1])
 
 
 def test_the_ledger_notes_what_was_asked(training):
@@ -176,7 +176,7 @@ def test_a_collision_of_retrainings_is_refused_before_any_training(training, mon
     own = Training(registry, training.recipe)
     drop_sets(registry, SIZE, 0.1, 2)
     monkeypatch.setattr(registry, "_scheme", attrs.evolve(registry._scheme, derive=lambda *words: 7))
-    monkeypatch.setattr(Training, "run", lambda *arguments, **options: pytest.fail("a training began"))
+    monkeypatch.setattr(Training, "train", lambda *arguments, **options: pytest.fail("a training began"))
     with pytest.raises(SeedCollisionError, match=r"lds_0\.1_0"):
         retrain(own, TESTS, fractions=(0.1,), subsets=2, protocol="own-init")
 
@@ -335,7 +335,7 @@ def test_after_an_error_nobody_waits_for_the_rest(training, monkeypatch):
 
 def test_data_that_load_themselves(training):
     """Loaded data are the tensors that the call returns, and travel as the call: a job of them is small."""
-    loaded = Loaded(load, 50)
+    loaded = ReloadableTensors(load, 50)
     plain = Training(SeedRegistry(42), attrs.evolve(training.recipe, dataset=load(50)))
     own = Training(SeedRegistry(42), attrs.evolve(training.recipe, dataset=loaded))
     assert own.fingerprint() == plain.fingerprint()
@@ -397,9 +397,9 @@ def test_retraining_that_was_killed_goes_on(tmp_path):
 
 
 def test_a_store_of_another_run_is_refused(training, tmp_path):
-    """Kept results of another run are refused, not mixed in."""
+    """Kept results of another training are refused, not mixed in."""
     retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
-    with pytest.raises(ReplayError, match="another run"):
+    with pytest.raises(ReplayError, match="another training"):
         retrain(Training(SeedRegistry(43), training.recipe), TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     path = next(tmp_path.glob("*.json"))
     assert json.loads(path.read_text())["format"] == "seedregistry.lds/1"
@@ -411,14 +411,14 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     training = Training(SeedRegistry(42), recipe(**changes))
     retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = held_out()
-    with pytest.raises(ReplayError, match=r"another run: measurement \w{12} there and \w{12} here\."):
+    with pytest.raises(ReplayError, match=r"another training: measurement \w{12} there and \w{12} here\."):
         retrain(training, losses_of(inputs.flip(0), targets.flip(0)), fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = data()
     inputs[training._loader.indices(0)[-1]] += 1e-9
     other = Training(SeedRegistry(42), recipe(**changes, dataset=(inputs, targets)))
     one, two = (run.advance(run.initial_state(), 10) for run in (training, other))
     assert one.fingerprint() == two.fingerprint()
-    with pytest.raises(ReplayError, match=r"another run: fingerprint \w{12} there and \w{12} here\."):
+    with pytest.raises(ReplayError, match=r"another training: fingerprint \w{12} there and \w{12} here\."):
         retrain(other, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     first = min(tmp_path.iterdir())
     whole = first.read_text()
@@ -448,7 +448,7 @@ def test_datasets_that_draw(training):
 
 
 def made(values: torch.Tensor, dropped: torch.Tensor, size: int = 10) -> Retrainings:
-    return Retrainings(fraction=0.1, protocol="weights", dropped=dropped, values=values, size=size, run="")
+    return Retrainings(fraction=0.1, protocol="weights", dropped=dropped, values=values, size=size, fingerprint="")
 
 
 def test_scores_are_scipys():
@@ -491,14 +491,14 @@ def test_scores_of_another_shape_are_refused(shape):
 
 
 def test_scores_are_looked_at_before_anything_is_trained(training, monkeypatch):
-    """Another number of targets or examples, or another run, is refused before the first retraining, not after the last."""
+    """Another number of targets or examples, or another training, is refused before the first retraining, not after the last."""
     scores = magic(training, TESTS)
     other = magic(Training(SeedRegistry(43), training.recipe), TESTS)
-    with pytest.raises(ReplayError, match="another run"):
+    with pytest.raises(ReplayError, match="another training"):
         score(retrain(training, TESTS, fractions=(0.1,), subsets=2)[0], other)
     assert lds(training, TESTS, scores, fractions=(0.2,), subsets=10)[0].mean > 0.9
     assert lds(training, TESTS, scores.scores.requires_grad_(), fractions=(0.2,), subsets=10)[0].mean > 0.9
-    monkeypatch.setattr(Training, "run", lambda *arguments, **options: pytest.fail("a training began"))
+    monkeypatch.setattr(Training, "train", lambda *arguments, **options: pytest.fail("a training began"))
     for wrong, error in (
         (torch.zeros(3, SIZE), RecipeError),
         (torch.zeros(5, SIZE + 1), RecipeError),

@@ -31,7 +31,7 @@ def differences(training: Training, measurement=TESTS) -> torch.Tensor:
             weights = torch.ones(SIZE, dtype=torch.float64)
             weights[example] += times * STEP
             with torch.no_grad():
-                values[times] = measurement(training, training.run(weights))
+                values[times] = measurement(training, training.train(weights))
         columns.append((8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * STEP))
     return torch.stack(columns, dim=1)
 
@@ -48,7 +48,7 @@ def test_scores_are_derivatives_of_retraining(name):
     training = Training(SeedRegistry(42), recipe(**VARIANTS[name]))
     found = magic(training, TESTS)
     assert error(training, found.scores) < 1e-6
-    assert found.state.fingerprint() == training.run().fingerprint()
+    assert found.state.fingerprint() == training.train().fingerprint()
 
 
 def test_margins_and_measurements_of_ones_own():
@@ -64,15 +64,15 @@ def test_margins_and_measurements_of_ones_own():
         assert error(training, found.scores, measurement) < 1e-6
 
 
-@pytest.mark.parametrize("slots", [0, 1, 2, 5, 100])
-def test_every_budget_gives_the_same_bits(slots, tmp_path):
+@pytest.mark.parametrize("keep", [0, 1, 2, 5, 100])
+def test_every_budget_gives_the_same_bits(keep, tmp_path):
     """However few states are kept, in memory or in files, the scores are equal bits; the budget is kept, and no file stays."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
     expected = magic(training, TESTS).scores
-    found = magic(training, TESTS, slots=slots)
+    found = magic(training, TESTS, keep=keep)
     assert torch.equal(found.scores, expected)
-    assert found.states_kept <= slots
-    spilled = magic(training, TESTS, slots=slots, spill=tmp_path)
+    assert found.states_kept <= keep
+    spilled = magic(training, TESTS, keep=keep, spill=tmp_path)
     assert torch.equal(spilled.scores, expected)
     assert list(tmp_path.iterdir()) == []
 
@@ -214,7 +214,7 @@ def test_the_ledger_notes_what_was_attributed():
     registry = SeedRegistry(42)
     training = Training(registry, recipe(epochs=1))
     found = magic(training, TESTS)
-    assert found.run == training.fingerprint(0)
+    assert found.fingerprint == training.fingerprint(0)
     assert f"note magic training: run {training.initial_state().fingerprint()[:12]}, targets 5" in str(registry.ledger)
 
 
@@ -247,7 +247,7 @@ def test_measurements_that_are_none(measurement, words):
         magic(Training(SeedRegistry(42), recipe(epochs=1)), measurement)
 
 
-@pytest.mark.parametrize("options", [{"slots": -1}, {"slots": 2.5}, {"slots": True}, {"vectorized": "yes"}])
+@pytest.mark.parametrize("options", [{"keep": -1}, {"keep": 2.5}, {"keep": True}, {"vectorized": "yes"}])
 def test_options_that_are_none(options):
     """A wrong option is refused before anything is computed."""
     with pytest.raises(InvalidOptionError, match=next(iter(options))):
@@ -282,9 +282,9 @@ def test_metasmoothness_tells_smooth_from_rough():
 def test_walking_moves_no_generator():
     """Attribution draws at positions alone: the default generators and the registry's streams are as before."""
     training = Training(SeedRegistry(42), recipe(dataset=Noisy(), model=mlp_with_dropout))
-    before = training.run().fingerprint()
+    before = training.train().fingerprint()
     magic(training, TESTS)
-    assert training.run().fingerprint() == before
+    assert training.train().fingerprint() == before
     assert attrs.evolve(training.initial_state(), step=1).step == 1
     assert mlp is not None
     assert ADAM

@@ -1,7 +1,7 @@
 """Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
 
 from seedregistry.attribution import baselines, bridges
-from seedregistry.attribution.datasets import Loaded, get_cifar10_dataloader, load_cifar10, load_digits
+from seedregistry.attribution.datasets import ReloadableTensors, get_cifar10_dataloader, load_cifar10, load_digits
 from seedregistry.attribution.measurements import losses_of, margins_of
 from seedregistry.attribution.metagradients import Attribution, magic
 from seedregistry.attribution.models import GroupNorm, construct_digits_cnn, construct_digits_mlp, construct_rn9
@@ -19,9 +19,9 @@ __all__ = [
     "Batch",
     "GroupNorm",
     "LdsScore",
-    "Loaded",
     "Metasmoothness",
     "Recipe",
+    "ReloadableTensors",
     "Retrainings",
     "State",
     "Training",

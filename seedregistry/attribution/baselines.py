@@ -16,7 +16,7 @@ import torch
 from torch.func import grad, jvp, vjp, vmap
 
 from seedregistry.attribution.measurements import measure
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _MOST_INPUTS = 2**22
 
 def gradient_dot_product(training: Training, measurement: Measurement, state: State) -> torch.Tensor:
     """Return minus the dot product of the measurement's gradient and each example's, after the training."""
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         return -_dot_products(training, state, _flat(_measured(training, measurement, state))).cpu()
 
 
@@ -47,7 +47,7 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
         measurement: what is measured.
         states: such as those after each epoch; the learning rate is that of the last step before each.
     """
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         total = torch.zeros((), device="cpu")
         for state in states:
             rate = training.learning_rate(max(state.step - 1, 0))
@@ -74,7 +74,7 @@ def influence_function(
     """
     if not damping > 0:
         raise RecipeError(f"damping must be > 0; got {damping!r}.")
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         product = _gauss_newton(training, state, damping)
         solved = _conjugate_gradients(product, _flat(_measured(training, measurement, state)), iterations)
         return (-_dot_products(training, state, solved) / training.size).cpu()

@@ -20,7 +20,7 @@ import torch
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def dattri_influence(
     from dattri.algorithm.influence_function import IFAttributorCG  # noqa: PLC0415 - optional
     from dattri.task import AttributionTask  # noqa: PLC0415 - optional
 
-    model = training.model(state)
+    model = training.copy_model(state)
 
     def loss(parameters: Dict[str, torch.Tensor], batch: Pair) -> torch.Tensor:
         outputs = functional_call(model, parameters, (batch[0],))
@@ -111,7 +111,7 @@ def traker_trak(
     require("traker")
     from trak import TRAKer  # noqa: PLC0415 - optional
 
-    model = training.model(state).to(torch.float32)
+    model = training.copy_model(state).to(torch.float32)
     seed = training.registry.seed("traker", training.recipe.instance_id)
     with tempfile.TemporaryDirectory() as folder, _quietly(training, "traker"):
         traker = TRAKer(
@@ -150,7 +150,7 @@ def _quietly(training: Training, purpose: str) -> Iterator[None]:
     handlers: Any = list(root.handlers)
     scope = training.registry.stream(purpose, training.recipe.instance_id).scope(0, rank=None)
     try:
-        with pinned_threads(training.recipe.threads), scope, contextlib.redirect_stderr(io.StringIO()):
+        with torch_threads(training.recipe.threads), scope, contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         root.handlers[:] = handlers

@@ -15,7 +15,7 @@ from seedregistry.errors import RecipeError
 if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Loaded", "get_cifar10_dataloader", "load_cifar10", "load_digits"]
+__all__ = ["ReloadableTensors", "get_cifar10_dataloader", "load_cifar10", "load_digits"]
 
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -23,10 +23,10 @@ _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 Pair = Tuple[torch.Tensor, torch.Tensor]
 
 
-class Loaded(TensorDataset):
+class ReloadableTensors(TensorDataset):
     """Tensors that travel as the call that loads them: for data too large to be sent to every process of a cluster.
 
-    ``Recipe(dataset=Loaded(load_cifar10, root))``: a process that retrains loads them itself, from the same place.
+    ``Recipe(dataset=ReloadableTensors(load_cifar10, root))``: a process that retrains loads them itself, from the same place.
 
     Args:
         load: a function of a module; returns the tensors, the same ones each time.
@@ -40,7 +40,7 @@ class Loaded(TensorDataset):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         """Pickle the call."""
-        return Loaded, (self._call,)
+        return ReloadableTensors, (self._call,)
 
 
 def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pair]:

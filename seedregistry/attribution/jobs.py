@@ -15,7 +15,7 @@ import torch
 from seedregistry import determinism
 from seedregistry.attribution.measurements import Measurement, measure
 from seedregistry.attribution.training import Training
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.registry import SeedRegistry
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.attribution.states import State
 
-__all__ = ["Chunk", "Job", "Outcome", "check_workers", "own_id", "process_pool", "run_chunks"]
+__all__ = ["Chunk", "Job", "Outcome", "check_workers", "process_pool", "retraining_id", "run_chunks"]
 
 
 Outcome = Tuple[List[float], str]
@@ -106,13 +106,13 @@ def _retrain_all(job: Job, training: Training, name: str, indices: Sequence[int]
     if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
         return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
     weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
-    states = training.run_many(weights, cuts=job.protocol == "cut")
+    states = training.train_many(weights, cuts=job.protocol == "cut")
     started = training.initial_state().fingerprint()
     return [(_measure(job, training, state, f"{name}_{index}"), started) for index, state in zip(indices, states)]
 
 
 def _measure(job: Job, training: Training, state: State, name: str) -> List[float]:
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         values = measure(training, job.measurement, state, is_differentiated=False)
     if not torch.isfinite(values).all():
         raise RecipeError(f"Retraining {name} ended in values that are not finite: {values.tolist()[:5]} ...")
@@ -123,7 +123,7 @@ def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch
     recipe = job.recipe
     weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
     weights[dropped] = 0
-    own = own_id(name, index, job.replicate)
+    own = retraining_id(name, index, job.replicate)
     if job.protocol not in {"weights", "cut"}:
         registry = SeedRegistry(job.master_seed, scheme=job.scheme)
         if job.protocol == "subset":
@@ -137,11 +137,11 @@ def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch
         else:
             recipe = attrs.evolve(recipe, instance_id=own, model_id=None, order_id=None)
         training = Training(registry, recipe)
-    state = training.run(weights, cuts=job.protocol == "cut")
+    state = training.train(weights, cuts=job.protocol == "cut")
     return _measure(job, training, state, own), training.initial_state().fingerprint()
 
 
-def own_id(name: str, index: int, replicate: int) -> str:
+def retraining_id(name: str, index: int, replicate: int) -> str:
     """Return the instance id of a retraining's own streams."""
     return f"{name}_{index}" if replicate == 0 else f"{name}_{index}_{replicate}"
 

@@ -10,7 +10,7 @@ import torch
 
 from seedregistry.attribution.states import State, raw_bytes
 from seedregistry.attribution.training import Training
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
 __all__ = ["Identity", "Measurement", "identify", "losses_of", "margins_of", "measure"]
@@ -111,7 +111,7 @@ def identify(training: Training, measurement: Measurement, *, is_differentiated:
     """
     initial = training.initial_state()
     state = initial.with_tensors([tensor.detach().requires_grad_(is_differentiated) for tensor in initial.tensors()])
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         values = measure(training, measurement, state, is_differentiated=is_differentiated)
         if is_differentiated:
             reached = torch.autograd.grad(values.sum(), state.parameters, allow_unused=True)

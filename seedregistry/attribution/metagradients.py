@@ -18,9 +18,9 @@ import attrs
 import torch
 
 from seedregistry.attribution.measurements import Measurement, identify, measure
-from seedregistry.attribution.progress import Report, shown
-from seedregistry.attribution.replay import Slots, default_slots, walk_back
-from seedregistry.determinism import pinned_threads
+from seedregistry.attribution.progress import ProgressOption, show_progress
+from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class Attribution:
         scores: derivative of each target's measurement by each training example's weight, at weight 1: shape (targets, size),
             in the recipe's dtype. Leaving examples S out changes the measurement by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
-        run: fingerprint of the training before its first step, by which retrainings of another one are told from it.
+        fingerprint: of the training before its first step, by which retrainings of another one are told from it.
         state: the final state.
         states_kept: how many states were kept at one time, besides the first and the one at work.
     """
 
     scores: torch.Tensor
     values: torch.Tensor
-    run: str
+    fingerprint: str
     state: State
     states_kept: int
 
@@ -66,25 +66,25 @@ def magic(
     training: Training,
     measurement: Measurement,
     *,
-    slots: Optional[int] = None,
+    keep: Optional[int] = None,
     spill: Union[str, os.PathLike[str], None] = None,
     vectorized: Union[bool, str] = "auto",
     resume: Union[str, os.PathLike[str], None] = None,
-    progress: Report = True,
+    progress: ProgressOption = True,
 ) -> Attribution:
     """Return the exact metagradients of measurements with respect to the weight of every training example.
 
-    Every number of slots gives the same bits. The training itself is part of the walk, and is not run in advance.
+    Every number of kept states gives the same bits. The training itself is part of the walk, and is not run in advance.
 
     Args:
         training: what is attributed.
         measurement: such as ``losses_of(test_inputs, test_targets)``, or a function of yours.
-        slots: how many states may be kept, besides the first and the one at work; by default twice the binary logarithm of the
+        keep: how many states may be kept, besides the first and the one at work; by default twice the binary logarithm of the
             number of steps. Fewer take more time and give the same result.
         spill: a folder for the kept states, instead of memory.
         vectorized: differentiate for all targets at once; ``"auto"`` goes one by one where a layer of the model cannot.
         resume: a file in which progress is kept, so that a walk that was killed goes on; removed at the end.
-        progress: show how many steps were walked back; see :data:`~seedregistry.attribution.progress.Report`.
+        progress: show how many steps were walked back; see :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Raises:
         InvalidOptionError: an option is not one of its values.
@@ -93,20 +93,22 @@ def magic(
         ReplayError: ``resume`` is of another training or measurement.
     """
     total = training.steps
-    kept = default_slots(total) if slots is None else slots
+    kept = default_keep(total) if keep is None else keep
     if not isinstance(kept, int) or isinstance(kept, bool) or kept < 0:
-        raise InvalidOptionError(f"slots must be an int >= 0; got {slots!r}.")
+        raise InvalidOptionError(f"keep must be an int >= 0; got {keep!r}.")
     if vectorized not in (True, False, "auto"):
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
     training.check()
     identity = identify(training, measurement)
     adjoint = _Adjoint(training, identity.targets, vectorized=vectorized)
-    journal = None if resume is None else _Progress(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
-    store = Slots(spill)
+    progress_file = (
+        None if resume is None else _ProgressFile(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
+    )
+    store = KeptStates(spill)
     try:
-        with pinned_threads(training.recipe.threads), shown(progress, "attribute") as tell:
+        with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
             adjoint.try_out()
-            found = _walk(training, measurement, kept, store, adjoint, journal, tell)
+            found = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
     finally:
         store.close()
     # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever machine.
@@ -118,33 +120,38 @@ def magic(
 def _walk(
     training: Training,
     measurement: Measurement,
-    slots: int,
-    store: Slots,
+    keep: int,
+    store: KeptStates,
     adjoint: _Adjoint,
-    journal: Optional[_Progress],
+    progress_file: Optional[_ProgressFile],
     tell: Callable[[int, int], None],
 ) -> Attribution:
     total = training.steps
     first = training.initial_state()
-    saved = None if journal is None else journal.load()
+    saved = None if progress_file is None else progress_file.load()
     final = values = None
     stop = total
     if saved is not None:
         stop, final, values = adjoint.restore(saved, first)
-    for state in walk_back(first, stop, training.advance, slots=slots, store=store):
+    for state in walk_back(first, stop, training.advance, keep=keep, store=store):
         if final is None or values is None:
             final = training.advance(state, total)
             values = adjoint.begin(measurement, final)
         adjoint.step(state)
         tell(total - state.step, total)
-        if journal is not None and state.step and (total - state.step) % _SAVE_EVERY == 0:
-            journal.save(adjoint.save(state.step, final, values))
+        if progress_file is not None and state.step and (total - state.step) % _SAVE_EVERY == 0:
+            progress_file.save(adjoint.save(state.step, final, values))
     if final is None or values is None:
         raise RecipeError("The training has no steps.")
-    if journal is not None:
-        journal.remove()
-    run = training.fingerprint(0)
-    return Attribution(scores=adjoint.scores.cpu(), values=values.cpu(), run=run, state=final, states_kept=store.most)
+    if progress_file is not None:
+        progress_file.remove()
+    return Attribution(
+        scores=adjoint.scores.cpu(),
+        values=values.cpu(),
+        fingerprint=training.fingerprint(0),
+        state=final,
+        states_kept=store.most,
+    )
 
 
 class _Adjoint:
@@ -293,7 +300,7 @@ class _Adjoint:
         return int(saved["step"]), final, saved["values"]
 
 
-class _Progress:
+class _ProgressFile:
     """The file of a walk that can go on."""
 
     def __init__(self, path: Path, fingerprint: str, steps: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Callable, Dict, Iterator, Union
 
 from seedregistry import rng
 
-__all__ = ["Display", "Report", "shown"]
+__all__ = ["Display", "ProgressOption", "show_progress"]
 
-Report = Union[bool, Callable[[int, int], None]]
+ProgressOption = Union[bool, Callable[[int, int], None]]
 """How work shows its progress: True when it takes more than a few seconds, False never; a function is told (done, total)."""
 
 _DELAY_S = 3.0
@@ -93,11 +93,11 @@ def _generators_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shown(report: Report, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a block the function to tell (done, total) to, and show it as ``report`` asks."""
-    if callable(report):
-        yield report
-    elif not report:
+def show_progress(option: ProgressOption, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a block the function to tell (done, total) to, and show it as the option asks."""
+    if callable(option):
+        yield option
+    elif not option:
         yield _show_nothing
     else:
         with contextlib.closing(Display(delay_s=_DELAY_S)) as display:

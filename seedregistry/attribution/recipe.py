@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from seedregistry.attribution.datasets import Loaded
+from seedregistry.attribution.datasets import ReloadableTensors
 from seedregistry.attribution.optimizers import OPTIMIZERS
 from seedregistry.errors import RecipeError
 
@@ -36,7 +36,7 @@ class Recipe:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
         dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length. It is sent to every
             process that retrains, and with each task to an executor of yours. For tensors too large for that there is
-            :class:`~seedregistry.attribution.datasets.Loaded`.
+            :class:`~seedregistry.attribution.datasets.ReloadableTensors`.
         loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
         epochs: int > 0.
         batch_size: int > 0.
@@ -117,7 +117,7 @@ class Recipe:
 
     def _size(self) -> Optional[int]:
         pair = self.dataset
-        if type(pair) in {TensorDataset, Loaded}:
+        if type(pair) in {TensorDataset, ReloadableTensors}:
             pair = pair.tensors
         if isinstance(pair, tuple) or (isinstance(pair, list) and any(isinstance(item, torch.Tensor) for item in pair)):
             is_pair = [isinstance(item, torch.Tensor) for item in pair] == [True, True]
@@ -137,7 +137,7 @@ class Recipe:
         if isinstance(self.dataset, (tuple, list)):
             inputs, targets = self.dataset
             return TensorDataset(self.cast(inputs), self.cast(targets))
-        if type(self.dataset) in {TensorDataset, Loaded}:
+        if type(self.dataset) in {TensorDataset, ReloadableTensors}:
             return TensorDataset(*(self.cast(tensor) for tensor in self.dataset.tensors))
         dataset: Dataset[Any] = self.dataset
         return dataset

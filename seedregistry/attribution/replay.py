@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
     from seedregistry.attribution.states import State
 
-__all__ = ["Kept", "Slots", "best_cut", "default_slots", "replayed_steps", "walk_back"]
+__all__ = ["KeptState", "KeptStates", "best_cut", "default_keep", "replayed_steps", "walk_back"]
 
 
-def default_slots(steps: int) -> int:
+def default_keep(steps: int) -> int:
     """Return the number of states kept unless told otherwise: twice the binary logarithm of the number of steps."""
     return max(2, 2 * math.ceil(math.log2(steps + 1)))
 
 
-def best_cut(steps: int, slots: int) -> int:
-    """Return after how many of the steps the next state is kept, for the fewest steps in all; ``steps`` > 1, ``slots`` > 0."""
-    kept = slots + 1  # and the first
+def best_cut(steps: int, keep: int) -> int:
+    """Return after how many of the steps the next state is kept, for the fewest steps in all; ``steps`` > 1, ``keep`` > 0."""
+    kept = keep + 1  # and the first
     repeats = 1
     while math.comb(kept + repeats, kept) < steps:
         repeats += 1
@@ -39,7 +39,7 @@ def best_cut(steps: int, slots: int) -> int:
     return max(1, min(longest_left, steps - shortest_right))
 
 
-def replayed_steps(steps: int, slots: int) -> int:
+def replayed_steps(steps: int, keep: int) -> int:
     """Return how many steps walking back runs, without the one at each state that is differentiated."""
     known: Dict[Tuple[int, int], int] = {}
 
@@ -53,10 +53,10 @@ def replayed_steps(steps: int, slots: int) -> int:
             known[length, free] = cut + count(length - cut, free - 1) + count(cut, free)
         return known[length, free]
 
-    return count(steps, slots)
+    return count(steps, keep)
 
 
-class Slots:
+class KeptStates:
     """States that are kept: in memory, or in files of a folder.
 
     Args:
@@ -75,16 +75,16 @@ class Slots:
         self._number = 0
         self.most = 0
 
-    def keep(self, state: State) -> Kept:
+    def keep(self, state: State) -> KeptState:
         """Keep a state until its ``release``."""
         self._count += 1
         self._number += 1
         self.most = max(self.most, self._count)
         if self._folder is None:
-            return Kept(self, state, None)
+            return KeptState(self, state, None)
         path = Path(self._folder.name) / f"{self._number}.pt"
         torch.save([tensor.detach() for tensor in state.tensors()], path)
-        return Kept(self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path)
+        return KeptState(self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path)
 
     def forget(self) -> None:
         """Count one state less."""
@@ -96,11 +96,11 @@ class Slots:
             self._folder.cleanup()
 
 
-class Kept:
-    """A state in a slot."""
+class KeptState:
+    """A state that is kept until its release."""
 
-    def __init__(self, slots: Optional[Slots], state: State, path: Optional[Path]) -> None:
-        self._slots = slots
+    def __init__(self, states: Optional[KeptStates], state: State, path: Optional[Path]) -> None:
+        self._states = states
         self._state = state
         self._path = path
 
@@ -109,36 +109,36 @@ class Kept:
         return self._state if self._path is None else self._state.with_tensors(torch.load(self._path, weights_only=True))
 
     def release(self) -> None:
-        """Free the slot; the state is not asked for again."""
-        if self._slots is not None:
-            self._slots.forget()
+        """Make room for another; the state is not asked for again."""
+        if self._states is not None:
+            self._states.forget()
         if self._path is not None:
             self._path.unlink()
 
 
 def walk_back(
-    first: State, stop: int, advance: Callable[[State, int], State], *, slots: int, store: Optional[Slots] = None
+    first: State, stop: int, advance: Callable[[State, int], State], *, keep: int, store: Optional[KeptStates] = None
 ) -> Iterator[State]:
     """Yield the states before the steps ``stop`` - 1, ``stop`` - 2, ..., that of ``first``, in this order.
 
     Args:
-        first: the state to start from, which is held besides the slots.
+        first: the state to start from, which is held besides those that are kept.
         stop: the step after the last one.
         advance: ``advance(state, step)`` returns the state before that step.
-        slots: int >= 0, how many states may be kept at a time.
+        keep: int >= 0, how many states may be kept at a time.
         store: where they are kept; memory by default.
     """
-    store = Slots() if store is None else store
-    # Pieces of the run that are yet to be walked, the last of them on top: the state before each, its end, the slots for it.
-    pieces: List[Tuple[Kept, int, int]] = [(Kept(None, first, None), stop, slots)]
-    while pieces:
-        kept, end, free = pieces.pop()
+    store = KeptStates() if store is None else store
+    # Stretches that are yet to be walked, the last on top: the state before each, its end, how many states it may keep.
+    stretches: List[Tuple[KeptState, int, int]] = [(KeptState(None, first, None), stop, keep)]
+    while stretches:
+        kept, end, free = stretches.pop()
         state = kept.state()
         length = end - state.step
         if length > 1 and free > 0:
             cut = state.step + best_cut(length, free)
-            pieces.append((kept, cut, free))
-            pieces.append((store.keep(advance(state, cut)), end, free - 1))
+            stretches.append((kept, cut, free))
+            stretches.append((store.keep(advance(state, cut)), end, free - 1))
             continue
         for step in range(end - 1, state.step - 1, -1):
             yield advance(state, step)

@@ -12,9 +12,9 @@ import attrs
 import torch
 
 from seedregistry import determinism
-from seedregistry.attribution.jobs import Chunk, Job, Outcome, check_workers, own_id, run_chunks
+from seedregistry.attribution.jobs import Chunk, Job, Outcome, check_workers, retraining_id, run_chunks
 from seedregistry.attribution.measurements import Measurement, identify
-from seedregistry.attribution.progress import Report, shown
+from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Retrainings:
         dropped: indices of the examples that were left out: int64, shape (subsets, dropped).
         values: measured after each: shape (subsets, targets).
         size: number of training examples.
-        run: fingerprint, before its first step, of the run that was retrained.
+        fingerprint: of the training before its first step.
     """
 
     fraction: float
@@ -69,7 +69,7 @@ class Retrainings:
     dropped: torch.Tensor
     values: torch.Tensor
     size: int
-    run: str
+    fingerprint: str
 
 
 def _plain(fraction: Any) -> Any:
@@ -115,7 +115,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     workers: Union[int, concurrent.futures.Executor] = 1,
     at_once: int = 1,
     store: Union[str, os.PathLike[str], None] = None,
-    progress: Report = True,
+    progress: ProgressOption = True,
 ) -> Tuple[Retrainings, ...]:
     """Retrain on subsets, and measure each time.
 
@@ -135,9 +135,9 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         workers: number of processes, 1 for this one alone; or an executor, which may be a cluster's. The recipe must pickle
             then.
         at_once: how many models a process trains as one stack, under the protocols ``"weights"`` and ``"cut"``: several times
-            as fast for small models, and equal up to rounding instead of bit for bit. See ``Training.run_many``.
+            as fast for small models, and equal up to rounding instead of bit for bit. See ``Training.train_many``.
         store: a folder in which each result is kept as it comes, so that retraining that was killed goes on.
-        progress: show how many were done; see :data:`~seedregistry.attribution.progress.Report`.
+        progress: show how many were done; see :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Returns:
         For each fraction, what came out.
@@ -175,12 +175,12 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     prefix = "lds" if recipe.instance_id == "training" else f"{recipe.instance_id}_lds"
     tasks = [(f"{prefix}_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
     for purpose in _OWN.get(protocol, ()):
-        registry.reserve(purpose, [own_id(name, index, replicate) for name, _, index in tasks])
+        registry.reserve(purpose, [retraining_id(name, index, replicate) for name, _, index in tasks])
     title = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
     _note(title, training, job, wanted, subsets)
     identity = {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate)}
     kept = _Store(store, {**identity, **handshake, "measurement": measured.digest})
-    with shown(progress, "retrain") as tell:
+    with show_progress(progress, "retrain") as tell:
         results = _carry_out(job, training, wanted, tasks, kept, workers, at_once, tell)
     started = [results[task][1] for task in tasks]
     facts = {
@@ -200,7 +200,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
                 device="cpu",
             ),
             size=training.size,
-            run=training.fingerprint(0),
+            fingerprint=training.fingerprint(0),
         )
         for fraction, dropped in wanted.items()
     )
@@ -292,7 +292,7 @@ class _Store:
         different = [key for key in expected if saved.get(key) != expected[key]]
         if different:
             both = (f"{key} {str(saved.get(key))[:12]} there and {str(expected[key])[:12]} here" for key in different)
-            message = f"{str(path)!r} holds a retraining of another run: {'; '.join(both)}. Name another folder, or remove it."
+            message = f"{str(path)!r} holds a result of another training: {'; '.join(both)}. Name another folder, or remove it."
             raise ReplayError(message)
         return saved["values"], saved["started"]
 

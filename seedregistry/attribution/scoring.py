@@ -69,23 +69,23 @@ def lds(
         InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
     targets = identify(training, measurement, is_differentiated=False).targets
-    run = training.fingerprint(0) if isinstance(scores, Attribution) else ""
-    _look_at(scores, targets, training.size, run)
+    fingerprint = training.fingerprint(0) if isinstance(scores, Attribution) else ""
+    _look_at(scores, targets, training.size, fingerprint)
     return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
 
 
-def _look_at(scores: Union[torch.Tensor, Attribution], targets: int, size: int, run: str) -> torch.Tensor:
+def _look_at(scores: Union[torch.Tensor, Attribution], targets: int, size: int, fingerprint: str) -> torch.Tensor:
     """Return scores as a float64 tensor on the CPU.
 
     Raises:
         RecipeError: they have another shape, or are not finite.
-        ReplayError: they are of another run.
+        ReplayError: they are of another training.
     """
     if isinstance(scores, Attribution):
-        if scores.run != run:
+        if scores.fingerprint != fingerprint:
             message = (
-                f"The scores are of another run: its fingerprint is {scores.run[:12]}, and that of the run that is retrained "
-                f"{run[:12]}. Attribute this one."
+                f"The scores are of another training: its fingerprint is {scores.fingerprint[:12]}, "
+                f"and that of the one that is retrained {fingerprint[:12]}. Attribute this one."
             )
             raise ReplayError(message)
         scores = scores.scores
@@ -109,9 +109,9 @@ def score(
 
     Raises:
         RecipeError: the scores have another shape, or are not finite.
-        ReplayError: the scores are of another run.
+        ReplayError: the scores are of another training.
     """
-    scores = _look_at(scores, retrainings.values.shape[1], retrainings.size, retrainings.run)
+    scores = _look_at(scores, retrainings.values.shape[1], retrainings.size, retrainings.fingerprint)
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
     ranked = ranks(predicted), ranks(actual)

@@ -11,8 +11,8 @@ import attrs
 import torch
 
 from seedregistry.attribution.measurements import identify, measure
-from seedregistry.attribution.progress import Report, shown
-from seedregistry.determinism import pinned_threads
+from seedregistry.attribution.progress import ProgressOption, show_progress
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def metasmoothness(
     *,
     step: float = 0.1,
     direction: Optional[torch.Tensor] = None,
-    progress: Report = True,
+    progress: ProgressOption = True,
 ) -> Metasmoothness:
     """Return the metasmoothness of a training: three trainings.
 
@@ -57,7 +57,7 @@ def metasmoothness(
         step: how far the weights are moved, twice.
         direction: of the move, shape (size,); by default half of the examples by one and the other half not at all, drawn
             from the stream ("metasmoothness", instance id).
-        progress: show how many trainings were done; see :data:`~seedregistry.attribution.progress.Report`.
+        progress: show how many trainings were done; see :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Raises:
         InvalidOptionError: the step is not positive, or the direction has another shape.
@@ -73,10 +73,10 @@ def metasmoothness(
     training.check()
     identify(training, measurement, is_differentiated=False)
     values = []
-    with shown(progress, "metasmoothness") as tell:
+    with show_progress(progress, "metasmoothness") as tell:
         for count in range(3):
-            state = training.run(1 + count * step * direction)
-            with pinned_threads(training.recipe.threads):
+            state = training.train(1 + count * step * direction)
+            with torch_threads(training.recipe.threads):
                 values.append(measure(training, measurement, state, is_differentiated=False).to(torch.float64))
             if not bool(torch.isfinite(values[-1]).all()):
                 raise RecipeError(f"The measurement is not finite after a training: {values[-1].tolist()[:5]} ...")

@@ -19,7 +19,7 @@ from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_op
 from seedregistry.attribution.recipe import cross_entropy
 from seedregistry.attribution.states import Batch, State, add_tensors, raw_bytes
 from seedregistry.common import environment
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 from seedregistry.version import __version__
 
@@ -366,7 +366,7 @@ class Training:
             RecipeError: the batch or the step was not the same the second time, or it failed; the data have a number that is
                 not finite, or a class that the model has no output for.
         """
-        with pinned_threads(self.recipe.threads):
+        with torch_threads(self.recipe.threads):
             self._check_data()
             batches = [self.batch(0) for _ in range(2)]
             first, second = (_bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches)
@@ -410,7 +410,7 @@ class Training:
                 )
                 raise RecipeError(message)
 
-    def run(
+    def train(
         self,
         weights: Optional[torch.Tensor] = None,
         progress: Optional[Callable[[int, int], None]] = None,
@@ -418,10 +418,10 @@ class Training:
         cuts: bool = False,
     ) -> State:
         """Train from the first step to the last; see :meth:`advance`."""
-        with pinned_threads(self.recipe.threads):
+        with torch_threads(self.recipe.threads):
             return self.advance(self.initial_state(), self.steps, weights, progress, cuts=cuts)
 
-    def run_many(self, weights: torch.Tensor, *, cuts: bool = False) -> List[State]:
+    def train_many(self, weights: torch.Tensor, *, cuts: bool = False) -> List[State]:
         """Train many times at once, each with weights of its own, and return the final states.
 
         One computation over a stack of models (``torch.func.vmap``): for small models several times as fast as one by one,
@@ -440,7 +440,7 @@ class Training:
         state = self.initial_state()
         state = state.with_tensors([tensor.expand(count, *tensor.shape) for tensor in state.tensors()])
         whole = self.place(weights)
-        with pinned_threads(self.recipe.threads), torch.no_grad():
+        with torch_threads(self.recipe.threads), torch.no_grad():
             for step in range(self.steps):
                 state = self._step_many(state, whole, self.batch(step), cuts=cuts)
         return [state.with_tensors([tensor[i] for tensor in state.tensors()]) for i in range(count)]
@@ -465,7 +465,7 @@ class Training:
         arithmetic and schedule. Data that are no tensors show as far as these steps fetch them.
         """
         recipe = self.recipe
-        with pinned_threads(recipe.threads):
+        with torch_threads(recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
         loss = f"{recipe.loss.__module__}.{getattr(recipe.loss, '__qualname__', type(recipe.loss).__qualname__)}"
         named = (self.steps, self.size, recipe.batch_size, recipe.optimizer.__name__, recipe.clip_norm, recipe.eps_root, loss)
@@ -485,7 +485,7 @@ class Training:
 
     def handshake(self) -> Dict[str, str]:
         """Return what must be equal in every process that repeats the run, by name: its fingerprint, and what computes it."""
-        with pinned_threads(self.recipe.threads):
+        with torch_threads(self.recipe.threads):
             facts = dict(environment.snapshot().values)
         return {
             **{name: str(facts[name]) for name in _COMPUTES},
@@ -494,7 +494,7 @@ class Training:
             "fingerprint": self.fingerprint(),
         }
 
-    def model(self, state: State) -> nn.Module:
+    def copy_model(self, state: State) -> nn.Module:
         """Return a model with the parameters of a state, in evaluation mode.
 
         A copy, not differentiable in the state: a measurement calls :meth:`outputs` instead.

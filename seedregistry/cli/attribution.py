@@ -42,14 +42,18 @@ def _shown() -> Iterator[Callable[[str, int, int], None]]:
 @_seed
 @_workers
 @click.option("--device", default="cpu", show_default=True, help="Where to train, such as cuda.")
-@click.option("--peers", is_flag=True, help="Score dattri's influence function and traker's TRAK too, when they are installed.")
+@click.option(
+    "--bridges", is_flag=True, help="Score dattri's influence function and traker's TRAK too, when they are installed."
+)
 @json_option
-def demo_command(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, peers: bool, as_json: bool) -> int:
+def demo_command(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, bridges: bool, as_json: bool) -> int:
     """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
     from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
 
     with _shown() as progress:
-        demo = run_demo(out, seed=seed, plan=data, root=root, workers=workers, peers=peers, device=device, progress=progress)
+        demo = run_demo(
+            out, seed=seed, plan=data, root=root, workers=workers, bridges=bridges, device=device, progress=progress
+        )
     results = demo.results()
     if as_json:
         print_json(results)
@@ -108,7 +112,7 @@ def _make_folders(*paths: Optional[Path]) -> None:
 @_scheme
 @click.option("--out", default="scores.npz", show_default=True, type=click.Path(path_type=Path), help="File for the scores.")
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
-@click.option("--slots", type=click.IntRange(min=0), help="How many states to keep.")
+@click.option("--keep", type=click.IntRange(min=0), help="How many states to keep.")
 @click.option("--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them.")
 @json_option
 def magic_command(
@@ -117,7 +121,7 @@ def magic_command(
     scheme: str,
     out: Path,
     ledger: Optional[Path],
-    slots: Optional[int],
+    keep: Optional[int],
     spill: Optional[Path],
     *,
     as_json: bool,
@@ -137,13 +141,13 @@ def magic_command(
         found = magic(
             training,
             measurement,
-            slots=slots,
+            keep=keep,
             spill=spill,
             resume=out.with_name(f".{out.name}.progress"),
             progress=lambda done, total: progress("attribute", done, total),
         )
     with out.open("wb") as file:  # under this very name: NumPy would add a suffix
-        np.savez(file, scores=found.scores.numpy(), values=found.values.numpy(), run=np.array(found.run))
+        np.savez(file, scores=found.scores.numpy(), values=found.values.numpy(), fingerprint=np.array(found.fingerprint))
     if ledger is not None:
         registry.ledger.save(ledger)
     facts = {"targets": len(found.values), "examples": training.size, "steps": training.steps, "digest": registry.ledger.digest}
@@ -194,11 +198,13 @@ def lds_command(  # noqa: PLR0913 - options of a command
     registry = training.registry
     try:
         with np.load(scores, allow_pickle=False) as saved:
-            given, run = torch.from_numpy(saved["scores"]), str(saved["run"]) if "run" in saved else None
+            given = torch.from_numpy(saved["scores"])
+            # Called "run" in the files of early versions.
+            fingerprints = [str(saved[name]) for name in ("fingerprint", "run") if name in saved]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
-    if run is not None and run != training.fingerprint(0):
-        message = f"{str(scores)!r} has scores of another run: another seed, scheme, recipe or environment than this one."
+    if fingerprints and fingerprints[0] != training.fingerprint(0):
+        message = f"{str(scores)!r} has scores of another training: another seed, scheme, recipe or environment than this one."
         raise click.BadParameter(message, param_hint="--scores")
     with _shown() as progress:
         scored = lds(

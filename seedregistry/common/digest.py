@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from typing import Iterable
 
-__all__ = ["SHORT_LENGTH", "PartsDigest", "digest_sorted"]
+__all__ = ["SHORT_LENGTH", "PiecesDigest", "digest_sorted"]
 
 SHORT_LENGTH = 12
 """Hexadecimal digits of a short digest: 48 bits, enough to tell runs apart, not to resist a forger."""
 
 
-class PartsDigest:
+class PiecesDigest:
     """SHA-256 over length-prefixed parts.
 
     Args:
@@ -41,7 +41,7 @@ class PartsDigest:
 
 def digest_sorted(tag: str, parts: Iterable[bytes]) -> str:
     """Return the digest of a multiset: the parts are sorted first, so that their order does not count."""
-    digest = PartsDigest(tag)
+    digest = PiecesDigest(tag)
     for part in sorted(parts):
         digest.add(part)
     return digest.hexdigest()

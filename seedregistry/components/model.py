@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Optional, final
 
 import torch
 
-from seedregistry.common.digest import PartsDigest
+from seedregistry.common.digest import PiecesDigest
 from seedregistry.components.base import Component
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
         64 hexadecimal digits, or None where there are no bytes, that is on device ``meta`` or before lazy modules are
         materialised.
     """
-    digest = PartsDigest("seedregistry.model/1")
+    digest = PiecesDigest("seedregistry.model/1")
     named = sorted(model.named_parameters())
     buffers = sorted(model.named_buffers())
     for kind, tensors in (("parameter", named), ("buffer", buffers)):

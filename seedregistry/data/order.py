@@ -95,7 +95,7 @@ class Order(abc.ABC):
         """Return SHA-256 over an epoch's indices, 64 hexadecimal digits; None for more than 10**6 of them."""
         if self.size > _LARGEST_DIGESTED:
             return None
-        parts = digest.PartsDigest("seedregistry.epoch/1")
+        parts = digest.PiecesDigest("seedregistry.epoch/1")
         indices = self.take(epoch, 0, self.size)
         parts.add(indices.astype("<i8") if isinstance(indices, np.ndarray) else repr(list(indices)).encode())
         return parts.hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, random_split
 
-from seedregistry.common.digest import PartsDigest
+from seedregistry.common.digest import PiecesDigest
 from seedregistry.errors import ComponentCreationError
 
 __all__ = ["indices_digest", "split_dataset"]
@@ -16,7 +16,7 @@ __all__ = ["indices_digest", "split_dataset"]
 
 def indices_digest(parts: Sequence[Sequence[int]]) -> str:
     """Return SHA-256 over the indices of each part: 64 hexadecimal digits; indices as int64, little-endian."""
-    digest = PartsDigest("seedregistry.split/1")
+    digest = PiecesDigest("seedregistry.split/1")
     for part in parts:
         digest.add(np.asarray(part, dtype="<i8"))
     return digest.hexdigest()

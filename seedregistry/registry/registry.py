@@ -287,7 +287,7 @@ class SeedRegistry:
         return self.stream(purpose, instance_id).python()
 
     def child(self, purpose: str, instance_id: InstanceId = None) -> SeedRegistry:
-        """Return the registry inside this one at (purpose, instance id): a fold, a trial, a replicate.
+        """Return the registry inside this one at (purpose, instance id): a fold, a trial, a repetition.
 
         Its master seed is derived from the stream's key; ledger, components and the guard against shared seeds are this
         registry's. The same words give the same object.

@@ -1,4 +1,4 @@
-"""What the main job trains and asks: the digits, and CIFAR-10."""
+"""What the demonstration trains and asks: the digits, and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Tuple, Union
 import attrs
 import torch
 
-from seedregistry.attribution.datasets import Loaded, load_cifar10, load_digits
+from seedregistry.attribution.datasets import ReloadableTensors, load_cifar10, load_digits
 from seedregistry.attribution.models import construct_digits_mlp, construct_rn9
 from seedregistry.attribution.recipe import Recipe
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def digits_plan(registry: SeedRegistry) -> Plan:
     Images are standardised by mean and deviation of the training ones.
     """
     train, test = load_digits(registry)
-    with pinned_threads(1):  # sums depend on how many there are, in the last bit
+    with torch_threads(1):  # sums depend on how many there are, in the last bit
         mean, deviation = train[0].mean(), train[0].std()  # of the training images alone
     train, test = (((inputs - mean) / deviation, targets) for inputs, targets in (train, test))
     recipe = Recipe(
@@ -102,7 +102,7 @@ def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, 
         width: channels of the first layer.
     """
     del registry  # the data come divided
-    data, test = Loaded(load_cifar10, os.path.abspath(root)), load_cifar10(root, train=False)
+    data, test = ReloadableTensors(load_cifar10, os.path.abspath(root)), load_cifar10(root, train=False)
     train = (data.tensors[0], data.tensors[1])
     recipe = Recipe(
         model=functools.partial(construct_rn9, width=width),

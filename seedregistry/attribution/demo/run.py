@@ -1,4 +1,4 @@
-"""The main job on real data: train, attribute, retrain on subsets, score, and write down what was found.
+"""The demonstration on real data: train, attribute, retrain on subsets, score, and write down what was found.
 
 Everything random comes from one registry; run twice, with whatever number of processes, it gives the same numbers and one
 digest.
@@ -17,7 +17,8 @@ import attrs
 import numpy as np
 import torch
 
-from seedregistry.attribution import baselines, bridges
+from seedregistry.attribution import baselines
+from seedregistry.attribution.bridges import dattri_influence, require, traker_trak
 from seedregistry.attribution.demo import report
 from seedregistry.attribution.demo.plans import Plan, cifar10_plan, digits_plan
 from seedregistry.attribution.demo.results import Demo
@@ -28,7 +29,7 @@ from seedregistry.attribution.retraining import Retrainings, retrain
 from seedregistry.attribution.scoring import score
 from seedregistry.attribution.smoothness import metasmoothness
 from seedregistry.attribution.training import Training
-from seedregistry.determinism import pinned_threads
+from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError
 from seedregistry.registry import SeedRegistry
 
@@ -70,7 +71,7 @@ def run_demo(
     plan: Union[str, Callable[[SeedRegistry], Plan]] = "digits",
     root: Union[str, os.PathLike[str]] = "data",
     workers: Union[int, concurrent.futures.Executor] = 1,
-    peers: bool = False,
+    bridges: bool = False,
     device: Optional[str] = None,
     progress: Optional[Progress] = None,
 ) -> Demo:
@@ -87,7 +88,7 @@ def run_demo(
         plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a ``Plan``.
         root: where CIFAR-10 is.
         workers: as for ``retrain``.
-        peers: score dattri's influence function and traker's TRAK too. Their streams are in the ledger, and so in its digest.
+        bridges: score dattri's influence function and traker's TRAK too. Their streams are in the ledger, and so in its digest.
         device: where it trains, such as ``"cuda"``; None is where the plan says.
         progress: told what is being done.
 
@@ -103,8 +104,8 @@ def run_demo(
     if make is None:
         raise InvalidOptionError(f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}.")
     check_workers(workers)
-    if peers:
-        bridges.require()
+    if bridges:
+        require()
     folder = Path(out)
     kept = folder / "progress"
     kept.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def run_demo(
     with contextlib.ExitStack() as stack:
         if isinstance(workers, int) and workers > 1:
             workers = stack.enter_context(process_pool(workers))  # one for all parts: processes are slow to start
-        demo = _carry_out(registry, made, kept, workers, tell, peers=peers)
+        demo = _carry_out(registry, made, kept, workers, tell, bridges=bridges)
     _write(demo, folder)
     shutil.rmtree(kept)
     return demo
@@ -129,14 +130,14 @@ def _carry_out(
     workers: Union[int, concurrent.futures.Executor],
     tell: Progress,
     *,
-    peers: bool,
+    bridges: bool,
 ) -> Demo:
     clock = _Clock()
     training = Training(registry, plan.recipe)
     targets = slice(0, plan.targets)
     measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
     with registry.audit():
-        final = clock.time("train", lambda: training.run(progress=lambda done, total: tell("train", done, total)))
+        final = clock.time("train", lambda: training.train(progress=lambda done, total: tell("train", done, total)))
     attribution: Attribution = clock.time(
         "magic",
         lambda: magic(
@@ -161,11 +162,11 @@ def _carry_out(
     scores = {
         "MAGIC": attribution.scores,
         **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan))),
-        **(clock.time("peers", lambda: dict(_peers(training, plan, final))) if peers else {}),
+        **(clock.time("bridges", lambda: dict(_bridge_scores(training, plan, final))) if bridges else {}),
     }
     wrong = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
     shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
-    with torch.no_grad(), pinned_threads(plan.recipe.threads):
+    with torch.no_grad(), torch_threads(plan.recipe.threads):
         outputs = training.outputs(final, plan.test[0]).cpu()
     return Demo(
         registry=registry,
@@ -193,7 +194,7 @@ def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
 
 def _baselines(training: Training, measurement: Any, plan: Plan) -> Iterator[Tuple[str, torch.Tensor]]:
     states = [training.initial_state()]
-    with pinned_threads(training.recipe.threads):
+    with torch_threads(training.recipe.threads):
         for epoch in range(1, training.recipe.epochs + 1):
             states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
     influence = baselines.influence_function(training, measurement, states[-1], iterations=plan.influence_iterations)
@@ -203,10 +204,10 @@ def _baselines(training: Training, measurement: Any, plan: Plan) -> Iterator[Tup
     yield "random", baselines.random_scores(training, plan.targets)
 
 
-def _peers(training: Training, plan: Plan, final: State) -> Iterator[Tuple[str, torch.Tensor]]:
+def _bridge_scores(training: Training, plan: Plan, final: State) -> Iterator[Tuple[str, torch.Tensor]]:
     examples = plan.test[0][: plan.targets], plan.test[1][: plan.targets]
-    yield "influence function (dattri, CG)", bridges.dattri_influence(training, examples, final)
-    yield "TRAK (traker, one model)", bridges.traker_trak(training, examples, final)
+    yield "influence function (dattri, CG)", dattri_influence(training, examples, final)
+    yield "TRAK (traker, one model)", traker_trak(training, examples, final)
 
 
 def _ablate(

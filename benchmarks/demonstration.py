@@ -1,6 +1,6 @@
-"""Put the results of several runs of the main job into a table: ``python benchmarks/main_job.py [--write] FOLDER ...``.
+"""Put the results of several demonstrations into a table: ``python benchmarks/demonstration.py [--write] FOLDER ...``.
 
-Each folder is one that ``seedregistry demo --out FOLDER --seed N --peers`` wrote. ``--write`` puts the table into
+Each folder is one that ``seedregistry demo --out FOLDER --seed N --bridges`` wrote. ``--write`` puts the table into
 ``benchmarks/README.md``.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from run import write
 
-# What the prototype of the main job had at master seed 0: the score of MAGIC less that of the method, by fraction left out.
+# What the prototype had at master seed 0: the score of MAGIC less that of the method, by fraction left out.
 PROTOTYPE = {
     "influence function (Gauss-Newton, CG)": (0.204, 0.170, 0.145, 0.157, 0.151),
     "influence function (dattri, CG)": (0.261, 0.231, 0.182, 0.187, 0.186),
@@ -68,7 +68,7 @@ def main() -> None:
     text = table([json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in options.folders])
     print(text)
     if options.write:
-        write(text, "main job")
+        write(text, "demonstration")
 
 
 if __name__ == "__main__":

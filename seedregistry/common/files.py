@@ -1,0 +1,68 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+from typing import Callable, Iterable, Union
+
+__all__ = ["PathLike", "sync_folder", "write_atomically"]
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+_LONGEST_NAME = 100
+
+
+def write_atomically(path: PathLike, content: Union[bytes, Iterable[bytes], Callable[[Path], object]]) -> None:
+    """Write a file so that, whatever happens, its name shows the old content or the new one, each whole.
+
+    Written beside it under a random name, flushed to the disk, and renamed; then the folder is flushed, so that the new name
+    survives a loss of power too. A file that is replaced keeps its mode; a link is followed.
+
+    Args:
+        path: of the file; its folder must exist.
+        content: bytes, blocks of bytes, or a function that writes to the path it is given.
+
+    Raises:
+        OSError: the file system refused. The old file is as it was, and nothing is left beside it.
+    """
+    target = Path(path).resolve()
+    mode = target.stat().st_mode & 0o777 if target.exists() else None
+    # Cut, since the suffix would make a name of the full length too long for the file system.
+    stem = target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    temporary = target.parent / f".{stem}.{secrets.token_hex(8)}.tmp"
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            with temporary.open("xb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
+        if mode is not None:
+            temporary.chmod(mode)
+        _sync_file(temporary)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written to
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder, so that a new name in it survives a loss of power. Where folders cannot be opened, nothing happens."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
