@@ -491,7 +491,7 @@ def test_scores_of_another_shape_are_refused(shape):
 
 
 def test_scores_are_looked_at_before_anything_is_trained(training, monkeypatch):
-    """Another number of targets or examples, or another training, is refused before the first retraining, not after the last."""
+    """Another number of targets or examples, or another training, is refused before the first retraining."""
     scores = magic(training, TESTS)
     other = magic(Training(SeedRegistry(43), training.recipe), TESTS)
     with pytest.raises(ReplayError, match="another training"):

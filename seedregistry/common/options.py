@@ -41,8 +41,7 @@ def check_count(value: Any, name: str, *, least: int = 0) -> int:
         InvalidOptionError: it is no such number.
     """
     # A bool is an int and a tensor has __index__; neither is meant as a number of something.
-    is_integer = isinstance(value, numbers.Integral) and type(value) is not bool
-    if not is_integer or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         message = f"{name} must be an int >= {least}; got {value!r} ({type(value).__name__})."
         raise InvalidOptionError(message)
     return int(value)
