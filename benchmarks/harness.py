@@ -1,7 +1,10 @@
-"""What every benchmark here does: the measured body and its floor in turn, in one run, and a ratio of the two.
+"""What every benchmark here does.
 
-Absolute times on a shared machine drift by a third from minute to minute; the ratio of two bodies that were timed in turn does
-not. Each body is a function that does ``calls`` calls by itself; the price of an empty loop is taken off both.
+The measured body and its floor in turn, in one run, and a ratio of the two.
+
+Absolute times on a shared machine drift by a third from minute to minute; the ratio of two bodies
+that were timed in turn does not. Each body is a function that does ``calls`` calls by itself; the
+price of an empty loop is taken off both.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ def empty_loop(calls: int) -> float:
 def on_a_short_stack(work):
     """Run work in a thread of its own, and return what it returns.
 
-    ``torch.manual_seed`` formats the stack for each device it queues a seed for: deep under pytest it would take three times
-    as long as in a user's script, and flatter every ratio against it.
+    ``torch.manual_seed`` formats the stack for each device it queues a seed for: deep under pytest
+    it would take three times as long as in a user's script, and flatter every ratio against it.
     """
     found: list = []
     thread = threading.Thread(target=lambda: found.append(work()))
@@ -37,7 +40,9 @@ def on_a_short_stack(work):
     return found[0]
 
 
-def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ()), collects: bool = True) -> tuple:
+def in_turn(
+    measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ()), collects: bool = True
+) -> tuple:
     """Time two bodies in turn.
 
     Args:
@@ -46,8 +51,8 @@ def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())
         rounds: how many times each.
         calls: calls in one round.
         prepare: returns the arguments of both, before each round and not timed.
-        collects: collect garbage before each round. It empties Python's free lists too, which a body that makes many small
-            tuples then pays for and a training does not.
+        collects: collect garbage before each round. It empties Python's free lists too, which a
+            body that makes many small tuples then pays for and a training does not.
 
     Returns:
         Seconds for a call: one list for the measured body and one for the peer.
@@ -70,7 +75,8 @@ def in_turn(measured, peer, *, rounds: int, calls: int, prepare=lambda: ((), ())
 
 
 def first_derivations(make, *, rounds: int) -> tuple:
-    """Time first derivations through new registries, which ``make`` returns, in turn with the bare hash of the same texts."""
+    """Time first derivations through new registries, which ``make`` returns, in turn with the
+    bare hash of the same texts."""
     calls = 1000
     ids = [f"lds_{i}" for i in range(calls)]
 
@@ -91,7 +97,16 @@ def first_derivations(make, *, rounds: int) -> tuple:
     return in_turn(measured, floor, rounds=rounds, calls=calls, prepare=prepare)
 
 
-def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, target: str, kind: str = "ratio") -> None:
+def report(
+    benchmark,
+    what: str,
+    measured: list,
+    peer: list,
+    *,
+    peer_name: str,
+    target: str,
+    kind: str = "ratio",
+) -> None:
     """Hand a row to ``run.py`` through pytest-benchmark's ``extra_info``.
 
     Args:
@@ -101,8 +116,8 @@ def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, 
         peer: likewise.
         peer_name: what the peer is.
         target: such as ``"<= 12 x"``; ``""`` for a row without one.
-        kind: ``"ratio"`` (least by least), ``"added"`` (least minus least, in us), ``"percent"`` (median of the paired
-            differences), ``"bandwidth"`` (peer by measured).
+        kind: ``"ratio"`` (least by least), ``"added"`` (least minus least, in us), ``"percent"``
+            (median of the paired differences), ``"bandwidth"`` (peer by measured).
     """
     low, floor = min(measured), min(peer)
     value = {
@@ -112,12 +127,20 @@ def report(benchmark, what: str, measured: list, peer: list, *, peer_name: str, 
         "percent": (statistics.median(m / p for m, p in zip(measured, peer)) - 1) * 100,
     }[kind]
     benchmark.extra_info.update(
-        what=what, measured_us=low * 1e6, peer_us=floor * 1e6, peer=peer_name, value=value, kind=kind, target=target
+        what=what,
+        measured_us=low * 1e6,
+        peer_us=floor * 1e6,
+        peer=peer_name,
+        value=value,
+        kind=kind,
+        target=target,
     )
     benchmark.pedantic(lambda: None, rounds=1)
 
 
-def report_figure(benchmark, what: str, value: float, unit: str, *, target: str, beside: tuple) -> None:
+def report_figure(
+    benchmark, what: str, value: float, unit: str, *, target: str, beside: tuple
+) -> None:
     """Hand a row with a figure of its own unit to ``run.py``, beside another one of the same unit.
 
     Args:
@@ -128,5 +151,7 @@ def report_figure(benchmark, what: str, value: float, unit: str, *, target: str,
         target: such as ``"<= 350"``; ``""`` for a row without one.
         beside: name and value of the other figure.
     """
-    benchmark.extra_info.update(what=what, value=value, kind="figure", unit=unit, target=target, beside=beside)
+    benchmark.extra_info.update(
+        what=what, value=value, kind="figure", unit=unit, target=target, beside=beside
+    )
     benchmark.pedantic(lambda: None, rounds=1)

@@ -1,4 +1,6 @@
-"""What a ledger of many entries costs; prints JSON. A script of its own, so that memory is measured in a fresh process.
+"""What a ledger of many entries costs; prints JSON.
+
+A script of its own, so that memory is measured in a fresh process.
 
 python benchmarks/ledger_scale.py 1000000 FOLDER
 """
@@ -47,7 +49,14 @@ def own_memory(count: int) -> float:
     before = resident()
     for i in range(count):
         ledger.append(
-            Derivation(master_seed=42, scheme=SCHEME, purpose="model", instance_id=f"lds_{i}", seed=2**30 + i, call_site=site)
+            Derivation(
+                master_seed=42,
+                scheme=SCHEME,
+                purpose="model",
+                instance_id=f"lds_{i}",
+                seed=2**30 + i,
+                call_site=site,
+            )
         )
     return (resident() - before) / count
 
@@ -69,8 +78,12 @@ def main(count: int, folder: Path) -> None:
     found["verify"] = count / seconds(loaded[0].verify)
     for durable in (False, True):
         entries = min(count, JOURNALLED) // (50 if durable else 1)
-        registry = SeedRegistry(42, scheme=SCHEME, journal=folder / f"journal-{durable}.jsonl", durable=durable)
-        found["journal_durable" if durable else "journal"] = entries / seconds(lambda: derive(registry, entries))  # noqa: B023 - called at once
+        registry = SeedRegistry(
+            42, scheme=SCHEME, journal=folder / f"journal-{durable}.jsonl", durable=durable
+        )
+        found["journal_durable" if durable else "journal"] = entries / seconds(
+            lambda: derive(registry, entries)
+        )  # noqa: B023 - called at once
     print(json.dumps(found))
 
 

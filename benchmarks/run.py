@@ -1,7 +1,9 @@
-"""Run the benchmarks and print their tables: ``python benchmarks/run.py [--write] [--quick] [--only NAME]``.
+"""Run the benchmarks and print their tables.
 
-``--write`` puts each table between its markers in ``benchmarks/README.md``; ``--quick`` leaves out the training steps; ``--only
-attribution`` runs ``test_attribution.py`` alone.
+``python benchmarks/run.py [--write] [--quick] [--only NAME]``.
+
+``--write`` puts each table between its markers in ``benchmarks/README.md``; ``--quick`` leaves out
+the training steps; ``--only attribution`` runs ``test_attribution.py`` alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,16 @@ def measure(*, quick: bool, only: str) -> list:
     """Run pytest with its progress on the terminal, and return the rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), "-v"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            str(HERE / "pytest.ini"),
+            "--rootdir",
+            str(HERE),
+            "-v",
+        ]
         command.append(str(HERE / f"test_{only}.py" if only else HERE))
         command += ["--benchmark-json", str(path), "--benchmark-quiet", "--benchmark-columns=min"]
         if quick:
@@ -67,7 +78,10 @@ def figure_row(info: dict) -> str:
         limit = float(target.split()[1])
         met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
     shown = f"{number(value)} {info['unit']}"
-    return f"| {info['what']} | {shown} | {name}: {number(other)} | {value / other:.3g} x | {target or '-'} | {met} |"
+    return (
+        f"| {info['what']} | {shown} | {name}: {number(other)} | {value / other:.3g} x | "
+        f"{target or '-'} | {met} |"
+    )
 
 
 def row(info: dict) -> str:
@@ -88,7 +102,10 @@ def row(info: dict) -> str:
         value = info["value"] * (100 if info["kind"] == "bandwidth" else 1)
         met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
     peer = "-" if info["peer"] == "nothing" else f"{info['peer']}: {show_time(info['peer_us'])}"
-    return f"| {info['what']} | {show_time(info['measured_us'])} | {peer} | {shown} | {target or '-'} | {met or '-'} |"
+    return (
+        f"| {info['what']} | {show_time(info['measured_us'])} | {peer} | {shown} | "
+        f"{target or '-'} | {met or '-'} |"
+    )
 
 
 def table(rows: list) -> str:
@@ -104,7 +121,8 @@ def table(rows: list) -> str:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     machine = (
         f"{dt.datetime.now(tz=dt.timezone.utc).date()}, {cpu}, {os.cpu_count()} cores{gpu}, "
-        f"CPython {platform.python_version()}, torch {torch.__version__}; `nox -s bench -- --write`."
+        f"CPython {platform.python_version()}, torch {torch.__version__}; `nox -s bench -- "
+        "--write`."
     )
     head = "| what | measured | floor or peer | ratio | target | met |\n|---|---|---|---|---|---|"
     return "\n".join([machine, "", head, *map(row, rows)])
@@ -121,9 +139,13 @@ def write(text: str, which: str) -> None:
 def main() -> None:
     """Measure, print, and write where asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into benchmarks/README.md"
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the training steps")
-    parser.add_argument("--only", default="", help="the benchmarks of one file, such as attribution")
+    parser.add_argument(
+        "--only", default="", help="the benchmarks of one file, such as attribution"
+    )
     options = parser.parse_args()
     rows = measure(quick=options.quick, only=options.only)
     for which in TABLES:

@@ -1,4 +1,5 @@
-"""Attribution on the digits: the walk back over one training, retrainings a second, memory, bytes stored."""
+"""Attribution on the digits: the walk back over one training, retrainings a second, memory,
+bytes stored."""
 
 from __future__ import annotations
 
@@ -48,7 +49,15 @@ def targets(plan, count: int):
 
 @pytest.mark.parametrize(
     ("count", "keep", "target"),
-    [(1, None, "<= 8"), (8, None, ""), (32, None, ""), (1, 2, ""), (1, 4, ""), (1, 8, ""), (1, 200, "")],
+    [
+        (1, None, "<= 8"),
+        (8, None, ""),
+        (32, None, ""),
+        (1, 2, ""),
+        (1, 4, ""),
+        (1, 8, ""),
+        (1, 200, ""),
+    ],
 )
 def test_walk_back(benchmark, digits, count, keep, target):
     plan, training = digits
@@ -56,7 +65,9 @@ def test_walk_back(benchmark, digits, count, keep, target):
     walk = seconds(lambda: magic(training, measurement, keep=keep, progress=False))
     run = seconds(training.train)
     kept = default_keep(training.steps) if keep is None else keep
-    what = f"metagradients of {count} target{'' if count == 1 else 's'}, {kept} states kept, 200 steps"
+    what = (
+        f"metagradients of {count} target{'' if count == 1 else 's'}, {kept} states kept, 200 steps"
+    )
     report_figure(
         benchmark,
         what,
@@ -73,7 +84,10 @@ def test_walk_back_over_more_steps(benchmark, digits, steps):
     training = Training(SeedRegistry(42), attrs.evolve(plan.recipe, epochs=steps // 10))
     measurement = targets(plan, 1)
     rounds = max(1, 1000 // steps)
-    walk, run = seconds(lambda: magic(training, measurement, progress=False), rounds), seconds(training.train, rounds)
+    walk, run = (
+        seconds(lambda: magic(training, measurement, progress=False), rounds),
+        seconds(training.train, rounds),
+    )
     kept = default_keep(steps)
     report_figure(
         benchmark,
@@ -97,7 +111,9 @@ def test_retraining(benchmark, digits, how):
         torch.random.default_generator.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-3)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=200, cycle_momentum=False)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=0.02, total_steps=200, cycle_momentum=False
+        )
         loader = torch.utils.data.DataLoader(data, batch_size=120, shuffle=True, drop_last=True)
         for _ in range(20):
             for batch, targets_ in loader:
@@ -106,16 +122,29 @@ def test_retraining(benchmark, digits, how):
                 optimizer.step()
                 scheduler.step()
 
-    one, many = torch.ones(training.size, dtype=torch.float64), torch.ones(AT_ONCE, training.size, dtype=torch.float64)
-    works = {"ours": lambda: training.train(one), "many": lambda: training.train_many(many), "bare": bare_loop}
+    one, many = (
+        torch.ones(training.size, dtype=torch.float64),
+        torch.ones(AT_ONCE, training.size, dtype=torch.float64),
+    )
+    works = {
+        "ours": lambda: training.train(one),
+        "many": lambda: training.train_many(many),
+        "bare": bare_loop,
+    }
     found: dict = {name: [] for name in works}
     for _ in range(ROUNDS):
         for name, work in works.items():
             started = time.perf_counter()
             work()
             found[name].append(time.perf_counter() - started)
-    rates = {name: (AT_ONCE if name == "many" else 1) / statistics.median(times) for name, times in found.items()}
-    what, name, times = {"one": ("one by one", "ours", 1), "many": (f"{AT_ONCE} at once", "many", 3)}[how]
+    rates = {
+        name: (AT_ONCE if name == "many" else 1) / statistics.median(times)
+        for name, times in found.items()
+    }
+    what, name, times = {
+        "one": ("one by one", "ours", 1),
+        "many": (f"{AT_ONCE} at once", "many", 3),
+    }[how]
     report_figure(
         benchmark,
         f"retrainings of the digits, {what}",
@@ -131,7 +160,9 @@ def test_bytes_stored(benchmark, digits):
     state = training.initial_state()
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors())
     batch = training.batch(0)
-    each = size + sum(tensor.numel() * tensor.element_size() for tensor in (batch.inputs, batch.targets))
+    each = size + sum(
+        tensor.numel() * tensor.element_size() for tensor in (batch.inputs, batch.targets)
+    )
     kept = default_keep(training.steps)
     report_figure(
         benchmark,
@@ -181,4 +212,6 @@ def memory() -> dict:
 def test_memory(benchmark, memory, steps):
     every_state = steps * 2 * (64 * 1024 + 1024 + 1024 * 10 + 10) * 4 / 2**20
     what = f"peak memory of the walk back over {steps:,} steps"
-    report_figure(benchmark, what, memory[steps], "MB", target="", beside=("every state", every_state))
+    report_figure(
+        benchmark, what, memory[steps], "MB", target="", beside=("every state", every_state)
+    )

@@ -1,4 +1,5 @@
-"""The data layer: orders, seeding of samples, throughput of epochs, each against torch's own loader."""
+"""The data layer: orders, seeding of samples, throughput of epochs, each against torch's own
+loader."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Quiet(Sized):
 
 
 class Images(Dataset):
-    """Images of 64 x 64 made here, with pillow's random crop, flip and jitter: about 400 us a sample."""
+    """Images of 64 x 64 made here, with pillow's random crop, flip and jitter: about 400 us a
+    sample."""
 
     def __init__(self, size: int) -> None:
         rng = np.random.default_rng(0)
@@ -50,14 +52,20 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         side = random.randint(56, 80)
         left, top = random.randint(0, 80 - side), random.randint(0, 80 - side)
-        image = self.images[index].crop((left, top, left + side, top + side)).resize((64, 64), Image.Resampling.BILINEAR)
+        image = (
+            self.images[index]
+            .crop((left, top, left + side, top + side))
+            .resize((64, 64), Image.Resampling.BILINEAR)
+        )
         if torch.rand(()).item() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(0.6 + 0.8 * np.random.rand())
         hue, *others = image.convert("HSV").split()
         shift = random.randint(-12, 12)
-        image = Image.merge("HSV", [hue.point(lambda value: (value + shift) % 256), *others]).convert("RGB")
+        image = Image.merge(
+            "HSV", [hue.point(lambda value: (value + shift) % 256), *others]
+        ).convert("RGB")
         return torch.from_numpy(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255)
 
 
@@ -68,7 +76,9 @@ def drain(iterable) -> None:
 @pytest.mark.parametrize("order", ["documented", "hashed", "indexed"])
 @pytest.mark.parametrize("what", ["in batches", "one by one"])
 def test_order(benchmark, order, what):
-    loader = SeedRegistry(42).dataloader(Sized(LARGE), instance_id="x", batch_size=256, shuffle=True, order=order)
+    loader = SeedRegistry(42).dataloader(
+        Sized(LARGE), instance_id="x", batch_size=256, shuffle=True, order=order
+    )
     peer = RandomSampler(Sized(LARGE), generator=torch.Generator())
     measured = loader.batch_sampler if what == "in batches" else loader.sampler
     epochs = iter(range(1, 100))
@@ -77,7 +87,9 @@ def test_order(benchmark, order, what):
         loader.epoch = next(epochs)  # so that nothing comes from the cache of an epoch
         return (), ()
 
-    times = in_turn(lambda: drain(measured), lambda: drain(peer), rounds=3, calls=1, prepare=next_epoch)
+    times = in_turn(
+        lambda: drain(measured), lambda: drain(peer), rounds=3, calls=1, prepare=next_epoch
+    )
     report(
         benchmark,
         f"order of 10**7 samples, addresses and all, {what} ({order})",
@@ -88,7 +100,9 @@ def test_order(benchmark, order, what):
 
 
 def test_entering_a_huge_epoch(benchmark):
-    loader = SeedRegistry(42).dataloader(Quiet(HUGE), instance_id="x", batch_size=256, shuffle=True, order="indexed")
+    loader = SeedRegistry(42).dataloader(
+        Quiet(HUGE), instance_id="x", batch_size=256, shuffle=True, order="indexed"
+    )
     state = {**loader.state_dict(), "batches_yielded": HUGE // 512}
     epochs = iter(range(7, 1000))
 
@@ -108,9 +122,13 @@ def test_entering_a_huge_epoch(benchmark):
     )
 
 
-@pytest.mark.parametrize(("scheme", "target"), [("sha256-31", "<= +10 us"), ("sha256-256", "<= +25 us")])
+@pytest.mark.parametrize(
+    ("scheme", "target"), [("sha256-31", "<= +10 us"), ("sha256-256", "<= +25 us")]
+)
 def test_seeding_a_sample(benchmark, scheme, target):
-    loader = SeedRegistry(42, scheme=scheme).dataloader(Sized(1024), instance_id="x", batch_size=256)
+    loader = SeedRegistry(42, scheme=scheme).dataloader(
+        Sized(1024), instance_id="x", batch_size=256
+    )
     quiet = SeedRegistry(42, scheme=scheme).dataloader(Quiet(1024), instance_id="x", batch_size=256)
     batches = [loader.sampler.addresses(0, step) for step in range(4)]
 
@@ -137,22 +155,36 @@ def digits() -> TensorDataset:
     return TensorDataset(torch.tensor(found.data, dtype=torch.float32), torch.tensor(found.target))
 
 
-PIPELINES = {"digits as a TensorDataset": (digits, 64, 12), "augmented images": (lambda: Images(1024), 64, 4)}
+PIPELINES = {
+    "digits as a TensorDataset": (digits, 64, 12),
+    "augmented images": (lambda: Images(1024), 64, 4),
+}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     ("pipeline", "scheme"),
-    [("digits as a TensorDataset", "sha256-31"), ("augmented images", "sha256-31"), ("augmented images", "sha256-256")],
+    [
+        ("digits as a TensorDataset", "sha256-31"),
+        ("augmented images", "sha256-31"),
+        ("augmented images", "sha256-256"),
+    ],
 )
 def test_epochs(benchmark, pipeline, scheme, workers):
     make, batch_size, rounds = PIPELINES[pipeline]
     data = make()
-    options = {"batch_size": batch_size, "shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
+    options = {
+        "batch_size": batch_size,
+        "shuffle": True,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+    }
     loader = SeedRegistry(42, scheme=scheme).dataloader(data, instance_id="x", **options)
     peer = DataLoader(data, generator=torch.Generator(), **options)
     on_a_short_stack(lambda: (drain(loader), drain(peer)))  # workers start here
-    times = in_turn(lambda: drain(loader), lambda: drain(peer), rounds=rounds, calls=len(data), collects=False)
+    times = in_turn(
+        lambda: drain(loader), lambda: drain(peer), rounds=rounds, calls=len(data), collects=False
+    )
     is_heavy = pipeline == "augmented images"
     report(
         benchmark,

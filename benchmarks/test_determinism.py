@@ -12,7 +12,13 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 
 from seedregistry import SeedRegistry
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    ),
+]
 
 
 def small_cnn() -> nn.Module:
@@ -33,7 +39,11 @@ class Residual(nn.Module):
 
 
 def conv(inputs: int, outputs: int, *, pool: bool = False) -> nn.Module:
-    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    layers = [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
@@ -62,7 +72,9 @@ def test_training_step(benchmark, net, mode, device):
     batch *= 16 if device == "cuda" else 1
     registry = SeedRegistry(42, on_reuse="allow")
     model = registry.model(factory, instance_id=net).to(device)
-    optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), instance_id=net, lr=0.01, momentum=0.9)
+    optimizer = registry.optimizer(
+        torch.optim.SGD, model.parameters(), instance_id=net, lr=0.01, momentum=0.9
+    )
     inputs = torch.rand(batch, 3, 32, 32, generator=registry.generator("data", net)).to(device)
     targets = torch.arange(batch, device=device) % 10
 
@@ -78,9 +90,15 @@ def test_training_step(benchmark, net, mode, device):
 
     measured, peer = [], []
     for turn in range(40):
-        for found, switches in ((peer, {}), (measured, MODES[mode])) if turn % 2 else ((measured, MODES[mode]), (peer, {})):
+        for found, switches in (
+            ((peer, {}), (measured, MODES[mode]))
+            if turn % 2
+            else ((measured, MODES[mode]), (peer, {}))
+        ):
             with registry.set_global_state(**switches):
                 step()
                 found.append(step())
     what = f"a training step of a {net}, {mode} ({device})"
-    report(benchmark, what, measured, peer, peer_name="the same step, off", target="", kind="percent")
+    report(
+        benchmark, what, measured, peer, peer_name="the same step, off", target="", kind="percent"
+    )

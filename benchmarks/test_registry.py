@@ -34,7 +34,13 @@ def repeat(function, calls):
 def test_first_derivation(benchmark, scheme):
     masters = itertools.count(42)
     times = first_derivations(lambda: SeedRegistry(next(masters), scheme=scheme), rounds=40)
-    report(benchmark, f"first derivation, recorded ({scheme})", *times, peer_name="`sha256(text)`", target="<= 12 x")
+    report(
+        benchmark,
+        f"first derivation, recorded ({scheme})",
+        *times,
+        peer_name="`sha256(text)`",
+        target="<= 12 x",
+    )
 
 
 def test_cached_derivation(benchmark):
@@ -54,7 +60,13 @@ def test_cached_derivation(benchmark):
             table[purpose, instance_id]
 
     times = in_turn(measured, floor, rounds=40, calls=calls)
-    report(benchmark, "the same key again, cached", *times, peer_name="one dict look-up", target="<= 4 x")
+    report(
+        benchmark,
+        "the same key again, cached",
+        *times,
+        peer_name="one dict look-up",
+        target="<= 4 x",
+    )
 
 
 def fork_and_seed() -> None:
@@ -77,7 +89,11 @@ def scopes(scheme: str) -> dict:
         with stream.scope(1, 2):
             pass
 
-    return {"deterministic_context": context, "scope(torch_only=True)": torch_only, "scope, all libraries": everything}
+    return {
+        "deterministic_context": context,
+        "scope(torch_only=True)": torch_only,
+        "scope, all libraries": everything,
+    }
 
 
 @pytest.mark.parametrize(
@@ -91,8 +107,16 @@ def scopes(scheme: str) -> dict:
     ],
 )
 def test_scopes(benchmark, name, scheme, target):
-    times = in_turn(repeat(scopes(scheme)[name], 100), repeat(fork_and_seed, 100), rounds=40, calls=100)
-    report(benchmark, f"{name} ({scheme})", *times, peer_name="`fork_rng` + `manual_seed`", target=target)
+    times = in_turn(
+        repeat(scopes(scheme)[name], 100), repeat(fork_and_seed, 100), rounds=40, calls=100
+    )
+    report(
+        benchmark,
+        f"{name} ({scheme})",
+        *times,
+        peer_name="`fork_rng` + `manual_seed`",
+        target=target,
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -135,7 +159,12 @@ def test_building_a_model(benchmark):
 
     times = in_turn(measured, floor, rounds=40, calls=50, prepare=lambda: ((fresh_registry(),), ()))
     report(
-        benchmark, "building a model, its digest apart", *times, peer_name="factory + digest", target="<= +150 us", kind="added"
+        benchmark,
+        "building a model, its digest apart",
+        *times,
+        peer_name="factory + digest",
+        target="<= +150 us",
+        kind="added",
     )
 
 
@@ -151,7 +180,14 @@ def test_building_an_optimizer(benchmark):
             torch.optim.SGD(params, lr=0.1)
 
     times = in_turn(measured, floor, rounds=60, calls=50, prepare=lambda: ((fresh_registry(),), ()))
-    report(benchmark, "building an optimizer", *times, peer_name="`SGD(...)`", target="<= +40 us", kind="added")
+    report(
+        benchmark,
+        "building an optimizer",
+        *times,
+        peer_name="`SGD(...)`",
+        target="<= +40 us",
+        kind="added",
+    )
 
 
 def test_building_a_scheduler(benchmark):
@@ -167,11 +203,19 @@ def test_building_a_scheduler(benchmark):
             step_lr(optimizer, step_size=3)
 
     times = in_turn(measured, floor, rounds=60, calls=50, prepare=lambda: ((fresh_registry(),), ()))
-    report(benchmark, "building a scheduler", *times, peer_name="`StepLR(...)`", target="<= +40 us", kind="added")
+    report(
+        benchmark,
+        "building a scheduler",
+        *times,
+        peer_name="`StepLR(...)`",
+        target="<= +40 us",
+        kind="added",
+    )
 
 
 def test_saving_pythons_generator(benchmark):
-    """The part of a scope that no library can avoid: python's own functions copy 625 words one by one."""
+    """The part of a scope that no library can avoid: python's own functions copy 625 words one
+    by one."""
     key = 2**255 + 12345
 
     def measured() -> None:
@@ -182,7 +226,11 @@ def test_saving_pythons_generator(benchmark):
 
     times = in_turn(measured, repeat(fork_and_seed, 200), rounds=20, calls=200)
     report(
-        benchmark, "of which `random.getstate`, `seed`, `setstate`", *times, peer_name="`fork_rng` + `manual_seed`", target=""
+        benchmark,
+        "of which `random.getstate`, `seed`, `setstate`",
+        *times,
+        peer_name="`fork_rng` + `manual_seed`",
+        target="",
     )
 
 
@@ -204,7 +252,9 @@ def test_building_a_loader(benchmark):
 def test_model_digest(benchmark):
     model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(8)])
     data = b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
-    times = in_turn(lambda: model_digest(model), lambda: hashlib.sha256(data).digest(), rounds=10, calls=1)
+    times = in_turn(
+        lambda: model_digest(model), lambda: hashlib.sha256(data).digest(), rounds=10, calls=1
+    )
     report(
         benchmark,
         "digest of a model of 33.6 MB",
@@ -226,7 +276,10 @@ def test_environment(benchmark):
     )
 
 
-IMPORT = "import torch, time; t = time.perf_counter(); import seedregistry; print(time.perf_counter() - t)"
+IMPORT = (
+    "import torch, time; t = time.perf_counter(); import seedregistry; "
+    "print(time.perf_counter() - t)"
+)
 AFTER_TORCH = "import torch, time; t = time.perf_counter(); print(time.perf_counter() - t)"
 
 
@@ -234,7 +287,9 @@ def test_import(benchmark):
     times: tuple = ([], [])
     for _ in range(7):
         for script, found in zip((IMPORT, AFTER_TORCH), times):
-            run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            )
             found.append(float(run.stdout))
     report(
         benchmark,

@@ -1,4 +1,7 @@
-"""Reproducible PyTorch experiments: every random decision is a function of (master seed, purpose, instance, position)."""
+"""Reproducible PyTorch experiments.
+
+Every random decision is a function of (master seed, purpose, instance, position).
+"""
 
 from seedregistry.components import Component
 from seedregistry.data import DeterministicSampler

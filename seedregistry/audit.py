@@ -1,10 +1,12 @@
 """The audit: finds draws outside every stream.
 
-Torch's operators are watched with a dispatch mode: every operator tagged ``nondeterministic_seeded`` that got no generator,
-ran outside a scope and moved a default generator. Python's and NumPy's generators (and torch's, for draws of other threads)
-are compared at the end with what they were at the start. Costs nothing when there is no audit.
+Torch's operators are watched with a dispatch mode: every operator tagged
+``nondeterministic_seeded`` that got no generator, ran outside a scope and moved a default
+generator. Python's and NumPy's generators (and torch's, for draws of other threads) are compared at
+the end with what they were at the start. Costs nothing when there is no audit.
 
-Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yaml``; ``torch.utils._python_dispatch``.
+Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yaml``;
+``torch.utils._python_dispatch``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seedregistry import rng
 from seedregistry.common.callsite import user_line
-from seedregistry.errors import InvalidOptionError, ScopeError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
+from seedregistry.errors import (
+    InvalidOptionError,
+    ScopeError,
+    UndeclaredRandomnessError,
+    UndeclaredRandomnessWarning,
+)
 from seedregistry.ledger.records import Audited
 
 if TYPE_CHECKING:
@@ -48,7 +55,11 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Optional[Mapping[str, Any]] = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or _has_generator(args, kwargs) or rng.scoped_libraries():
+        if (
+            torch.Tag.nondeterministic_seeded not in func.tags
+            or _has_generator(args, kwargs)
+            or rng.scoped_libraries()
+        ):
             return func(*args, **kwargs)
         before = rng.Captured(torch_only=True)
         result = func(*args, **kwargs)
@@ -64,14 +75,18 @@ def _has_generator(args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 class Audit:
-    """A block in which every draw comes from a stream, or is reported. Made by ``registry.audit()``; one block each.
+    """A block in which every draw comes from a stream, or is reported.
 
-    In mode ``"error"`` the first torch operator that draws outside every stream raises, with the operator, the device and
-    your line; python's and NumPy's draws are found at the end of the block. In mode ``"warn"`` each is a warning, once per
-    operator and line, and the block runs on. Draws in other processes (loader workers) are not seen.
+    Made by ``registry.audit()``; one block each.
+
+    In mode ``"error"`` the first torch operator that draws outside every stream raises, with the
+    operator, the device and your line; python's and NumPy's draws are found at the end of the
+    block. In mode ``"warn"`` each is a warning, once per operator and line, and the block runs on.
+    Draws in other processes (loader workers) are not seen.
 
     Attributes:
-        undeclared: draws seen so far outside every stream; for python, NumPy and other threads, one for each that moved.
+        undeclared: draws seen so far outside every stream; for python, NumPy and other threads, one
+            for each that moved.
     """
 
     def __init__(self, mode: str, record: Callable[[Audited], None]) -> None:
@@ -95,7 +110,9 @@ class Audit:
         self._is_used = True
         covered = rng.scoped_libraries()  # inside a scope what is drawn is the scope's
         found = rng.fingerprint()
-        self._fingerprint = {name: state for name, state in found.items() if name.partition(":")[0] not in covered}
+        self._fingerprint = {
+            name: state for name, state in found.items() if name.partition(":")[0] not in covered
+        }
         self._watcher.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -121,7 +138,8 @@ class Audit:
             before.restore()  # the draw is taken back
         self._explained.append(f"torch:{device}")
         self._report(
-            f"{name} drew from the default generator of '{device}' outside every stream, at {path}:{number}. {_WAY_OUT}",
+            f"{name} drew from the default generator of '{device}' outside every stream, at "
+            f"{path}:{number}. {_WAY_OUT}",
             source=name,
             device=device,
             place=(path, number),
@@ -138,16 +156,29 @@ class Audit:
             if now.get(source) == before or source in self._explained:
                 continue
             library = {"python": "random", "numpy": "numpy.random"}.get(source, source)
-            where = "by another thread or by compiled code" if source.startswith("torch:") else "in the audited block"
+            where = (
+                "by another thread or by compiled code"
+                if source.startswith("torch:")
+                else "in the audited block"
+            )
             self._report(
-                f"The default generator of {library} was drawn from {where}, outside every stream. {_WAY_OUT}",
+                f"The default generator of {library} was drawn from {where}, outside every "
+                f"stream. {_WAY_OUT}",
                 source=library,
                 device=source[6:] if source.startswith("torch:") else "",
                 place=user_line(),
                 is_exact=False,
             )
 
-    def _report(self, message: str, *, source: str, device: str, place: Tuple[str, int], is_exact: bool = True) -> None:
+    def _report(
+        self,
+        message: str,
+        *,
+        source: str,
+        device: str,
+        place: Tuple[str, int],
+        is_exact: bool = True,
+    ) -> None:
         """Raise or warn; ``place`` is the line that drew, or, where that is not known, the end of the block."""
         self.undeclared += 1
         line = f"{place[0]}:{place[1]}" if is_exact else ""

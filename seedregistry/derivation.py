@@ -1,12 +1,15 @@
-"""Derivation: from (master seed, purpose, instance id, coordinates) to seeds and keys. Pure, and without torch.
+"""Derivation: from (master seed, purpose, instance id, coordinates) to seeds and keys.
 
-Every rule here is frozen: results in published work depend on it. The vectors in ``tests/data/derivation.json`` and in
-``docs/derivation.md`` hold them to the byte; a change of any of them is a new scheme with a new name.
+Pure, and without torch.
 
-Names are encoded as typed, length-prefixed fields, so that the encoding is injective: ``("ab", "c")`` is not
-``("a", "bc")`` and ``7`` is not ``"7"``. Every hash carries a tag of its own ("domain separation"), so that a key of
-one kind is never a key of another. Text is encoded as UTF-8 and not normalised: composed and decomposed forms of one
-letter are two names.
+Every rule here is frozen: results in published work depend on it. The vectors in
+``tests/data/derivation.json`` and in ``docs/derivation.md`` hold them to the byte; a change of any
+of them is a new scheme with a new name.
+
+Names are encoded as typed, length-prefixed fields, so that the encoding is injective: ``("ab",
+"c")`` is not ``("a", "bc")`` and ``7`` is not ``"7"``. Every hash carries a tag of its own ("domain
+separation"), so that a key of one kind is never a key of another. Text is encoded as UTF-8 and not
+normalised: composed and decomposed forms of one letter are two names.
 
 Source: FIPS 180-4 (SHA-256), FIPS 202 (SHAKE-128).
 """
@@ -84,10 +87,12 @@ def _show(value: object) -> str:
     return f"{text} ({type(value).__name__})"
 
 
-# --- validation -------------------------------------------------------------------------------------------------------
+# --- validation -----------------------------------------------------------------------------------
 
 
-def validate_master_seed(value: object, *, bits: int = MASTER_SEED_BITS, name: str = "master seed") -> int:
+def validate_master_seed(
+    value: object, *, bits: int = MASTER_SEED_BITS, name: str = "master seed"
+) -> int:
     """Return ``value`` as an ``int``, or refuse it.
 
     Args:
@@ -116,24 +121,34 @@ def validate_master_seed(value: object, *, bits: int = MASTER_SEED_BITS, name: s
         number = int(value)
     if 0 <= number < 1 << bits:
         return number
-    raise InvalidSeedError(f"The {name} must be in 0 <= seed < 2**{bits}; got {_show(value)}.", value=_show(value))
+    raise InvalidSeedError(
+        f"The {name} must be in 0 <= seed < 2**{bits}; got {_show(value)}.", value=_show(value)
+    )
 
 
 def _require_encodable(text: str, name: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        message = f"The {name} cannot be encoded as UTF-8; got {_show(text)}. Remove the lone surrogate."
+        message = (
+            f"The {name} cannot be encoded as UTF-8; got {_show(text)}. Remove the lone surrogate."
+        )
         raise InvalidNameError(message, value=_show(text)) from error
     return text
 
 
 def _decimal(number: int, name: str) -> bytes:
-    """Return the signed decimal digits; CPython 3.11 and later refuse very long ones (``sys.set_int_max_str_digits``)."""
+    """Return the signed decimal digits.
+
+    CPython 3.11 and later refuse very long ones (``sys.set_int_max_str_digits``).
+    """
     try:
         return b"%d" % number
     except ValueError as error:
-        message = f"The {name} has too many digits to be written down ({number.bit_length()} bits). Use a shorter one."
+        message = (
+            f"The {name} has too many digits to be written down ({number.bit_length()} "
+            "bits). Use a shorter one."
+        )
         raise InvalidNameError(message, value=f"int of {number.bit_length()} bits") from error
 
 
@@ -154,7 +169,9 @@ def validate_purpose(value: object, *, allow_empty: bool = False) -> str:
         raise InvalidNameError(message, value=_show(value))
     text = str.__str__(value)
     if not text and not allow_empty:
-        raise InvalidNameError("A purpose must not be empty; say what the randomness is for.", value="''")
+        raise InvalidNameError(
+            "A purpose must not be empty; say what the randomness is for.", value="''"
+        )
     return _require_encodable(text, "purpose")
 
 
@@ -162,7 +179,8 @@ def validate_instance_id(value: object) -> InstanceId:
     """Return ``value`` as None, a plain ``int`` or a plain ``str``, or refuse it.
 
     Args:
-        value: None, an ``int`` or ``numpy.integer`` (stored as ``int``; never a bool) or an encodable ``str``.
+        value: None, an ``int`` or ``numpy.integer`` (stored as ``int``; never a bool) or an
+            encodable ``str``.
 
     Raises:
         InvalidNameError: for everything else.
@@ -175,7 +193,11 @@ def validate_instance_id(value: object) -> InstanceId:
         number = int(value)
         _decimal(number, "instance id")
         return number
-    hint = " Use str(...) of it, or an int." if isinstance(value, (float, tuple, bool, np.bool_)) else ""
+    hint = (
+        " Use str(...) of it, or an int."
+        if isinstance(value, (float, tuple, bool, np.bool_))
+        else ""
+    )
     message = f"An instance id must be None, an int or a str; got {_show(value)}.{hint}"
     raise InvalidNameError(message, value=_show(value))
 
@@ -184,7 +206,8 @@ def validate_coordinates(coordinates: Iterable[object]) -> Tuple[Coordinate, ...
     """Return the coordinates as plain ints and strs, or refuse them.
 
     Args:
-        coordinates: each an ``int`` or ``numpy.integer`` >= 0 (never a bool), or an encodable ``str``.
+        coordinates: each an ``int`` or ``numpy.integer`` >= 0 (never a bool), or an encodable
+            ``str``.
 
     Raises:
         InvalidNameError: for everything else.
@@ -199,19 +222,21 @@ def validate_coordinates(coordinates: Iterable[object]) -> Tuple[Coordinate, ...
             _decimal(number, "coordinate")
             plain.append(number)
             continue
-        message = f"A coordinate must be an int >= 0 or a str, such as (epoch, step); got {_show(value)}."
+        message = (
+            f"A coordinate must be an int >= 0 or a str, such as (epoch, step); got {_show(value)}."
+        )
         raise InvalidNameError(message, value=_show(value))
     return tuple(plain)
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------
 
 
 def encode_field(value: InstanceId) -> bytes:
     """Return the injective encoding of one validated name.
 
-    Type byte (``n`` none, ``i`` int, ``s`` str), payload length as 4 bytes big-endian, payload (int: signed decimal
-    ASCII digits; str: UTF-8).
+    Type byte (``n`` none, ``i`` int, ``s`` str), payload length as 4 bytes big-endian, payload
+    (int: signed decimal ASCII digits; str: UTF-8).
     """
     if value is None:
         return b"n\0\0\0\0"
@@ -225,7 +250,8 @@ def encode_field(value: InstanceId) -> bytes:
 def encode_coordinates(coordinates: Tuple[object, ...]) -> bytes:
     """Return the fields of the coordinates, one after the other.
 
-    Plain small ints, which every training step and every sample passes, take a short cut; all else is validated first.
+    Plain small ints, which every training step and every sample passes, take a short cut; all else
+    is validated first.
 
     Raises:
         InvalidNameError: a coordinate is not an int >= 0 or a str.
@@ -240,7 +266,7 @@ def encode_coordinates(coordinates: Tuple[object, ...]) -> bytes:
     return encoded
 
 
-# --- keys and seeds ---------------------------------------------------------------------------------------------------
+# --- keys and seeds -------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1024)  # an experiment has few purposes and many instances
@@ -249,7 +275,10 @@ def _stream_prefix(master_seed: int, purpose: str) -> bytes:
 
 
 def stream_key(master_seed: int, purpose: str, instance_id: InstanceId = None) -> bytes:
-    """Return the key of a stream: 32 bytes, SHA-256 over the tag and the fields of the three validated words."""
+    """Return the key of a stream.
+
+    32 bytes, SHA-256 over the tag and the fields of the three validated words.
+    """
     return hashlib.sha256(_stream_prefix(master_seed, purpose) + encode_field(instance_id)).digest()
 
 
@@ -259,7 +288,10 @@ def position_key(key: bytes, encoded_coordinates: bytes) -> bytes:
 
 
 def position_prefix(key: bytes, encoded_coordinates: bytes) -> hashlib._Hash:
-    """Return the hash of every position that begins with these coordinates: a copy of it takes the others, and is the key."""
+    """Return the hash of every position that begins with these coordinates.
+
+    A copy of it takes the others, and is the key.
+    """
     return hashlib.sha256(_TAG_POSITION + key + encoded_coordinates)
 
 
@@ -286,9 +318,14 @@ def documented_seed(master_seed: int, purpose: str, instance_id: InstanceId = No
     """Return the component seed by the documented formula: an int, ``0 <= seed < 2**31``.
 
     The first 32 bits, big-endian, of SHA-256 over ``"{master_seed}_{purpose}"`` or
-    ``"{master_seed}_{purpose}_{instance_id}"``, modulo 2**31. Not injective; arguments are validated by the caller.
+    ``"{master_seed}_{purpose}_{instance_id}"``, modulo 2**31. Not injective; arguments are
+    validated by the caller.
     """
-    text = f"{master_seed}_{purpose}" if instance_id is None else f"{master_seed}_{purpose}_{instance_id}"
+    text = (
+        f"{master_seed}_{purpose}"
+        if instance_id is None
+        else f"{master_seed}_{purpose}_{instance_id}"
+    )
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & _SEED_MASK
 
 
@@ -296,7 +333,7 @@ def _seed_from_stream_key(master_seed: int, purpose: str, instance_id: InstanceI
     return seed_of_key(stream_key(master_seed, purpose, instance_id))
 
 
-# --- what each library is seeded with: words of its own ---------------------------------------------------------------
+# --- what each library is seeded with: words of its own -------------------------------------------
 
 
 def python_seed(key: bytes) -> int:
@@ -321,7 +358,10 @@ def numpy_word_bytes(key: bytes) -> bytes:
 
 
 def mt19937_words(key: bytes) -> bytes:
-    """Return the 624 state words of torch's CPU generator at a key, under ``sha256-256``: little-endian, 2,496 bytes."""
+    """Return the 624 state words of torch's CPU generator at a key, under ``sha256-256``.
+
+    Little-endian, 2,496 bytes.
+    """
     return hashlib.shake_128(_TAG_MT19937 + key).digest(4 * _MT19937_WORDS)
 
 
@@ -330,7 +370,7 @@ def philox_seed(key: bytes) -> int:
     return int.from_bytes(key[:8], "big")
 
 
-# --- schemes ----------------------------------------------------------------------------------------------------------
+# --- schemes --------------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
@@ -339,9 +379,11 @@ class Scheme:
 
     Attributes:
         name: the name that ledgers carry.
-        derive: ``(master_seed, purpose, instance_id) -> seed``, ``0 <= seed < 2**31``; takes validated words.
+        derive: ``(master_seed, purpose, instance_id) -> seed``, ``0 <= seed < 2**31``; takes
+            validated words.
         full_width: generators take as much of the key as they can, instead of the 31-bit seed.
-        refuses_shared_seeds: two streams with one seed would be one stream, so the registry refuses the second.
+        refuses_shared_seeds: two streams with one seed would be one stream, so the registry refuses
+            the second.
     """
 
     name: str
@@ -353,8 +395,15 @@ class Scheme:
 SCHEMES: Dict[str, Scheme] = {
     scheme.name: scheme
     for scheme in (
-        Scheme(name="sha256-31", derive=documented_seed, full_width=False, refuses_shared_seeds=True),
-        Scheme(name="sha256-256", derive=_seed_from_stream_key, full_width=True, refuses_shared_seeds=False),
+        Scheme(
+            name="sha256-31", derive=documented_seed, full_width=False, refuses_shared_seeds=True
+        ),
+        Scheme(
+            name="sha256-256",
+            derive=_seed_from_stream_key,
+            full_width=True,
+            refuses_shared_seeds=False,
+        ),
     )
 }
 """The schemes by name."""

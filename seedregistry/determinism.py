@@ -1,12 +1,13 @@
 """Determinism switches: the only module that touches them.
 
-The switches of torch (deterministic algorithms, cuDNN, filling of fresh memory), Inductor's, and the environment variable
-that cuBLAS reads are process-wide state. They are applied together or not at all, read back, reported where they could not
-take effect, and given back to the caller's values. A value that the launcher set in the environment is checked and never
-overwritten. No random number is drawn here.
+The switches of torch (deterministic algorithms, cuDNN, filling of fresh memory), Inductor's, and
+the environment variable that cuBLAS reads are process-wide state. They are applied together or not
+at all, read back, reported where they could not take effect, and given back to the caller's values.
+A value that the launcher set in the environment is checked and never overwritten. No random number
+is drawn here.
 
-Source: ``torch.use_deterministic_algorithms`` and https://docs.pytorch.org/docs/stable/notes/randomness.html, read at
-torch 2.2.2 and 2.13.0.
+Source: ``torch.use_deterministic_algorithms`` and
+https://docs.pytorch.org/docs/stable/notes/randomness.html, read at torch 2.2.2 and 2.13.0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["MODES", "DeterminismReport", "Ineffective", "SwitchReport", "Switches", "apply", "current_mode", "torch_threads"]
+__all__ = [
+    "MODES",
+    "DeterminismReport",
+    "Ineffective",
+    "SwitchReport",
+    "Switches",
+    "apply",
+    "current_mode",
+    "torch_threads",
+]
 
 MODES = ("off", "warn", "strict")
 
@@ -39,7 +49,8 @@ Value = Union[None, bool, str]
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _CUBLAS_WANTED = ":4096:8"
 _CUBLAS_ACCEPTED = (":4096:8", ":16:8")
-# pytorch#161749 removed the check: the variable's name is in libtorch 2.9.1 and no longer in 2.10.0.
+# pytorch#161749 removed the check: the variable's name is in libtorch 2.9.1 and no longer in
+# 2.10.0.
 _LAST_TORCH_THAT_ASKS = (2, 9)
 
 _ALGORITHMS = "torch.deterministic_algorithms"
@@ -50,14 +61,19 @@ _CUDNN_BENCHMARK = "torch.backends.cudnn.benchmark"
 
 # Source: at::native, transformers/cuda/attention_backward.cu (pytorch#91979, pytorch#101847).
 _WARN_NOTE = (
-    "mode 'warn' does not make everything deterministic: operators without a deterministic form run and warn, and the backward "
-    "passes of flash and memory-efficient attention stay nondeterministic"
+    "mode 'warn' does not make everything deterministic: operators without a deterministic form "
+    "run and warn, and the backward passes of flash and memory-efficient attention stay "
+    "nondeterministic"
 )
-# Source: ContextVar in torch/utils/_config_module.py, torch 2.13.0; 2.10.0 still had one value for the process.
-_INDUCTOR_NOTE = f"{_INDUCTOR} is kept for each thread by newer versions of torch: read and set for the calling thread only"
+# Source: ContextVar in torch/utils/_config_module.py, torch 2.13.0; 2.10.0 still had one value for
+# the process.
+_INDUCTOR_NOTE = (
+    f"{_INDUCTOR} is kept for each thread by newer versions of torch: read and set "
+    "for the calling thread only"
+)
 
 
-# --- reports ----------------------------------------------------------------------------------------------------------
+# --- reports --------------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +103,8 @@ class Ineffective:
 class DeterminismReport:
     """What was asked of the switches, what was read back after, and what could not take effect.
 
-    It says how the switches stand. Whether a program is deterministic is not in it: operators outside torch are not covered.
+    It says how the switches stand. Whether a program is deterministic is not in it: operators
+    outside torch are not covered.
 
     Attributes:
         mode: ``"off"``, ``"warn"`` or ``"strict"``, as asked for.
@@ -114,7 +131,7 @@ class DeterminismReport:
         return "\n".join(lines)
 
 
-# --- the switches -----------------------------------------------------------------------------------------------------
+# --- the switches ---------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -129,7 +146,9 @@ class _Switch:
 def _get_algorithms() -> str:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if not torch.are_deterministic_algorithms_enabled():
-        return "off, warn_only" if warn_only else "off"  # torch remembers warn_only while the mode is off
+        return (
+            "off, warn_only" if warn_only else "off"
+        )  # torch remembers warn_only while the mode is off
     return "warn" if warn_only else "strict"
 
 
@@ -138,7 +157,10 @@ def _set_algorithms(mode: str) -> None:
 
 
 def _get_inductor() -> bool:
-    """Return Inductor's switch (torch 2.10) without importing Inductor; before its import the environment decides."""
+    """Return Inductor's switch (torch 2.10) without importing Inductor.
+
+    Before its import the environment decides.
+    """
     config = sys.modules.get("torch._inductor.config")
     if config is None:
         return os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
@@ -162,10 +184,15 @@ def _flag(name: str) -> _Switch:
     """Return a switch that is an attribute of a module of torch."""
     module_name, _, attribute = name.rpartition(".")
     module = sys.modules[module_name]
-    return _Switch(name, lambda: bool(getattr(module, attribute)), lambda value: setattr(module, attribute, value))
+    return _Switch(
+        name,
+        lambda: bool(getattr(module, attribute)),
+        lambda value: setattr(module, attribute, value),
+    )
 
 
-# In the order of setting: use_deterministic_algorithms also sets Inductor's switch, so that one comes after it.
+# In the order of setting: use_deterministic_algorithms also sets Inductor's switch, so that one
+# comes after it.
 _SWITCHES: Tuple[_Switch, ...] = (
     _Switch(_CUBLAS, lambda: os.environ.get(_CUBLAS), _set_cublas),
     _Switch(_ALGORITHMS, _get_algorithms, _set_algorithms),
@@ -180,22 +207,27 @@ def _read(switch: _Switch) -> Value:
     try:
         return switch.get()
     except Exception as error:
-        raise DeterministicStateError(f"The switch {switch.name} could not be read ({error}).") from error
+        raise DeterministicStateError(
+            f"The switch {switch.name} could not be read ({error})."
+        ) from error
 
 
 def _set(switch: _Switch, value: Value) -> None:
     try:
         switch.set(value)
     except Exception as error:
-        message = f"The switch {switch.name} could not be set to {value!r} ({error}). Every switch is as it was."
+        message = (
+            f"The switch {switch.name} could not be set to {value!r} ({error}). Every "
+            "switch is as it was."
+        )
         raise DeterministicStateError(message) from error
 
 
 def _put_back(saved: Dict[str, Value]) -> None:
     """Set switches to saved values, and take those that succeeded out of ``saved``.
 
-    A switch that has its value already is not set: where torch refuses (``torch.backends.disable_global_flags``), one that
-    was never changed is no failure.
+    A switch that has its value already is not set: where torch refuses
+    (``torch.backends.disable_global_flags``), one that was never changed is no failure.
 
     Raises:
         DeterministicStateError: names the switches that could not be set; the others were.
@@ -213,10 +245,12 @@ def _put_back(saved: Dict[str, Value]) -> None:
             del saved[switch.name]
     if failures:
         names = ", ".join(f"{name} ({error})" for name, error in failures)
-        raise DeterministicStateError(f"These switches could not be set back: {names}.") from failures[0][1]
+        raise DeterministicStateError(
+            f"These switches could not be set back: {names}."
+        ) from failures[0][1]
 
 
-# --- what cannot take effect --------------------------------------------------------------------------------------------
+# --- what cannot take effect ----------------------------------------------------------------------
 
 
 def _torch_version() -> Tuple[int, int]:
@@ -227,26 +261,48 @@ def _torch_version() -> Tuple[int, int]:
 def _cublas_problem(cublas: SwitchReport, *, cuda_had_started: bool) -> Optional[Ineffective]:
     asks = _torch_version() <= _LAST_TORCH_THAT_ASKS
     if cublas.wanted is None and cublas.found not in _CUBLAS_ACCEPTED:
-        tail = "this torch refuses deterministic cuBLAS with it" if asks else "this torch does not check it"
-        reason = f"the launcher set it, so it was not overwritten; not a value documented as deterministic, and {tail}"
-        return Ineffective(name=_CUBLAS, wanted=" or ".join(_CUBLAS_ACCEPTED), found=str(cublas.found), reason=reason)
+        tail = (
+            "this torch refuses deterministic cuBLAS with it"
+            if asks
+            else "this torch does not check it"
+        )
+        reason = (
+            "the launcher set it, so it was not overwritten; not a value documented as "
+            f"deterministic, and {tail}"
+        )
+        return Ineffective(
+            name=_CUBLAS,
+            wanted=" or ".join(_CUBLAS_ACCEPTED),
+            found=str(cublas.found),
+            reason=reason,
+        )
     if cublas.wanted is not None and cuda_had_started and asks:
-        # Source: aten/src/ATen/Context.cpp checks it once, in a static, at the first call of cuBLAS.
-        reason = "this torch and cuBLAS read it once, perhaps before now; set it in the environment before python starts"
-        return Ineffective(name=_CUBLAS, wanted=_CUBLAS_WANTED, found="set after CUDA started", reason=reason)
+        # Source: aten/src/ATen/Context.cpp checks it once, in a static, at the first call of
+        # cuBLAS.
+        reason = (
+            "this torch and cuBLAS read it once, perhaps before now; set it in the "
+            "environment before python starts"
+        )
+        return Ineffective(
+            name=_CUBLAS, wanted=_CUBLAS_WANTED, found="set after CUDA started", reason=reason
+        )
     return None
 
 
 def _allows_nvls(algorithms: str) -> bool:
     """Return whether a value of ``NCCL_ALGO`` lets NCCL choose NVLS.
 
-    Source: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo: ``ring,tree``, ``^nvls``, and for
-    each collective ``allreduce:tree;broadcast:ring``.
+    Source: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo:
+    ``ring,tree``, ``^nvls``, and for each collective ``allreduce:tree;broadcast:ring``.
     """
     for clause in algorithms.upper().split(";"):
         names = clause.rpartition(":")[2].strip()
         listed = [name.strip() for name in names.lstrip("^").split(",")]
-        if "NVLS" not in listed if names.startswith("^") else any(name.startswith("NVLS") for name in listed):
+        if (
+            "NVLS" not in listed
+            if names.startswith("^")
+            else any(name.startswith("NVLS") for name in listed)
+        ):
             return True
     return False
 
@@ -255,18 +311,25 @@ def _nccl_problem() -> Optional[Ineffective]:
     value = os.environ.get("NCCL_ALGO", "")
     if not value or not _allows_nvls(value):
         return None
-    # Source: ProcessGroupNCCL.cpp (pytorch#156381): NVLS "can lead to non-deterministic reduction"; torch excludes it by
-    # itself in deterministic mode, unless the variable is set.
-    reason = "the launcher set it, so it was not overwritten; it allows NVLS, whose reductions may not repeat bit for bit"
-    return Ineffective(name="NCCL_ALGO", wanted="unset, or without NVLS", found=value, reason=reason)
+    # Source: ProcessGroupNCCL.cpp (pytorch#156381): NVLS "can lead to non-deterministic reduction";
+    # torch excludes it by itself in deterministic mode, unless the variable is set.
+    reason = (
+        "the launcher set it, so it was not overwritten; it allows NVLS, whose reductions "
+        "may not repeat bit for bit"
+    )
+    return Ineffective(
+        name="NCCL_ALGO", wanted="unset, or without NVLS", found=value, reason=reason
+    )
 
 
 def _started_with_hash_seed(seed: int) -> Optional[bool]:
     """Return whether this interpreter's string hashes come from ``seed``, or None where that cannot be told.
 
-    The environment does not say: it may have been changed after the start, or ignored (``python -I``).
+    The environment does not say: it may have been changed after the start, or ignored (``python
+    -I``).
 
-    Source: ``lcg_urandom`` and ``_Py_HashSecret`` in CPython's Python/bootstrap_hash.c, the same from 3.8 to 3.13.
+    Source: ``lcg_urandom`` and ``_Py_HashSecret`` in CPython's Python/bootstrap_hash.c, the same
+    from 3.8 to 3.13.
     """
     try:
         secret = bytes((ctypes.c_ubyte * 24).in_dll(ctypes.pythonapi, "_Py_HashSecret"))
@@ -286,24 +349,46 @@ def _hash_problem() -> Optional[Ineffective]:
     fixed = _started_with_hash_seed(int(value)) if value.isdecimal() else False
     if fixed:  # the flag is on for every seed but 0
         return None
-    reason = "it is read when python starts only; in this process hashes of str are random, and so is the order of sets"
+    reason = (
+        "it is read when python starts only; in this process hashes of str are random, and "
+        "so is the order of sets"
+    )
     if fixed is None:
-        reason = "it is read when python starts only, and this interpreter does not tell whether it was set by then"
-    return Ineffective(name="PYTHONHASHSEED", wanted="a number, before python starts", found=value, reason=reason)
+        reason = (
+            "it is read when python starts only, and this interpreter does not tell "
+            "whether it was set by then"
+        )
+    return Ineffective(
+        name="PYTHONHASHSEED", wanted="a number, before python starts", found=value, reason=reason
+    )
 
 
-def _report(mode: str, before: Dict[str, Value], wanted: Dict[str, Value], *, cuda_had_started: bool) -> DeterminismReport:
+def _report(
+    mode: str, before: Dict[str, Value], wanted: Dict[str, Value], *, cuda_had_started: bool
+) -> DeterminismReport:
     found = {switch.name: _read(switch) for switch in _SWITCHES}
-    switches = tuple(SwitchReport(name=name, before=before[name], wanted=wanted.get(name), found=found[name]) for name in found)
+    switches = tuple(
+        SwitchReport(name=name, before=before[name], wanted=wanted.get(name), found=found[name])
+        for name in found
+    )
     if mode == "off":
         return DeterminismReport(mode=mode, switches=switches)
     did_not_stick = [
-        Ineffective(name=s.name, wanted=str(s.wanted), found=str(s.found), reason="it was set and did not stay so")
+        Ineffective(
+            name=s.name,
+            wanted=str(s.wanted),
+            found=str(s.found),
+            reason="it was set and did not stay so",
+        )
         for s in switches
         if s.wanted is not None and s.found != s.wanted
     ]
     cublas = next(switch for switch in switches if switch.name == _CUBLAS)
-    problems = (_cublas_problem(cublas, cuda_had_started=cuda_had_started), _nccl_problem(), _hash_problem())
+    problems = (
+        _cublas_problem(cublas, cuda_had_started=cuda_had_started),
+        _nccl_problem(),
+        _hash_problem(),
+    )
     notes = (_WARN_NOTE,) if mode == "warn" else ()
     return DeterminismReport(
         mode=mode,
@@ -313,24 +398,28 @@ def _report(mode: str, before: Dict[str, Value], wanted: Dict[str, Value], *, cu
     )
 
 
-# --- applying and reverting ---------------------------------------------------------------------------------------------
+# --- applying and reverting -----------------------------------------------------------------------
 
 _lock = threading.RLock()
-# Weak: a handle that nobody holds can never be reverted, so it must not keep an older one from giving everything back.
+# Weak: a handle that nobody holds can never be reverted, so it must not keep an older one from
+# giving everything back.
 _active: List[weakref.ref[Switches]] = []
 
 
 class Switches:
-    """The switches as one call of :func:`apply` set them, and the way back. As a context manager it reverts at the end.
+    """The switches as one call of :func:`apply` set them, and the way back.
 
-    Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the process, so handles of all
-    threads form one history. They may be reverted in any order: a switch that a newer handle set too stays as the newer one
-    wants it, and goes back to the caller's value with that one. A newer handle that nobody holds any more counts as a
-    change by hand and is undone. Inductor's switch belongs to the thread in newer versions of torch: revert where you
-    applied.
+    As a context manager it reverts at the end.
 
-    Not undone: what torch did because of the switches, such as ``NCCL_ALGO=^NVLS`` in its own environment at the first
-    NCCL process group.
+    Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the
+    process, so handles of all
+    threads form one history. They may be reverted in any order: a switch that a newer handle set
+    too stays as the newer one wants it, and goes back to the caller's value with that one. A newer
+    handle that nobody holds any more counts as a change by hand and is undone. Inductor's switch
+    belongs to the thread in newer versions of torch: revert where you applied.
+
+    Not undone: what torch did because of the switches, such as ``NCCL_ALGO=^NVLS`` in its own
+    environment at the first NCCL process group.
 
     Attributes:
         report: what was asked for and what was read back.
@@ -342,18 +431,22 @@ class Switches:
         self.report = report
 
     def revert(self) -> None:
-        """Give the caller's values back, also where a switch was changed by hand since. A second call does nothing.
+        """Give the caller's values back, also where a switch was changed by hand since.
+
+        A second call does nothing.
 
         Raises:
-            DeterministicStateError: names the switches that could not be set back; the others were. A second call tries
-                these again.
+            DeterministicStateError: names the switches that could not be set back; the others were.
+                A second call tries these again.
         """
         with _lock:
             handles = _handles()
             newer = handles[handles.index(self) + 1 :] if self in handles else []
             for handle in newer:
                 for name in self._saved.keys() & handle._saved.keys():
-                    if name != _INDUCTOR or handle._thread == self._thread:  # the other thread has a value of its own
+                    if (
+                        name != _INDUCTOR or handle._thread == self._thread
+                    ):  # the other thread has a value of its own
                         handle._saved[name] = self._saved.pop(name)
             _put_back(self._saved)
 
@@ -371,7 +464,11 @@ class Switches:
 
 def _handles() -> List[Switches]:
     """Return the handles that still have something to give back, oldest first, and forget the others."""
-    alive = [handle for handle in (reference() for reference in _active) if handle is not None and handle._saved]
+    alive = [
+        handle
+        for handle in (reference() for reference in _active)
+        if handle is not None and handle._saved
+    ]
     _active[:] = [weakref.ref(handle) for handle in alive]
     return alive
 
@@ -380,8 +477,15 @@ def _wanted(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Val
     """Return the value that each switch is to have; a switch that is not in it is left alone."""
     if mode == "off":
         return {}
-    wanted: Dict[str, Value] = {_ALGORITHMS: mode, _FILL: fill, _CUDNN_DETERMINISTIC: True, _CUDNN_BENCHMARK: False}
-    is_ours = before[_CUBLAS] == _CUBLAS_WANTED and any(_CUBLAS in handle._saved for handle in _handles())
+    wanted: Dict[str, Value] = {
+        _ALGORITHMS: mode,
+        _FILL: fill,
+        _CUDNN_DETERMINISTIC: True,
+        _CUDNN_BENCHMARK: False,
+    }
+    is_ours = before[_CUBLAS] == _CUBLAS_WANTED and any(
+        _CUBLAS in handle._saved for handle in _handles()
+    )
     if before[_CUBLAS] is None or is_ours:
         wanted[_CUBLAS] = _CUBLAS_WANTED
     return wanted
@@ -389,38 +493,46 @@ def _wanted(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Val
 
 def _validate(mode: object, fill: object) -> None:
     if not isinstance(mode, str) or mode not in MODES:
-        nearest = difflib.get_close_matches(mode.lower(), MODES, n=1) if isinstance(mode, str) else []
+        nearest = (
+            difflib.get_close_matches(mode.lower(), MODES, n=1) if isinstance(mode, str) else []
+        )
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise InvalidOptionError(f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.{hint}")
+        raise InvalidOptionError(
+            f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.{hint}"
+        )
     if not isinstance(fill, bool):
         raise InvalidOptionError(f"fill_uninitialized_memory is True or False; got {fill!r}.")
 
 
 def current_mode() -> str:
-    """Return the mode that deterministic algorithms are in: ``"off"``, ``"warn"`` or ``"strict"``."""
+    """Return the mode that deterministic algorithms are in.
+
+    ``"off"``, ``"warn"`` or ``"strict"``.
+    """
     return _get_algorithms().partition(",")[0]
 
 
 def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
     """Set the switches: all of them, or none.
 
-    In torch 2.10 and later the first call imports Inductor's configuration, as ``torch.use_deterministic_algorithms`` does:
-    about a second.
+    In torch 2.10 and later the first call imports Inductor's configuration, as
+    ``torch.use_deterministic_algorithms`` does: about a second.
 
     Args:
-        mode: ``"off"`` leaves every switch alone and reads it; ``"warn"`` asks for deterministic algorithms and warns where
-            there is none; ``"strict"`` raises there.
-        fill_uninitialized_memory: fill fresh memory with NaN or the largest value. Torch's own default under deterministic
-            algorithms, and most of their cost; off here unless asked for. Ignored by mode ``"off"``.
+        mode: ``"off"`` leaves every switch alone and reads it; ``"warn"`` asks for deterministic
+            algorithms and warns where there is none; ``"strict"`` raises there.
+        fill_uninitialized_memory: fill fresh memory with NaN or the largest value. Torch's own
+            default under deterministic algorithms, and most of their cost; off here unless asked
+            for. Ignored by mode ``"off"``.
 
     Returns:
-        A handle with ``.report`` and ``.revert()``; as a context manager it reverts at the end of the block, also when the
-        block raises. Without either the switches stay.
+        A handle with ``.report`` and ``.revert()``; as a context manager it reverts at the end of
+        the block, also when the block raises. Without either the switches stay.
 
     Raises:
         InvalidOptionError: not one of these values; nothing was changed.
-        DeterministicStateError: a switch could not be read or set; all were put back, or the message names those that were
-            not.
+        DeterministicStateError: a switch could not be read or set; all were put back, or the
+            message names those that were not.
     """
     _validate(mode, fill_uninitialized_memory)
     with _lock:
@@ -434,7 +546,9 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
             for switch in _SWITCHES:
                 if switch.name in wanted:
                     _set(switch, wanted[switch.name])
-            handle = Switches(saved, _report(mode, before, wanted, cuda_had_started=cuda_had_started))
+            handle = Switches(
+                saved, _report(mode, before, wanted, cuda_had_started=cuda_had_started)
+            )
             _active.append(weakref.ref(handle))
         except BaseException:
             _put_back(dict(saved))

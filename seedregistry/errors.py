@@ -1,8 +1,9 @@
 """Every error and warning of the library, as one tree.
 
-Each class also derives from the builtin that a caller would expect to catch. The first argument is always the whole
-message; other data are keyword attributes with defaults, kept in ``__dict__``, so that ``pickle`` carries them between
-processes (``BaseException.__reduce__`` stores ``args`` and ``__dict__``). The tree::
+Each class also derives from the builtin that a caller would expect to catch. The first argument is
+always the whole message; other data are keyword attributes with defaults, kept in ``__dict__``, so
+that ``pickle`` carries them between processes (``BaseException.__reduce__`` stores ``args`` and
+``__dict__``). The tree::
 
     SeedRegistryError
     +-- DeterministicStateError (RuntimeError)
@@ -99,7 +100,8 @@ class ScopeError(DeterministicStateError):
     """A scope was entered or left in a way that could not be honoured.
 
     Attributes:
-        holder: ``str``, the thread and the line that hold the scope, where there is one; else ``""``.
+        holder: ``str``, the thread and the line that hold the scope, where there is one; else
+            ``""``.
     """
 
     def __init__(self, message: str = "", *, holder: str = "") -> None:
@@ -120,7 +122,10 @@ class RngStateError(DeterministicStateError):
 
 
 class DeviceError(DeterministicStateError):
-    """A device has no generator here: unknown, unavailable, or without random numbers at all (``meta``)."""
+    """A device has no generator here.
+
+    Unknown, unavailable, or without random numbers at all (``meta``).
+    """
 
 
 class UndeclaredRandomnessError(DeterministicStateError):
@@ -132,7 +137,9 @@ class UndeclaredRandomnessError(DeterministicStateError):
         line: the caller's ``file:line``, or ``""`` where it cannot be known.
     """
 
-    def __init__(self, message: str = "", *, source: str = "", device: str = "", line: str = "") -> None:
+    def __init__(
+        self, message: str = "", *, source: str = "", device: str = "", line: str = ""
+    ) -> None:
         super().__init__(message)
         self.source = source
         self.device = device
@@ -209,7 +216,10 @@ class ComponentCreationError(SeedRegistryError, RuntimeError):
 
 
 class FactorySignatureError(ComponentCreationError, TypeError):
-    """A factory cannot be called through a builder: not callable, or it has a parameter that the builder takes."""
+    """A factory cannot be called through a builder.
+
+    Not callable, or it has a parameter that the builder takes.
+    """
 
 
 class UnsupportedSchedulerError(ComponentCreationError, ValueError):

@@ -1,7 +1,8 @@
 """The documented functions: names, parameters, defaults and numbers that code out there relies on.
 
-One integer seeds every library and scopes are torch-only, as documented. Each takes a :class:`~seedregistry.SeedRegistry`
-wherever ``master_seed`` stands; then the registry's seed is used and its ledger filled, and no number changes.
+One integer seeds every library and scopes are torch-only, as documented. Each takes a
+:class:`~seedregistry.SeedRegistry` wherever ``master_seed`` stands; then the registry's seed is
+used and its ledger filled, and no number changes.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ MasterSeed = Union[int, SeedRegistry]
 _TORCH_SEED_BITS = 64
 
 
-def derive_component_seed(master_seed: MasterSeed, purpose: str, instance_id: InstanceId = None) -> int:
+def derive_component_seed(
+    master_seed: MasterSeed, purpose: str, instance_id: InstanceId = None
+) -> int:
     """Return the component seed by the documented formula.
 
     Args:
-        master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``, or a registry (whose scheme decides).
+        master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``, or a registry (whose
+            scheme decides).
         purpose: str. The empty one is accepted with an int, as the documents do.
         instance_id: None, int, ``numpy.integer`` or str; ``0`` and ``""`` count as ids.
 
@@ -81,18 +85,24 @@ def derive_component_seed(master_seed: MasterSeed, purpose: str, instance_id: In
 
 def _global_seed(master_seed: MasterSeed) -> int:
     number = master_seed.master_seed if isinstance(master_seed, SeedRegistry) else master_seed
-    return derivation.validate_master_seed(number, bits=rng.GLOBAL_SEED_BITS, name="seed of the global state (NumPy's range)")
+    return derivation.validate_master_seed(
+        number, bits=rng.GLOBAL_SEED_BITS, name="seed of the global state (NumPy's range)"
+    )
 
 
-def set_global_deterministic_state(master_seed: MasterSeed, enable_deterministic: bool = True) -> None:  # noqa: FBT001, FBT002 - the documented signature
+def set_global_deterministic_state(
+    master_seed: MasterSeed, enable_deterministic: bool = True
+) -> None:  # noqa: FBT001, FBT002 - the documented signature
     """Seed python, NumPy and torch on every device with one integer, and set torch's determinism switches.
 
-    With ``enable_deterministic``: ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` where unset, deterministic algorithms with a warning
-    where there is none, cuDNN deterministic and without benchmarking, uninitialised memory filled. Without it the switches
-    stay as they are. There is no way back; ``registry.set_global_state`` has one.
+    With ``enable_deterministic``: ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` where unset, deterministic
+    algorithms with a warning where there is none, cuDNN deterministic and without benchmarking,
+    uninitialised memory filled. Without it the switches stay as they are. There is no way back;
+    ``registry.set_global_state`` has one.
 
     Args:
-        master_seed: int, ``0 <= master_seed < 2**32`` (NumPy's range), or a registry with such a master seed.
+        master_seed: int, ``0 <= master_seed < 2**32`` (NumPy's range), or a registry with such a
+            master seed.
         enable_deterministic: set the switches too.
 
     Raises:
@@ -103,7 +113,9 @@ def set_global_deterministic_state(master_seed: MasterSeed, enable_deterministic
     refuse_in_scope("set_global_deterministic_state was called")
     if isinstance(master_seed, SeedRegistry):
         mode = "warn" if enable_deterministic else "off"
-        master_seed.set_global_state(deterministic=mode, fill_uninitialized_memory=bool(enable_deterministic))
+        master_seed.set_global_state(
+            deterministic=mode, fill_uninitialized_memory=bool(enable_deterministic)
+        )
         return
     if enable_deterministic:
         determinism.apply("warn", fill_uninitialized_memory=True)
@@ -117,13 +129,16 @@ def deterministic_context(component_seed: int, component_name: str = "operation"
     Python's and NumPy's generators stay as they are. Also a decorator.
 
     Args:
-        component_seed: int, ``0 <= component_seed < 2**64``; the CPU generator uses its low 32 bits.
+        component_seed: int, ``0 <= component_seed < 2**64``; the CPU generator uses its low 32
+            bits.
         component_name: what messages call the block.
 
     Raises:
         InvalidSeedError: not such an integer.
     """
-    seed = derivation.validate_master_seed(component_seed, bits=_TORCH_SEED_BITS, name="component seed")
+    seed = derivation.validate_master_seed(
+        component_seed, bits=_TORCH_SEED_BITS, name="component seed"
+    )
     return plain_scope(seed, component_name)
 
 
@@ -143,7 +158,9 @@ def _build(
     seed = derive_component_seed(number, component.purpose, instance_id)
     identity = derivation.validate_instance_id(instance_id)
     stream = Stream(number, derivation.DEFAULT_SCHEME, component.purpose, identity, seed=seed)
-    product, _ = build(component, stream, resolved, args, kwargs, late_seed=stream.late_seed, torch_only=True)
+    product, _ = build(
+        component, stream, resolved, args, kwargs, late_seed=stream.late_seed, torch_only=True
+    )
     return product
 
 
@@ -173,7 +190,9 @@ def create_deterministic_optimizer(
     Raises:
         ComponentCreationError: from the class's exception.
     """
-    return _build(master_seed, OptimizerComponent(), optimizer_class, (model_params,), kwargs, instance_id)
+    return _build(
+        master_seed, OptimizerComponent(), optimizer_class, (model_params,), kwargs, instance_id
+    )
 
 
 _SCHEDULER_DEFAULTS: Dict[str, Dict[str, Any]] = {
@@ -202,9 +221,10 @@ def create_deterministic_scheduler(
     Args:
         master_seed: int or registry.
         optimizer: the optimizer.
-        schedule_type: ``"StepLR"`` (step_size 10, gamma 0.1), ``"CosineAnnealingLR"`` (t_max, else total_steps),
-            ``"OneCycleLR"`` (max_lr 0.1, total_steps, pct_start 0.3, anneal_strategy "cos", div_factor 25, final_div_factor
-            1e4), another name of ``torch.optim.lr_scheduler``, or None.
+        schedule_type: ``"StepLR"`` (step_size 10, gamma 0.1), ``"CosineAnnealingLR"`` (t_max, else
+            total_steps), ``"OneCycleLR"`` (max_lr 0.1, total_steps, pct_start 0.3, anneal_strategy
+            "cos", div_factor 25, final_div_factor 1e4), another name of
+            ``torch.optim.lr_scheduler``, or None.
         total_steps: number of steps in all.
         instance_id: which one of several.
         **scheduler_params: override the defaults; for another name, all of its parameters.
@@ -235,7 +255,9 @@ class _DocumentedLoader(Component):
     def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:
         shuffle = bool(kwargs.get("shuffle", False))
         if "shuffle" in kwargs and not takes(factory, "shuffle"):
-            del kwargs["shuffle"]  # it is ours to decide; a factory without the parameter need not have it
+            del kwargs[
+                "shuffle"
+            ]  # it is ours to decide; a factory without the parameter need not have it
         return build_documented_loader(stream, factory, args, kwargs, shuffle=shuffle)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
@@ -251,8 +273,9 @@ def create_deterministic_dataloader(
 ) -> Any:
     """Return the loader of ``creator_func(**kwargs)``, rebuilt in the documented order with every argument kept.
 
-    The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside is warned about). The epoch
-    repeats until told otherwise: ``loader.sampler.epoch = e`` or :func:`update_dataloader_epoch`.
+    The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside
+    is warned about). The epoch repeats until told otherwise: ``loader.sampler.epoch = e`` or
+    :func:`update_dataloader_epoch`.
 
     Args:
         master_seed: int or registry.
@@ -284,7 +307,8 @@ def update_dataloader_epoch(dataloader: Any, epoch: int) -> None:
 def seed_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature of a worker_init_fn
     """Seed NumPy, python and torch of a loader's worker process with ``torch.initial_seed() % 2**32``.
 
-    One integer for all, as documented; for streams of its own in each library leave it out: torch's workers have them.
+    One integer for all, as documented; for streams of its own in each library leave it out: torch's
+    workers have them.
     """
     rng.seed_global(torch.initial_seed() % 2**rng.GLOBAL_SEED_BITS)
 
@@ -319,17 +343,23 @@ def deterministic_multi_epoch_training(
             optimizer.step()
             losses.append(loss.item())
         means.append(sum(losses) / len(losses) if losses else float("nan"))
-        _log.info("epoch %d: mean loss %.6f", epoch, means[-1], extra={"epoch": epoch, "mean_loss": means[-1]})
+        _log.info(
+            "epoch %d: mean loss %.6f",
+            epoch,
+            means[-1],
+            extra={"epoch": epoch, "mean_loss": means[-1]},
+        )
     return means
 
 
-# --- names that other guides teach --------------------------------------------------------------------------------------
+# --- names that other guides teach ----------------------------------------------------------------
 
 
 def seed_everything(seed: Optional[int] = 42, deterministic: bool = False) -> Optional[int]:  # noqa: FBT001, FBT002 - the signature that guides teach
     """Seed python, NumPy and torch on every device with one integer.
 
-    ``deterministic=False`` leaves the switches as they are; AutoTimm's function of that name turns cuDNN's benchmarking on.
+    ``deterministic=False`` leaves the switches as they are; AutoTimm's function of that name turns
+    cuDNN's benchmarking on.
 
     Args:
         seed: int, ``0 <= seed < 2**32``; None seeds nothing.
@@ -348,18 +378,25 @@ def seed_everything(seed: Optional[int] = 42, deterministic: bool = False) -> Op
 
 
 def set_seed(seed: int = 42) -> None:
-    """Seed python, NumPy and torch on every device with one integer, ``0 <= seed < 2**32``; the switches stay."""
+    """Seed python, NumPy and torch on every device with one integer, ``0 <= seed < 2**32``.
+
+    The switches stay.
+    """
     set_global_deterministic_state(seed, enable_deterministic=False)
 
 
 def make_reproducible(seed: int = 42) -> None:
     """Seed as :func:`set_seed` does, and set the switches of :func:`set_global_deterministic_state`.
 
-    ``PYTHONHASHSEED`` has no effect once python has started and is not set; where hashes are random, a warning is logged.
+    ``PYTHONHASHSEED`` has no effect once python has started and is not set; where hashes are
+    random, a warning is logged.
     """
     set_global_deterministic_state(seed, enable_deterministic=True)
     if sys.flags.hash_randomization:
-        _log.warning("hashes of str are random in this process; set PYTHONHASHSEED=0 before python starts to fix them")
+        _log.warning(
+            "hashes of str are random in this process; set PYTHONHASHSEED=0 before python starts "
+            "to fix them"
+        )
 
 
 def get_generator(seed: int, device: Union[str, torch.device] = "cpu") -> torch.Generator:
@@ -369,7 +406,9 @@ def get_generator(seed: int, device: Union[str, torch.device] = "cpu") -> torch.
         InvalidSeedError: not an int, ``0 <= seed < 2**64``.
         DeviceError: the device is unknown, unavailable or has no generators.
     """
-    return rng.make_plain_generator(device, derivation.validate_master_seed(seed, bits=_TORCH_SEED_BITS, name="seed"))
+    return rng.make_plain_generator(
+        device, derivation.validate_master_seed(seed, bits=_TORCH_SEED_BITS, name="seed")
+    )
 
 
 def worker_init_fn(worker_id: int) -> None:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         def late_seed(self, kind: str) -> int:
             """Return (and record) the seed of an accelerator that started inside a scope."""
 
-        def note_epoch(self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]) -> None:
+        def note_epoch(
+            self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]
+        ) -> None:
             """Record the indices of an epoch that begins."""
 
         def warn(self, stream: Stream, category: Type[SeedRegistryWarning], message: str) -> None:
@@ -43,7 +45,10 @@ _PLAIN = frozenset({int, str})
 
 
 class _PlainSeed:
-    """A seed alone, as the documented functions pass it. It has no key, so only torch can be set from it."""
+    """A seed alone, as the documented functions pass it.
+
+    It has no key, so only torch can be set from it.
+    """
 
     __slots__ = ("seed",)
 
@@ -58,12 +63,18 @@ class _PlainSeed:
         raise ScopeError(message)
 
     def late_seed(self, kind: str) -> int:
-        """Return the seed of an accelerator that started inside: a tagged hash of this one, and not this one."""
+        """Return the seed of an accelerator that started inside.
+
+        A tagged hash of this one, and not this one.
+        """
         return derivation.late_seed(self.seed, kind)
 
 
 def plain_scope(seed: int, label: str) -> rng.Scope:
-    """Return a scope in which torch's default generators are seeded with an integer; python's and NumPy's stay."""
+    """Return a scope in which torch's default generators are seeded with an integer.
+
+    Python's and NumPy's stay.
+    """
     source = _PlainSeed(seed)
     return rng.Scope(source, label, torch_only=True, late_seed=source.late_seed)
 
@@ -78,10 +89,10 @@ def _check_timeout(timeout_s: float) -> float:
 class Stream:
     """One named source of randomness: a (purpose, instance id) of a master seed. Not a CUDA stream.
 
-    An immutable value: it holds no generator and no state, and every generator that it gives is new and at the stream's
-    start. Lives as long as anybody holds it. Thread-safe. Two streams with the same words are equal. A pickled stream keeps
-    its words and loses its registry, so that what is drawn from it in another process is the same and is not recorded;
-    a copy is the stream itself.
+    An immutable value: it holds no generator and no state, and every generator that it gives is new
+    and at the stream's start. Lives as long as anybody holds it. Thread-safe. Two streams with the
+    same words are equal. A pickled stream keeps its words and loses its registry, so that what is
+    drawn from it in another process is the same and is not recorded; a copy is the stream itself.
 
     Attributes:
         master_seed: int, ``0 <= master_seed < 2**128``.
@@ -139,7 +150,10 @@ class Stream:
 
     @property
     def host(self) -> Optional[StreamHost]:
-        """The registry's side that takes notice of uses; None for a stream that was unpickled or made by hand."""
+        """The registry's side that takes notice of uses.
+
+        None for a stream that was unpickled or made by hand.
+        """
         return self._host
 
     def prefix(self, *coordinates: Coordinate) -> PositionPrefix:
@@ -158,10 +172,12 @@ class Stream:
         return Position(self, coordinates)
 
     def generator(self, device: Union[str, torch.device] = "cpu") -> torch.Generator:
-        """Return a new ``torch.Generator`` on a device, at the stream's start. Counts as a use of the stream.
+        """Return a new ``torch.Generator`` on a device, at the stream's start.
 
-        Under ``sha256-31`` it is seeded with ``manual_seed(seed)``; under ``sha256-256`` the CPU's MT19937 state is filled
-        from the key, and a Philox generator takes 64 bits of it.
+        Counts as a use of the stream.
+
+        Under ``sha256-31`` it is seeded with ``manual_seed(seed)``; under ``sha256-256`` the CPU's
+        MT19937 state is filled from the key, and a Philox generator takes 64 bits of it.
 
         Raises:
             DeviceError: the device is unknown, unavailable or has no generators.
@@ -174,7 +190,10 @@ class Stream:
         return generator
 
     def numpy(self) -> np.random.Generator:
-        """Return a new ``numpy.random.Generator`` at the stream's start: PCG64 over the key. Counts as a use."""
+        """Return a new ``numpy.random.Generator`` at the stream's start: PCG64 over the key.
+
+        Counts as a use.
+        """
         generator = rng.make_numpy(self)
         if self._host is not None:
             self._host.note_generator(self, "numpy", "", generator)
@@ -194,32 +213,36 @@ class Stream:
         torch_only: bool = False,
         timeout_s: float = rng.DEFAULT_TIMEOUT_S,
     ) -> rng.Scope:
-        """Return a scope at a position, or at the stream's start: ``with dropout.scope(epoch, step): ...``.
+        """Return a scope at a position, or at the stream's start.
 
-        Inside, the default generators of python, NumPy and torch (CPU and every accelerator) are set, each from words of its
-        own; after it they are as before, to the byte, also when the body raises. Without coordinates it is the stream's
-        start and counts as a use; under ``sha256-31`` torch is then set as ``manual_seed(seed)`` does.
+        ``with dropout.scope(epoch, step): ...``.
+
+        Inside, the default generators of python, NumPy and torch (CPU and every accelerator) are
+        set, each from words of its own; after it they are as before, to the byte, also when the
+        body raises. Without coordinates it is the stream's start and counts as a use; under
+        ``sha256-31`` torch is then set as ``manual_seed(seed)`` does.
 
         Not inside modules that are recomputed (``torch.utils.checkpoint``): there, draw from
         ``stream.at(...).generator(device)``.
 
         Args:
             *coordinates: ints >= 0 or strs, such as (epoch, step).
-            rank: with more than one rank, ``rank=r`` (each rank draws its own: the position ``(*coordinates, "rank", r)``)
-                or ``rank=None`` (all ranks draw the same).
+            rank: with more than one rank, ``rank=r`` (each rank draws its own: the position
+                ``(*coordinates, "rank", r)``) or ``rank=None`` (all ranks draw the same).
             torch_only: leave python's and NumPy's generators alone.
             timeout_s: how long to wait for another thread's scope, in seconds.
 
         Raises:
-            ScopeError: more than one rank and no ``rank``; on entering, another thread holds a scope for too long.
+            ScopeError: more than one rank and no ``rank``; on entering, another thread holds a
+                scope for too long.
             InvalidNameError: a coordinate or the rank is not of an accepted type or range.
         """
         if rank is ...:
             if ranks.world_size() > 1:
                 message = (
-                    f"There are {ranks.world_size()} ranks and scope() of '{self.label}' was not told what they share. "
-                    "Pass rank=r for draws of this rank's own (dropout), or rank=None for the same draws on every rank "
-                    "(initialisation)."
+                    f"There are {ranks.world_size()} ranks and scope() of '{self.label}' was not "
+                    "told what they share. Pass rank=r for draws of this rank's own (dropout), "
+                    "or rank=None for the same draws on every rank (initialisation)."
                 )
                 raise ScopeError(message)
         elif rank is not None:
@@ -233,7 +256,9 @@ class Stream:
             host.note_scope(self)
         if timeout_s is not rng.DEFAULT_TIMEOUT_S:
             timeout_s = _check_timeout(timeout_s)
-        return rng.Scope(source, self.label, torch_only=torch_only, timeout_s=timeout_s, late_seed=late_seed)
+        return rng.Scope(
+            source, self.label, torch_only=torch_only, timeout_s=timeout_s, late_seed=late_seed
+        )
 
     def late_seed(self, kind: str) -> int:
         """Return the 64-bit seed of an accelerator that starts inside a scope while no seed waits for it."""
@@ -243,7 +268,10 @@ class Stream:
     def _check_rank(rank: Any) -> int:
         is_int = isinstance(rank, (int, np.integer)) and not isinstance(rank, bool)
         if not is_int or rank < 0:
-            message = f"A rank is an int >= 0, for draws of its own, or None, for shared ones; got {rank!r}."
+            message = (
+                "A rank is an int >= 0, for draws of its own, or None, for shared ones; got "
+                f"{rank!r}."
+            )
             raise InvalidNameError(message, value=repr(rank))
         return int(rank)
 
@@ -261,10 +289,19 @@ class Stream:
 
     def words(self) -> Tuple[object, ...]:
         """Return what makes the stream what it is, as a dict key that holds nothing else alive."""
-        return (self.master_seed, self.scheme, self.purpose, type(self.instance_id), self.instance_id)
+        return (
+            self.master_seed,
+            self.scheme,
+            self.purpose,
+            type(self.instance_id),
+            self.instance_id,
+        )
 
     def __repr__(self) -> str:
-        return f"Stream({self.purpose!r}, {self.instance_id!r}, seed={self.seed}, scheme={self.scheme!r})"
+        return (
+            f"Stream({self.purpose!r}, {self.instance_id!r}, seed={self.seed}, "
+            f"scheme={self.scheme!r})"
+        )
 
     def __reduce__(self) -> Tuple[Any, ...]:
         return Stream, (self.master_seed, self.scheme, self.purpose, self.instance_id)
@@ -277,9 +314,12 @@ class Stream:
 
 
 class Position:
-    """Coordinates inside a stream, such as (epoch, step). An immutable value; thread-safe; pickles with its stream's words.
+    """Coordinates inside a stream, such as (epoch, step).
 
-    Positions are not recorded in the ledger and count as no use: they are what may be visited again.
+    An immutable value; thread-safe; pickles with its stream's words.
+
+    Positions are not recorded in the ledger and count as no use: they are what may be visited
+    again.
 
     Attributes:
         stream: the stream.
@@ -301,7 +341,10 @@ class Position:
 
     @property
     def seed(self) -> int:
-        """Int, ``0 <= seed < 2**31``: the first 32 bits of the key modulo 2**31, under every scheme."""
+        """Int, ``0 <= seed < 2**31``.
+
+        The first 32 bits of the key modulo 2**31, under every scheme.
+        """
         return derivation.seed_of_key(self.key)
 
     @property
@@ -325,16 +368,22 @@ class Position:
         """Return a new ``random.Random`` at this position."""
         return rng.make_python(self)
 
-    def scope(self, *, torch_only: bool = False, timeout_s: float = rng.DEFAULT_TIMEOUT_S) -> rng.Scope:
+    def scope(
+        self, *, torch_only: bool = False, timeout_s: float = rng.DEFAULT_TIMEOUT_S
+    ) -> rng.Scope:
         """Return a scope at this position, as :meth:`Stream.scope` does.
 
-        It does not look at the rank: a position has the coordinates that it was given, on every rank. Put the rank among
-        them, or use ``stream.scope(..., rank=r)``.
+        It does not look at the rank: a position has the coordinates that it was given, on every
+        rank. Put the rank among them, or use ``stream.scope(..., rank=r)``.
         """
         host = self.stream._host
         late_seed = self.stream.late_seed if host is None else host.late_seed
         return rng.Scope(
-            self, self.stream.label, torch_only=torch_only, timeout_s=_check_timeout(timeout_s), late_seed=late_seed
+            self,
+            self.stream.label,
+            torch_only=torch_only,
+            timeout_s=_check_timeout(timeout_s),
+            late_seed=late_seed,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -353,7 +402,9 @@ class Position:
 
 
 class PositionPrefix:
-    """The positions of a stream that begin with the same coordinates. An immutable value; thread-safe; not pickled.
+    """The positions of a stream that begin with the same coordinates.
+
+    An immutable value; thread-safe; not pickled.
 
     ``stream.prefix("sample", 3).source(7)`` has the key of ``stream.at("sample", 3, 7)``.
     """
@@ -361,7 +412,9 @@ class PositionPrefix:
     __slots__ = ("_full_width", "_hash")
 
     def __init__(self, stream: Stream, coordinates: Tuple[Coordinate, ...]) -> None:
-        self._hash = derivation.position_prefix(stream.key, derivation.encode_coordinates(coordinates))
+        self._hash = derivation.position_prefix(
+            stream.key, derivation.encode_coordinates(coordinates)
+        )
         self._full_width = stream.full_width
 
     def source(self, *coordinates: Coordinate) -> KeyedSource:

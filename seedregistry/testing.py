@@ -1,6 +1,7 @@
 """For your own tests: assert that code leaves the generators alone, or that it replays.
 
-With pytest, ``pytest_plugins = ["seedregistry.testing"]`` in the top ``conftest.py`` brings the fixture ``seed_registry``.
+With pytest, ``pytest_plugins = ["seedregistry.testing"]`` in the top ``conftest.py`` brings the
+fixture ``seed_registry``.
 """
 
 from __future__ import annotations
@@ -34,22 +35,28 @@ def assert_rng_untouched() -> Iterator[None]:
     """Fail if the block moves a default generator of python, NumPy or torch (CPU, and accelerators that run).
 
     Raises:
-        AssertionError: names the generators that moved. Not raised over an exception of the block's own.
+        AssertionError: names the generators that moved. Not raised over an exception of the block's
+            own.
     """
     before = rng.fingerprint()
     yield
     after = rng.fingerprint()
-    moved = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    moved = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
     if moved:
         message = f"The block moved the default generators of: {', '.join(moved)}."
         raise AssertionError(message)
 
 
-def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, **kwargs: Any) -> Any:
+def assert_replays(
+    function: Callable[..., Any], /, *args: Any, times: int = 2, **kwargs: Any
+) -> Any:
     """Call a function several times and fail unless every call returns the same, bit for bit.
 
-    The generators are not set in between: the function has to be a function of its arguments. Results are compared through
-    tensors, arrays, modules (by their ``state_dict``), mappings and sequences; floats by their bits.
+    The generators are not set in between: the function has to be a function of its arguments.
+    Results are compared through tensors, arrays, modules (by their ``state_dict``), mappings and
+    sequences; floats by their bits.
 
     Args:
         function: what to call.
@@ -74,15 +81,18 @@ def assert_replays(function: Callable[..., Any], /, *args: Any, times: int = 2, 
         for place in [*expected, *(place for place in found if place not in expected)]:
             if expected.get(place) != found.get(place):
                 message = (
-                    f"{getattr(function, '__qualname__', function)!s} does not replay: call {call} differs from the first at "
-                    f"{place}."
+                    f"{getattr(function, '__qualname__', function)!s} does not replay: call "
+                    f"{call} differs from the first at {place}."
                 )
                 raise AssertionError(message)
     return first
 
 
 def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
-    """Yield (place, comparable bytes) for every leaf of a result. Read at once: results may be changed in place later."""
+    """Yield (place, comparable bytes) for every leaf of a result.
+
+    Read at once: results may be changed in place later.
+    """
     if isinstance(value, torch.nn.Module):
         yield from _leaves(value.state_dict(), f"{place}.state_dict()")
     elif isinstance(value, torch.Tensor):
@@ -106,6 +116,11 @@ def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
 
 @fixture
 def seed_registry(request: pytest.FixtureRequest) -> SeedRegistry:
-    """A registry whose master seed is derived from the test's node id: of its own for each test, the same in every run."""
+    """A registry whose master seed is derived from the test's node id.
+
+    Of its own for each test, the same in every run.
+    """
     node_id = request.node.nodeid.replace("\\", "/")
-    return SeedRegistry(int.from_bytes(hashlib.sha256(f"seedregistry/test/{node_id}".encode()).digest()[:16], "big"))
+    return SeedRegistry(
+        int.from_bytes(hashlib.sha256(f"seedregistry/test/{node_id}".encode()).digest()[:16], "big")
+    )

@@ -1,4 +1,7 @@
-"""The version of the library, in a module of its own: no back room has to import the front door for it."""
+"""The version of the library, in a module of its own.
+
+No back room has to import the front door for it.
+"""
 
 __all__ = ["__version__"]
 

@@ -1,4 +1,5 @@
-"""Datasets and collate functions that draw from every library; a module of their own, which spawned workers can import."""
+"""Datasets and collate functions that draw from every library; a module of their own, which
+spawned workers can import."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Items(IterableDataset):
     def __iter__(self):
         offset = random.random()
         for index in range(self.size):
-            yield torch.tensor([index, offset, np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+            yield torch.tensor(
+                [index, offset, np.random.rand(), torch.rand(()).item()], dtype=torch.float64
+            )
 
 
 class DividedItems(Items):

@@ -20,7 +20,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "moves_global_state: the test changes default generators or switches, and says so")
+    config.addinivalue_line(
+        "markers",
+        "moves_global_state: the test changes default generators or switches, and says so",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -35,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _process_state_is_untouched(request: pytest.FixtureRequest):
-    """Fail a test that changes a default generator or a determinism switch without the marker; put everything back."""
+    """Fail a test that changes a default generator or a determinism switch without the marker;
+    put everything back."""
     before = rng.fingerprint()
     captured = rng.Captured()
     switches = {switch.name: switch.get() for switch in determinism._SWITCHES}
@@ -50,16 +54,21 @@ def _process_state_is_untouched(request: pytest.FixtureRequest):
     assert not rng.in_scope(), "a scope was left open"
     if "moves_global_state" in request.keywords:
         return
-    assert {name for name, value in before.items() if after[name] != value} == set(), "generators moved"
+    assert {name for name, value in before.items() if after[name] != value} == set(), (
+        "generators moved"
+    )
     assert after_switches == switches, "switches changed"
 
 
 class FakeDevice:
-    """A stand-in for ``torch.cuda``: starts late, keeps its seeds in torch's own queue, has CPU generators behind it."""
+    """A stand-in for ``torch.cuda``: starts late, keeps its seeds in torch's own queue, has CPU
+    generators behind it."""
 
     def __init__(self, count: int = 2) -> None:
         self.__name__ = "torch.fake"
-        self._lazy_seed_tracker = torch._utils._LazySeedTracker() if hasattr(torch._utils, "_LazySeedTracker") else None
+        self._lazy_seed_tracker = (
+            torch._utils._LazySeedTracker() if hasattr(torch._utils, "_LazySeedTracker") else None
+        )
         if self._lazy_seed_tracker is None:
             self._lazy_seed_tracker = torch.cuda._LazySeedTracker()
         self._queued_calls = [(lambda: None, [])]

@@ -8,7 +8,8 @@ from typing import List, Optional, Sequence
 
 
 def run_until(command: Sequence, moment: Optional[str]) -> List[str]:
-    """Run a script, kill it with signal 9 when it has printed a line, and return what it printed; None lets it end."""
+    """Run a script, kill it with signal 9 when it has printed a line, and return what it
+    printed; None lets it end."""
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

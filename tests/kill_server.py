@@ -1,6 +1,9 @@
-"""Children that derive into journals and are killed at random moments; run as a script by test_journal.
+"""Children that derive into journals and are killed at random moments.
 
-The library is imported once; each child is forked from here, says which entries had returned, and is killed by signal 9.
+Run as a script by test_journal.
+
+The library is imported once; each child is forked from here, says which entries had returned, and
+is killed by signal 9.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Ledgers for the tests: one with an entry of every kind, and a forger that knows the format and nothing of the library."""
+"""Ledgers for the tests: one with an entry of every kind, and a forger that knows the format and
+nothing of the library."""
 
 from __future__ import annotations
 
@@ -37,17 +38,25 @@ def every_kind() -> list:
     """A record of every kind, with ids and values of every sort, that holds together."""
     child = SeedRegistry(42).child("fold", 7).master_seed
     return [
-        records.Run(master_seed=42, scheme="sha256-31", began="2026-01-31T12:00:00Z", call_site="train.py:3"),
+        records.Run(
+            master_seed=42, scheme="sha256-31", began="2026-01-31T12:00:00Z", call_site="train.py:3"
+        ),
         records.Note(name="lr", value=0.1),
-        records.Note(name="mixed", value=(None, True, -3, 2**70, 1e-07, float("inf"), float("-inf"), *WORDS)),
+        records.Note(
+            name="mixed", value=(None, True, -3, 2**70, 1e-07, float("inf"), float("-inf"), *WORDS)
+        ),
         derivation("model", "training"),
         derivation("model", 7),
         derivation("noise", None),
         derivation("split", ""),
         derivation("fold", 7),
-        records.Run(master_seed=child, scheme="sha256-31", parent=42, purpose="fold", instance_id=7),
+        records.Run(
+            master_seed=child, scheme="sha256-31", parent=42, purpose="fold", instance_id=7
+        ),
         derivation("dropout", "Zoë 模", master_seed=child),
-        records.EnvironmentSeen(values=(("cpu_count", 2), ("torch", "2.13.0"), ("torch.cuda", None))),
+        records.EnvironmentSeen(
+            values=(("cpu_count", 2), ("torch", "2.13.0"), ("torch.cuda", None))
+        ),
         records.Built(
             **stream(),
             factory="nets.construct_rn9",
@@ -57,9 +66,16 @@ def every_kind() -> list:
             version="1.0",
             call_site="train.py:14",
         ),
-        records.HandedOut(**stream("noise", None), kind="torch:cuda", device="cuda:1", call_site="train.py:15"),
+        records.HandedOut(
+            **stream("noise", None), kind="torch:cuda", device="cuda:1", call_site="train.py:15"
+        ),
         records.Scoped(**stream("model", 7), call_site="train.py:16"),
-        records.Split(**stream("split", ""), lengths=(1500, 297), indices_digest=DIGEST, call_site="train.py:17"),
+        records.Split(
+            **stream("split", ""),
+            lengths=(1500, 297),
+            indices_digest=DIGEST,
+            call_site="train.py:17",
+        ),
         records.EpochStarted(**stream(), epoch=3, indices_digest=DIGEST),
         records.Determinism(
             mode="warn",
@@ -71,8 +87,12 @@ def every_kind() -> list:
         records.Audited(mode="error", undeclared=0, completed=True),
         records.StateSaved(entries=("numpy", "python", "torch")),
         records.StateLoaded(entries=("torch",)),
-        records.Warned(category="StreamReuseWarning", purpose="noise", instance_id=None, message="used twice"),
-        records.Unknown(kind="later", body='{"circumstance":{"at":1},"content":{"a":[1.5,null]},"kind":"later"}'),
+        records.Warned(
+            category="StreamReuseWarning", purpose="noise", instance_id=None, message="used twice"
+        ),
+        records.Unknown(
+            kind="later", body='{"circumstance":{"at":1},"content":{"a":[1.5,null]},"kind":"later"}'
+        ),
         records.Unknown(kind="later still", body='{"kind":"later still"}'),
     ]
 
@@ -104,7 +124,7 @@ def small_ledger() -> Ledger:
     )
 
 
-# --- the format, written down a second time, from docs/ledger-format.md alone -------------------------------------------
+# --- the format, written down a second time, from docs/ledger-format.md alone ---------------------
 
 
 def chain_value(previous: bytes, body: bytes, *, is_seal: bool = False) -> bytes:
@@ -118,7 +138,11 @@ def canonical(data) -> bytes:
 
 def content_digest(bodies) -> str:
     """The digest of the content of entries from one place."""
-    contents = sorted(canonical({"content": body["content"], "kind": body["kind"]}) for body in bodies if "content" in body)
+    contents = sorted(
+        canonical({"content": body["content"], "kind": body["kind"]})
+        for body in bodies
+        if "content" in body
+    )
     sha = hashlib.sha256()
     for part in (f"{FORMAT}/content".encode(), *contents):
         sha.update(len(part).to_bytes(8, "big") + part)
@@ -141,7 +165,11 @@ def forge(path: Path, bodies: list) -> None:
         is_seal = not isinstance(given, bytes) and given["kind"] == "seal"
         body = given
         if is_seal:
-            entries = [b for b in bodies if not isinstance(b, bytes) and b["kind"] not in {"header", "part", "seal"}]
+            entries = [
+                b
+                for b in bodies
+                if not isinstance(b, bytes) and b["kind"] not in {"header", "part", "seal"}
+            ]
             sealed = {"count": len(entries), "digest": content_digest(entries), "head": head.hex()}
             body = {"content": sealed, "kind": "seal"}
         raw = body if isinstance(body, bytes) else canonical(body)
@@ -155,7 +183,8 @@ def codes(report) -> list:
 
 
 def is_found(path: Path):
-    """Whether verify, on the file and on the loaded ledger, finds damage; the faults, or the error of a file refused whole."""
+    """Whether verify, on the file and on the loaded ledger, finds damage; the faults, or the
+    error of a file refused whole."""
     from seedregistry.errors import LedgerFormatError
     from seedregistry.ledger import verify_file
 

@@ -16,7 +16,10 @@ SIZE, FEATURES, CLASSES = 60, 6, 3
 def data(dtype=torch.float64) -> tuple:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(SIZE, FEATURES, generator=generator, dtype=torch.float64)
-    targets = (inputs[:, :CLASSES] + 0.5 * torch.randn(SIZE, CLASSES, generator=generator, dtype=torch.float64)).argmax(1)
+    targets = (
+        inputs[:, :CLASSES]
+        + 0.5 * torch.randn(SIZE, CLASSES, generator=generator, dtype=torch.float64)
+    ).argmax(1)
     return inputs.to(dtype), targets
 
 
@@ -35,7 +38,13 @@ def mlp_with_dropout() -> nn.Module:
 
 
 def mlp_with_norms() -> nn.Module:
-    return nn.Sequential(nn.Linear(FEATURES, 8), nn.GroupNorm(2, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, CLASSES))
+    return nn.Sequential(
+        nn.Linear(FEATURES, 8),
+        nn.GroupNorm(2, 8),
+        nn.GELU(),
+        nn.LayerNorm(8),
+        nn.Linear(8, CLASSES),
+    )
 
 
 def batch_norm() -> nn.Module:
@@ -129,7 +138,9 @@ class Noisy(torch.utils.data.Dataset):
         return SIZE
 
     def __getitem__(self, index):
-        return self.inputs[index] + 0.1 * torch.randn(FEATURES, dtype=torch.float64), self.targets[index]
+        return self.inputs[index] + 0.1 * torch.randn(FEATURES, dtype=torch.float64), self.targets[
+            index
+        ]
 
 
 def groups(model) -> list:
@@ -141,7 +152,10 @@ def groups(model) -> list:
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}
 ADAM = {"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.05}
-ONE_CYCLE = {"scheduler": "OneCycleLR", "scheduler_options": {"max_lr": 0.1, "total_steps": "steps"}}
+ONE_CYCLE = {
+    "scheduler": "OneCycleLR",
+    "scheduler_options": {"max_lr": 0.1, "total_steps": "steps"},
+}
 
 
 def recipe(**changes) -> Recipe:
@@ -165,7 +179,12 @@ VARIANTS = {
     "adam": {"optimizer": torch.optim.Adam, "optimizer_options": ADAM, "eps_root": 1e-9},
     "adamw": {"optimizer": torch.optim.AdamW, "optimizer_options": ADAM, "eps_root": 1e-9},
     "one cycle": ONE_CYCLE,
-    "one cycle with adamw": {**ONE_CYCLE, "optimizer": torch.optim.AdamW, "optimizer_options": ADAM, "eps_root": 1e-9},
+    "one cycle with adamw": {
+        **ONE_CYCLE,
+        "optimizer": torch.optim.AdamW,
+        "optimizer_options": ADAM,
+        "eps_root": 1e-9,
+    },
     "dropout": {"model": mlp_with_dropout},
     "augmentation": {"dataset": Noisy()},
     "clipping": {"clip_norm": 0.5},
@@ -178,5 +197,10 @@ VARIANTS = {
         "parameter_groups": lambda model: [{"params": [*model[2].parameters(), model[0].bias]}],
     },
     "skipping": {"model": Skipping},
-    "skipping with adam": {"model": Skipping, "optimizer": torch.optim.Adam, "optimizer_options": ADAM, "eps_root": 1e-9},
+    "skipping with adam": {
+        "model": Skipping,
+        "optimizer": torch.optim.Adam,
+        "optimizer_options": ADAM,
+        "eps_root": 1e-9,
+    },
 }

@@ -88,7 +88,11 @@ def found(request, tmp_path_factory):
         "LOCAL_WORLD_SIZE": str(world),
     }
     if world == 1:
-        environment = {name: value for name, value in environment.items() if "WORLD" not in name and "MASTER" not in name}
+        environment = {
+            name: value
+            for name, value in environment.items()
+            if "WORLD" not in name and "MASTER" not in name
+        }
     ranks = []
     for rank in range(world):
         own = {**environment, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {})}
@@ -103,11 +107,15 @@ def make(**kwargs):
 
 
 def contents(batches) -> list:
-    return [batch.tobytes() if hasattr(batch, "tobytes") else batch.numpy().tobytes() for batch in batches]
+    return [
+        batch.tobytes() if hasattr(batch, "tobytes") else batch.numpy().tobytes()
+        for batch in batches
+    ]
 
 
 def test_a_plain_prepare_is_exact(found):
-    """accelerator.prepare keeps the order and every draw; its processes take the batches in turn."""
+    """accelerator.prepare keeps the order and every draw; its processes take the batches in
+    turn."""
     world = len(found)
     reference = make()
     mixed = make(collate_fn=mixup)
@@ -116,13 +124,20 @@ def test_a_plain_prepare_is_exact(found):
         for rank, own in enumerate(found):
             assert contents(own["plain"][epoch]) == expected[rank::world]
             if epoch < 2:
-                assert contents(own["mixed"][epoch]) == contents(b for _, b in mixed.steps(epoch))[rank::world]
+                assert (
+                    contents(own["mixed"][epoch])
+                    == contents(b for _, b in mixed.steps(epoch))[rank::world]
+                )
 
 
 def test_several_processes_must_say(found):
     """With two processes a loader that was not told is refused under accelerate too."""
     for own in found:
-        assert ("There are 2 ranks" in own["not said"]) if len(found) > 1 else len(own["not said"]) == 6
+        assert (
+            ("There are 2 ranks" in own["not said"])
+            if len(found) > 1
+            else len(own["not said"]) == 6
+        )
 
 
 def test_our_prepare_divides_by_our_rule(found):
@@ -131,7 +146,9 @@ def test_our_prepare_divides_by_our_rule(found):
     for rank, own in enumerate(found):
         reference = make(shard=(rank, world))
         for epoch in range(2):
-            assert contents(own["ours"][epoch]) == contents(batch for _, batch in reference.steps(epoch))
+            assert contents(own["ours"][epoch]) == contents(
+                batch for _, batch in reference.steps(epoch)
+            )
         assert own["epoch"] == 2
 
 

@@ -1,4 +1,5 @@
-"""Accelerators through one path: late start, queued seeds, capture, and a stand-in for a device that is not here."""
+"""Accelerators through one path: late start, queued seeds, capture, and a stand-in for a device
+that is not here."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def draws(device) -> list:
 
 
 def test_initialised_devices_are_set_and_restored(fake_device):
-    """Every default generator of a running device is set in a scope and back after it, on an exception too."""
+    """Every default generator of a running device is set in a scope and back after it, on an
+    exception too."""
     fake_device.init()
     fake_device.manual_seed_all(5)
     before = states(fake_device)
@@ -35,7 +37,8 @@ def test_initialised_devices_are_set_and_restored(fake_device):
 
 
 def test_a_device_that_starts_inside_draws_from_the_scope(fake_device):
-    """If the body is the first to use a device its draws come from the scope; after it the seed queued before holds."""
+    """If the body is the first to use a device its draws come from the scope; after it the seed
+    queued before holds."""
     fake_device.manual_seed_all(123)
     stream = SeedRegistry(42).stream("dropout", "training")
     with stream.scope(7):
@@ -47,21 +50,27 @@ def test_a_device_that_starts_inside_draws_from_the_scope(fake_device):
 
 
 def test_a_device_that_starts_inside_without_a_seed_gets_a_recorded_one(fake_device):
-    """Without a queued seed the generators get one derived from the master seed after the scope, and the ledger has it."""
+    """Without a queued seed the generators get one derived from the master seed after the scope,
+    and the ledger has it."""
     registry = SeedRegistry(42)
     with registry.stream("dropout", "training").scope(7):
         fake_device.init()
         draws(fake_device)
     (record,) = registry.ledger.find(LateSeeded)
     assert record.kind == "cuda"
-    assert states(fake_device) == [torch.Generator().manual_seed(record.seed).get_state().tolist()] * 2
+    assert (
+        states(fake_device) == [torch.Generator().manual_seed(record.seed).get_state().tolist()] * 2
+    )
     with_seed = SeedRegistry(42).ledger.digest
     assert registry.ledger.find(LateSeeded)[0].IS_CONTENT is False
-    assert with_seed != registry.ledger.digest  # the derivation differs, the late seed is circumstance
+    assert (
+        with_seed != registry.ledger.digest
+    )  # the derivation differs, the late seed is circumstance
 
 
 def test_a_scope_whose_body_leaves_the_device_alone_keeps_the_queue(fake_device):
-    """The seeds that wait for a device are as before after a scope, and those queued inside are gone."""
+    """The seeds that wait for a device are as before after a scope, and those queued inside are
+    gone."""
     fake_device.manual_seed_all(123)
     before = list(fake_device._lazy_seed_tracker.call_order)
     with SeedRegistry(1).stream("x").scope(0):
@@ -74,7 +83,8 @@ def test_a_scope_whose_body_leaves_the_device_alone_keeps_the_queue(fake_device)
 
 
 def test_generator_states_queued_before_are_replayed(fake_device):
-    """A set_rng_state that waited for the device holds after a scope in which the device started."""
+    """A set_rng_state that waited for the device holds after a scope in which the device
+    started."""
     saved = torch.Generator().manual_seed(77).get_state()
 
     def set_state() -> None:
@@ -89,7 +99,8 @@ def test_generator_states_queued_before_are_replayed(fake_device):
 
 
 def test_nested_scopes_around_a_late_start(fake_device):
-    """A device that starts in an inner scope is, after it, as the outer scope sets it, and then as before both."""
+    """A device that starts in an inner scope is, after it, as the outer scope sets it, and then
+    as before both."""
     fake_device.manual_seed_all(9)
     registry = SeedRegistry(42)
     outer = registry.stream("outer", 0)
@@ -106,7 +117,10 @@ def test_the_documented_context_covers_devices(fake_device):
     fake_device.init()
     before = states(fake_device)
     with deterministic_context(7):
-        assert draws(fake_device) == [torch.rand(2, generator=torch.Generator().manual_seed(7)).tolist()] * 2
+        assert (
+            draws(fake_device)
+            == [torch.rand(2, generator=torch.Generator().manual_seed(7)).tolist()] * 2
+        )
     assert states(fake_device) == before
 
 
@@ -149,7 +163,8 @@ def test_what_a_factory_draws_on_a_device_is_recorded(fake_device):
     ],
 )
 def test_devices_without_generators_are_refused(device, message):
-    """An unknown or unavailable device, and meta, is a typed error that says what there is; nothing is handed out."""
+    """An unknown or unavailable device, and meta, is a typed error that says what there is;
+    nothing is handed out."""
     registry = SeedRegistry(1)
     with pytest.raises(DeviceError, match=message):
         registry.generator("noise", device=device)
@@ -167,4 +182,6 @@ def test_more_devices_than_there_are(fake_device):
 def test_discovery_matches_the_build():
     """The kinds handled are those that this torch was built with."""
     kinds = {accelerator.kind for accelerator in accelerators.ACCELERATORS}
-    assert ("cuda" in kinds) == (torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None)
+    assert ("cuda" in kinds) == (
+        torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None
+    )

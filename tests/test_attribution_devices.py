@@ -1,4 +1,5 @@
-"""Attribution on other devices: every tensor is where the recipe says, and nothing depends on torch's default device."""
+"""Attribution on other devices: every tensor is where the recipe says, and nothing depends on
+torch's default device."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def figures(training) -> list:
 
 @pytest.mark.parametrize("variant", ["dropout", "adam"])
 def test_a_default_device_changes_nothing(variant):
-    """Every tensor names its device: under torch.set_default_device nothing else is computed, and nothing elsewhere."""
+    """Every tensor names its device: under torch.set_default_device nothing else is computed,
+    and nothing elsewhere."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS[variant]))
     expected = figures(training)
     with torch.device("meta"):
@@ -44,7 +46,8 @@ def test_a_default_device_changes_nothing(variant):
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_built():
-    """A recipe for a device that this machine lacks, or for none, is refused before anything is built."""
+    """A recipe for a device that this machine lacks, or for none, is refused before anything is
+    built."""
     registry = SeedRegistry(42)
     for device in ("meta", "nonsense", "cuda:99"):
         with pytest.raises(DeviceError):
@@ -54,7 +57,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_built():
 
 @pytest.mark.cuda
 def test_a_gpu_trains_and_attributes_as_the_cpu_does():
-    """On a GPU the figures are those of the CPU up to rounding, the initial parameters bit for bit, and they repeat."""
+    """On a GPU the figures are those of the CPU up to rounding, the initial parameters bit for
+    bit, and they repeat."""
     on_cpu = Training(SeedRegistry(42), recipe())
     with SeedRegistry(42).set_global_state(deterministic="strict"):
         on_gpu = Training(SeedRegistry(42), recipe(device="cuda"))

@@ -1,4 +1,5 @@
-"""The documented setup functions, data and baselines: the documented streams, and a warning where it matters."""
+"""The documented setup functions, data and baselines: the documented streams, and a warning
+where it matters."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ class Config:
 
     @staticmethod
     def DATALOADER(**keywords):  # noqa: N802 - a configuration
-        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(20.0), torch.arange(20)), **keywords)
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(torch.arange(20.0), torch.arange(20)), **keywords
+        )
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -60,10 +63,13 @@ def streams(registry) -> set:
 
 @pytest.mark.moves_global_state
 def test_magic_training_has_the_documented_streams():
-    """Loader, model and optimizer are those of instance id "training", with the documented settings."""
+    """Loader, model and optimizer are those of instance id "training", with the documented
+    settings."""
     loader, model, optimizer = setup_magic_training(Config)
     assert same(model, create_deterministic_model(42, Config.MODEL, "training", num_classes=3))
-    assert {name: optimizer.param_groups[0][name] for name in ("lr", "momentum", "weight_decay")} == {
+    assert {
+        name: optimizer.param_groups[0][name] for name in ("lr", "momentum", "weight_decay")
+    } == {
         "lr": 0.05,
         "momentum": 0.8,
         "weight_decay": 0,
@@ -76,7 +82,8 @@ def test_magic_training_has_the_documented_streams():
 
 @pytest.mark.moves_global_state
 def test_factories_and_keywords_of_ones_own():
-    """Other factories, and keywords beside the documented ones, are taken; without a name there is the documented default."""
+    """Other factories, and keywords beside the documented ones, are taken; without a name there
+    is the documented default."""
 
     class Own:
         SEED = 42
@@ -99,9 +106,12 @@ def test_factories_and_keywords_of_ones_own():
 
 
 @pytest.mark.moves_global_state
-@pytest.mark.parametrize("setup", [setup_magic_training, lambda *given: setup_lds_validation(*given, 2, True)])
+@pytest.mark.parametrize(
+    "setup", [setup_magic_training, lambda *given: setup_lds_validation(*given, 2, True)]
+)
 def test_setups_set_the_global_state_as_documented(setup):
-    """Default generators and switches are those of set_global_deterministic_state, with a registry too, whatever its seed."""
+    """Default generators and switches are those of set_global_deterministic_state, with a
+    registry too, whatever its seed."""
     set_global_deterministic_state(42)
     expected = random.random(), np.random.rand(), float(torch.rand(1))
     assert expected[0] == 0.6394267984578837
@@ -113,22 +123,29 @@ def test_setups_set_the_global_state_as_documented(setup):
         assert torch.are_deterministic_algorithms_enabled()
 
     class Beyond(Config):
-        SEED = SeedRegistry(42).child("fold", 1)  # its master seed has 128 bits, and NumPy's range is 32
+        SEED = SeedRegistry(42).child(
+            "fold", 1
+        )  # its master seed has 128 bits, and NumPy's range is 32
 
     setup(Beyond)
 
 
 @pytest.mark.moves_global_state
 def test_lds_validation_keeps_the_documented_ids():
-    """Models are of ids "lds_0", ... as documented, with a warning; shared on request, without one. The loader is the run's."""
+    """Models are of ids "lds_0", ... as documented, with a warning; shared on request, without
+    one. The loader is the run's."""
     registry = SeedRegistry(42)
     with pytest.warns(UnsharedInitialParametersWarning, match="share_init=True"):
         loader, models, optimizers = setup_lds_validation(registry, Config, 3)
     assert len(models) == len(optimizers) == 3
     for i, model in enumerate(models):
         assert same(model, create_deterministic_model(42, Config.MODEL, f"lds_{i}", num_classes=3))
-    assert [batch[1].tolist() for batch in loader] == [batch[1].tolist() for batch in setup_magic_training(Config)[0]]
-    documented = {("model", f"lds_{i}") for i in range(3)} | {("optimizer", f"lds_opt_{i}") for i in range(3)}
+    assert [batch[1].tolist() for batch in loader] == [
+        batch[1].tolist() for batch in setup_magic_training(Config)[0]
+    ]
+    documented = {("model", f"lds_{i}") for i in range(3)} | {
+        ("optimizer", f"lds_opt_{i}") for i in range(3)
+    }
     assert streams(registry) - {("global", None)} == documented | {("dataloader", "training")}
     run = setup_magic_training(Config)[1]
     for call in (
@@ -149,7 +166,10 @@ def test_the_ledger_flags_models_that_are_not_the_runs():
         setup_lds_validation(registry, Config, 2)
     setup_lds_validation(registry, Config, 3, True)
     noted = [dict(record.value) for record in registry.ledger.find(Note)]
-    assert noted == [{"models": 2, "streams": "not those of the run"}, {"models": 3, "streams": "shared"}]
+    assert noted == [
+        {"models": 2, "streams": "not those of the run"},
+        {"models": 3, "streams": "shared"},
+    ]
 
 
 @pytest.mark.moves_global_state
@@ -164,16 +184,30 @@ def test_a_registry_in_place_of_the_seed():
     assert same(setup_magic_training(first, Config)[1], plain)
     assert same(setup_magic_training(WithRegistry)[1], plain)
     for registry in (first, second):
-        assert {purpose for purpose, _ in streams(registry)} - {"global"} == {"model", "dataloader", "optimizer"}
+        assert {purpose for purpose, _ in streams(registry)} - {"global"} == {
+            "model",
+            "dataloader",
+            "optimizer",
+        }
 
 
 def test_perfect_consistency():
     """The two models are equal, and are of the documented id "shared_training"."""
-    magic_model, lds_model = setup_perfect_consistency(Config, nn.Linear, in_features=3, out_features=2)
+    magic_model, lds_model = setup_perfect_consistency(
+        Config, nn.Linear, in_features=3, out_features=2
+    )
     assert same(magic_model, lds_model)
     assert magic_model is not lds_model
-    assert same(magic_model, create_deterministic_model(42, nn.Linear, "shared_training", in_features=3, out_features=2))
-    assert same(setup_perfect_consistency(SeedRegistry(42), Config, nn.Linear, in_features=3, out_features=2)[0], magic_model)
+    assert same(
+        magic_model,
+        create_deterministic_model(42, nn.Linear, "shared_training", in_features=3, out_features=2),
+    )
+    assert same(
+        setup_perfect_consistency(
+            SeedRegistry(42), Config, nn.Linear, in_features=3, out_features=2
+        )[0],
+        magic_model,
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,12 +225,13 @@ def test_perfect_consistency():
     ],
 )
 def test_wrong_setups(call):
-    """No seed, another seed than the registry's, no number of models or no factory: one clear error, nothing built."""
+    """No seed, another seed than the registry's, no number of models or no factory: one clear
+    error, nothing built."""
     with pytest.raises(InvalidOptionError):
         call()
 
 
-# --- data -------------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def test_digits():
@@ -213,7 +248,7 @@ def test_digits():
             load_digits(registry, train=wrong)
 
 
-# --- baselines ----------------------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -226,21 +261,32 @@ def gradients(training, state, inputs, targets) -> torch.Tensor:
     rows = []
     for one, target in zip(inputs, targets):
         loss = training.recipe.loss(
-            training.outputs(state.with_tensors([*parameters, *state.tensors()[4:]]), one[None]), target[None]
+            training.outputs(state.with_tensors([*parameters, *state.tensors()[4:]]), one[None]),
+            target[None],
         )
-        rows.append(torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss[0], parameters)]))
+        rows.append(
+            torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss[0], parameters)])
+        )
     return torch.stack(rows)
 
 
 def test_baselines_are_what_they_say(training):
-    """Dot product, TracIn and influence function are those of gradients taken one by one, and of an explicit matrix."""
+    """Dot product, TracIn and influence function are those of gradients taken one by one, and of
+    an explicit matrix."""
     state = training.train()
     measurement = losses_of(*held_out())
-    train, test = gradients(training, state, *training.examples()), gradients(training, state, *held_out())
-    assert torch.allclose(baselines.gradient_dot_product(training, measurement, state), -test @ train.T)
+    train, test = (
+        gradients(training, state, *training.examples()),
+        gradients(training, state, *held_out()),
+    )
+    assert torch.allclose(
+        baselines.gradient_dot_product(training, measurement, state), -test @ train.T
+    )
     middle = training.advance(training.initial_state(), 7)
     traced = baselines.tracin(training, measurement, [middle, state])
-    expected = 0.1 * (baselines.gradient_dot_product(training, measurement, middle) - test @ train.T)
+    expected = 0.1 * (
+        baselines.gradient_dot_product(training, measurement, middle) - test @ train.T
+    )
     assert torch.allclose(traced, expected)
 
     product = baselines._gauss_newton(training, state, 0.1)
@@ -249,7 +295,9 @@ def test_baselines_are_what_they_say(training):
     assert torch.allclose(matrix, matrix.T, atol=1e-10)
     assert float(torch.linalg.eigvalsh(matrix).min()) > 0.0999
     influence = baselines.influence_function(training, measurement, state)
-    assert torch.allclose(influence, -torch.linalg.solve(matrix, test.T).T @ train.T / SIZE, atol=1e-6)
+    assert torch.allclose(
+        influence, -torch.linalg.solve(matrix, test.T).T @ train.T / SIZE, atol=1e-6
+    )
     with pytest.raises(RecipeError, match="damping"):
         baselines.influence_function(training, measurement, state, damping=0)
 
@@ -261,7 +309,9 @@ def test_baselines_look_at_some_examples_at_a_time(training, monkeypatch):
     expected = [work(training, measurement, state) for work in works]
     sizes = []
     pieces = baselines._pieces
-    monkeypatch.setattr(baselines, "_pieces", lambda own, count: sizes.append(count) or pieces(own, count))
+    monkeypatch.setattr(
+        baselines, "_pieces", lambda own, count: sizes.append(count) or pieces(own, count)
+    )
     for most in (1, 7 * 83, 70 * 83):
         monkeypatch.setattr(baselines, "_MOST_NUMBERS", most)
         monkeypatch.setattr(baselines, "_MOST_INPUTS", most)

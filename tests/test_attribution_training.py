@@ -1,4 +1,5 @@
-"""Training as a pure function: bit-equal to torch's own loop, from any state, for every optimizer and schedule."""
+"""Training as a pure function: bit-equal to torch's own loop, from any state, for every
+optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +11,20 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from recipes import ADAM, SGD, SIZE, VARIANTS, Counting, Replacing, Unused, batch_norm, data, held_out, mlp, recipe
+from recipes import (
+    ADAM,
+    SGD,
+    SIZE,
+    VARIANTS,
+    Counting,
+    Replacing,
+    Unused,
+    batch_norm,
+    data,
+    held_out,
+    mlp,
+    recipe,
+)
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -29,7 +43,13 @@ from seedregistry.attribution import (
     metasmoothness,
     retrain,
 )
-from seedregistry.attribution.replay import KeptStates, best_cut, default_keep, replayed_steps, walk_back
+from seedregistry.attribution.replay import (
+    KeptStates,
+    best_cut,
+    default_keep,
+    replayed_steps,
+    walk_back,
+)
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 
@@ -38,14 +58,23 @@ def plain_loop(own: Recipe, weights=None) -> nn.Module:
     registry = SeedRegistry(42)
     model = registry.model(own.model, instance_id="training").to(own.dtype)
     groups = model.parameters() if own.parameter_groups is None else own.parameter_groups(model)
-    optimizer = registry.optimizer(own.optimizer, groups, instance_id="training", **own.optimizer_options)
+    optimizer = registry.optimizer(
+        own.optimizer, groups, instance_id="training", **own.optimizer_options
+    )
     loader = registry.dataloader(
-        own.as_dataset(), instance_id="training", batch_size=own.batch_size, shuffle=True, drop_last=own.drop_last
+        own.as_dataset(),
+        instance_id="training",
+        batch_size=own.batch_size,
+        shuffle=True,
+        drop_last=own.drop_last,
     )
     scheduler = None
     if own.scheduler is not None:
         total = own.epochs * len(loader)
-        options = {key: total if value == "steps" else value for key, value in own.scheduler_options.items()}
+        options = {
+            key: total if value == "steps" else value
+            for key, value in own.scheduler_options.items()
+        }
         scheduler = registry.scheduler(own.scheduler, optimizer, instance_id="training", **options)
     dropout = registry.stream("dropout", "training")
     for epoch in range(own.epochs):
@@ -67,7 +96,8 @@ def plain_loop(own: Recipe, weights=None) -> nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_it_is_torchs_own_loop(name, dtype):
-    """With every optimizer, schedule and option, and with weights, the result is that of torch's loop, bit for bit."""
+    """With every optimizer, schedule and option, and with weights, the result is that of torch's
+    loop, bit for bit."""
     if dtype == torch.float32 and name == "augmentation":
         pytest.skip("the dataset is float64")
     own = recipe(**{**VARIANTS[name], "eps_root": 0.0, "dtype": dtype})
@@ -79,7 +109,9 @@ def test_it_is_torchs_own_loop(name, dtype):
         expected = plain_loop(own, given)
         torch.set_num_threads(threads)
         training = Training(SeedRegistry(42), own)
-        for parameter, expected_one in zip(training.copy_model(training.train(given)).parameters(), expected.parameters()):
+        for parameter, expected_one in zip(
+            training.copy_model(training.train(given)).parameters(), expected.parameters()
+        ):
             assert torch.equal(parameter, expected_one), name
 
 
@@ -88,18 +120,22 @@ def test_it_is_torchs_own_loop(name, dtype):
     reason="no such option in this torch",
 )
 def test_adam_with_decoupled_weight_decay():
-    """Adam with decoupled weight decay is torch's, bit for bit, and not Adam with the other kind."""
+    """Adam with decoupled weight decay is torch's, bit for bit, and not Adam with the other
+    kind."""
     options = {**ADAM, "decoupled_weight_decay": True}
     own = recipe(optimizer=torch.optim.Adam, optimizer_options=options)
     expected = plain_loop(own)
     state = Training(SeedRegistry(42), own).train()
     assert all(torch.equal(one, two) for one, two in zip(state.parameters, expected.parameters()))
-    other = Training(SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)).train()
+    other = Training(
+        SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)
+    ).train()
     assert not torch.equal(state.parameters[0], other.parameters[0])
 
 
 def test_a_parameter_without_gradient_stays():
-    """As in torch, a parameter that the loss does not depend on is left alone, weight decay or not."""
+    """As in torch, a parameter that the loss does not depend on is left alone, weight decay or
+    not."""
     own = recipe(model=Unused)
     state = Training(SeedRegistry(42), own).train()
     expected = plain_loop(own)
@@ -109,7 +145,8 @@ def test_a_parameter_without_gradient_stays():
 
 @pytest.mark.parametrize("name", ["dropout", "augmentation", "one cycle with adamw"])
 def test_any_step_can_be_run_again(name):
-    """From any state the rest of the run gives the same bits, also in a second training object and after other steps."""
+    """From any state the rest of the run gives the same bits, also in a second training object
+    and after other steps."""
     training, other = (Training(SeedRegistry(42), recipe(**VARIANTS[name])) for _ in range(2))
     final = training.train().fingerprint()
     for step in (0, 1, 3, training.steps - 1):
@@ -117,11 +154,14 @@ def test_any_step_can_be_run_again(name):
         training.losses(state, training.batch(step))
         assert other.advance(state, other.steps).fingerprint() == final
     assert training.fingerprint() == other.fingerprint()
-    assert training.fingerprint() != Training(SeedRegistry(43), recipe(**VARIANTS[name])).fingerprint()
+    assert (
+        training.fingerprint() != Training(SeedRegistry(43), recipe(**VARIANTS[name])).fingerprint()
+    )
 
 
 def test_training_moves_and_keeps_nothing():
-    """A run moves no default generator, changes neither the initial state nor the number of threads, and draws at positions."""
+    """A run moves no default generator, changes neither the initial state nor the number of
+    threads, and draws at positions."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], threads=2))
     before = training.initial_state().fingerprint(), torch.get_num_threads(), torch.get_rng_state()
     training.train()
@@ -130,21 +170,32 @@ def test_training_moves_and_keeps_nothing():
 
 
 def test_the_ledger_has_the_run():
-    """Model, optimizer, scheduler and loader of a recipe are built by the registry, and recorded."""
+    """Model, optimizer, scheduler and loader of a recipe are built by the registry, and
+    recorded."""
     registry = SeedRegistry(42)
     Training(registry, recipe(**VARIANTS["one cycle"]))
-    assert [name[0] for name in registry] == ["model", "dataloader", "dropout", "optimizer", "scheduler"]
+    assert [name[0] for name in registry] == [
+        "model",
+        "dataloader",
+        "dropout",
+        "optimizer",
+        "scheduler",
+    ]
     assert registry.ledger.verify().ok
 
 
 def test_weights_of_zero_and_cutting():
-    """Weight zero leaves the others' share as it is; cutting divides by those that are left; a batch of nothing still steps."""
+    """Weight zero leaves the others' share as it is; cutting divides by those that are left; a
+    batch of nothing still steps."""
     training = Training(SeedRegistry(42), recipe(optimizer_options={"lr": 0.1}))
     state = training.initial_state()
     batch = training.batch(0)
     half = torch.zeros(16, dtype=torch.float64)
     half[:8] = 1
-    moves = [training.step(state, half, batch, cuts=cuts).parameters[0] - state.parameters[0] for cuts in (False, True)]
+    moves = [
+        training.step(state, half, batch, cuts=cuts).parameters[0] - state.parameters[0]
+        for cuts in (False, True)
+    ]
     assert torch.allclose(moves[0] * 2, moves[1])
     for cuts in (False, True):
         nothing = training.step(state, torch.zeros(16, dtype=torch.float64), batch, cuts=cuts)
@@ -162,7 +213,8 @@ def test_the_model_of_a_state():
 
 
 def test_states_and_recipes_pickle():
-    """A state keeps its bits, and a recipe of importable functions its meaning, in another process."""
+    """A state keeps its bits, and a recipe of importable functions its meaning, in another
+    process."""
     training = Training(SeedRegistry(42), recipe())
     state = training.advance(training.initial_state(), 3)
     assert pickle.loads(pickle.dumps(state)).fingerprint() == state.fingerprint()
@@ -174,7 +226,10 @@ def test_states_and_recipes_pickle():
     ("changes", "words"),
     [
         ({"dataset": (np.zeros((9, 6)), np.zeros(9))}, "two tensors of one length"),
-        ({"dataset": TensorDataset(torch.zeros(9, 6), torch.zeros(9), torch.zeros(9))}, "two tensors of one length"),
+        (
+            {"dataset": TensorDataset(torch.zeros(9, 6), torch.zeros(9), torch.zeros(9))},
+            "two tensors of one length",
+        ),
         ({"clip_norm": "a"}, "clip_norm"),
         ({"epochs": 0}, "epochs must be an int > 0"),
         ({"batch_size": 2.5}, "batch_size"),
@@ -201,18 +256,26 @@ def test_recipes_that_are_none(changes, words):
     [
         ({"model": batch_norm}, r"1 \(BatchNorm1d\).*GroupNorm"),
         ({"optimizer_options": {**SGD, "maximize": True}}, "maximize=True"),
-        ({"optimizer": torch.optim.Adam, "optimizer_options": {**ADAM, "amsgrad": True}}, "amsgrad=True"),
-        ({"parameter_groups": lambda model: [{"params": [model[0].weight]}]}, "each of the model's parameters once"),
+        (
+            {"optimizer": torch.optim.Adam, "optimizer_options": {**ADAM, "amsgrad": True}},
+            "amsgrad=True",
+        ),
+        (
+            {"parameter_groups": lambda model: [{"params": [model[0].weight]}]},
+            "each of the model's parameters once",
+        ),
     ],
 )
 def test_what_cannot_be_replayed_is_refused(changes, words):
-    """A model or option whose steps depend on more than their state is refused by name, before any step."""
+    """A model or option whose steps depend on more than their state is refused by name, before
+    any step."""
     with pytest.raises(RecipeError, match=words):
         Training(SeedRegistry(42), recipe(**changes))
 
 
 def test_steps_that_are_not_pure_are_refused():
-    """A model that changes a buffer, and a loss that is one number, are refused at the first step."""
+    """A model that changes a buffer, and a loss that is one number, are refused at the first
+    step."""
     with pytest.raises(RecipeError, match="count"):
         Training(SeedRegistry(42), recipe(model=Counting)).train()
     with pytest.raises(RecipeError, match="changes its buffers while it trains: mean"):
@@ -232,7 +295,9 @@ class DrawsFromItsOwn(torch.utils.data.Dataset):
         return SIZE
 
     def __getitem__(self, index):
-        return self.inputs[index] + torch.randn(6, generator=self.generator, dtype=torch.float64), self.targets[index]
+        return self.inputs[index] + torch.randn(
+            6, generator=self.generator, dtype=torch.float64
+        ), self.targets[index]
 
 
 class ImpureModel(nn.Module):
@@ -244,7 +309,9 @@ class ImpureModel(nn.Module):
         self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, inputs):
-        return self.layer(inputs) * (1 + torch.rand(1, generator=self.generator, dtype=torch.float64))
+        return self.layer(inputs) * (
+            1 + torch.rand(1, generator=self.generator, dtype=torch.float64)
+        )
 
 
 def with_one_target(example: int, target: int) -> tuple:
@@ -265,10 +332,22 @@ def with_one_input(example: int, value: float) -> tuple:
     [
         ({"dataset": DrawsFromItsOwn()}, "first batch was another one"),
         ({"model": ImpureModel}, "another state when it was run again"),
-        ({"dataset": with_one_target(59, 3)}, "1 examples are no classes: the model has 3 outputs, and .* example 59 is 3"),
-        ({"dataset": with_one_target(7, -1)}, "1 examples are no classes: the model has 3 outputs, and .* example 7 is -1"),
-        ({"dataset": with_one_input(59, float("nan"))}, "inputs of 1 examples are not finite; .* example 59"),
-        ({"dataset": (data()[0][:, :4], data()[1])}, "failed at step 0 on inputs of shape .*targets of shape"),
+        (
+            {"dataset": with_one_target(59, 3)},
+            "1 examples are no classes: the model has 3 outputs, and .* example 59 is 3",
+        ),
+        (
+            {"dataset": with_one_target(7, -1)},
+            "1 examples are no classes: the model has 3 outputs, and .* example 7 is -1",
+        ),
+        (
+            {"dataset": with_one_input(59, float("nan"))},
+            "inputs of 1 examples are not finite; .* example 59",
+        ),
+        (
+            {"dataset": (data()[0][:, :4], data()[1])},
+            "failed at step 0 on inputs of shape .*targets of shape",
+        ),
     ],
 )
 def test_what_does_not_replay_is_found_at_once(changes, words):
@@ -286,19 +365,30 @@ def test_what_does_not_replay_is_found_at_once(changes, words):
     ("measurement", "words"),
     [
         (
-            lambda training, state: training.recipe.loss(training.outputs(state, data()[0][:2]), torch.tensor([0, 7])),
+            lambda training, state: training.recipe.loss(
+                training.outputs(state, data()[0][:2]), torch.tensor([0, 7])
+            ),
             "failed on",
         ),
-        (lambda training, state: training.outputs(state, data()[0][:2, :4])[:, 0], "failed on the state before step 0"),
-        (lambda training, state: training.outputs(state, data()[0][:2]), r"shape \(targets,\).*got shape \(2, 3\)"),
+        (
+            lambda training, state: training.outputs(state, data()[0][:2, :4])[:, 0],
+            "failed on the state before step 0",
+        ),
+        (
+            lambda training, state: training.outputs(state, data()[0][:2]),
+            r"shape \(targets,\).*got shape \(2, 3\)",
+        ),
         (lambda training, state: 3.0, r"shape \(targets,\).*got float"),
     ],
 )
 def test_measurements_are_tried_before_the_first_training(measurement, words, monkeypatch):
-    """A measurement that fails, or is no vector of the state, is refused before hours of training, not after."""
+    """A measurement that fails, or is no vector of the state, is refused before hours of
+    training, not after."""
     training = Training(SeedRegistry(42), recipe())
     for name in ("train", "advance"):
-        monkeypatch.setattr(Training, name, lambda *arguments, **options: pytest.fail("a training began"))
+        monkeypatch.setattr(
+            Training, name, lambda *arguments, **options: pytest.fail("a training began")
+        )
     for call in (magic, retrain, metasmoothness):
         with pytest.raises(RecipeError, match=words):
             call(training, measurement)
@@ -387,7 +477,8 @@ class Counts(nn.Module):
 
 
 def test_other_inputs_that_are_none():
-    """Examples that are no pairs, tensors as options, a scheduler that wants more, weights of another shape: clear errors."""
+    """Examples that are no pairs, tensors as options, a scheduler that wants more, weights of
+    another shape: clear errors."""
     for changes, words in (
         ({"dataset": Triples()}, "pairs.*has 3 parts"),
         ({"optimizer_options": {"lr": torch.tensor(0.1)}}, "lr=a tensor"),
@@ -409,9 +500,13 @@ def test_a_bad_example_of_a_dataset_is_named():
 
 
 def test_a_model_without_a_second_derivative_is_refused_before_the_training(monkeypatch):
-    """What cannot be differentiated twice is refused before the first training, with the way out for attention."""
+    """What cannot be differentiated twice is refused before the first training, with the way out
+    for attention."""
     monkeypatch.setattr(metagradients, "_walk", lambda *arguments: pytest.fail("the walk began"))
-    for model, words in ((DifferentiableOnce, "once_differentiable"), (BackwardFails, "no second derivative here")):
+    for model, words in (
+        (DifferentiableOnce, "once_differentiable"),
+        (BackwardFails, "no second derivative here"),
+    ):
         training = Training(SeedRegistry(42), recipe(model=model))
         training.train()
         with pytest.raises(RecipeError, match=rf"cannot be differentiated: .*{words}.*sdpa_kernel"):
@@ -419,13 +514,15 @@ def test_a_model_without_a_second_derivative_is_refused_before_the_training(monk
 
 
 def test_a_model_that_keeps_something_outside_its_state_is_caught_on_the_way_back():
-    """A step that ends otherwise when it is run again, though the first one did not, is an error and gives no scores."""
+    """A step that ends otherwise when it is run again, though the first one did not, is an error
+    and gives no scores."""
     with pytest.raises(ReplayError, match=r"Step \d+ ended in another state"):
         magic(Training(SeedRegistry(42), recipe(model=Counts, epochs=4)), losses_of(*held_out()))
 
 
 def test_what_a_model_draws_in_evaluation_mode_is_the_same_each_time():
-    """Draws in evaluation mode come from a position too: scores repeat, and no default generator moves."""
+    """Draws in evaluation mode come from a position too: scores repeat, and no default generator
+    moves."""
 
     class AlwaysDropsOut(nn.Module):
         def __init__(self) -> None:
@@ -441,7 +538,8 @@ def test_what_a_model_draws_in_evaluation_mode_is_the_same_each_time():
 
 
 def test_a_measurement_without_a_gradient_can_be_retrained_and_not_attributed():
-    """Accuracy can be measured after retrainings; magic refuses it, and a copy of the model, before anything is trained."""
+    """Accuracy can be measured after retrainings; magic refuses it, and a copy of the model,
+    before anything is trained."""
     training = Training(SeedRegistry(42), recipe())
     inputs, targets = held_out()
 
@@ -465,7 +563,7 @@ def test_a_training_that_diverges_stops():
         Training(SeedRegistry(42), recipe(optimizer_options={"lr": 1e200})).train()
 
 
-# --- walking back ---------------------------------------------------------------------------------------------------------
+# --- walking back ---------------------------------------------------------------------------------
 
 
 class Step:
@@ -496,7 +594,8 @@ def test_the_schedule_is_optimal():
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 50, 333])
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 8, 16, 400])
 def test_every_state_comes_once_backwards(length, keep):
-    """All states come, the last first, with no more kept than there are keep and as many steps as were promised."""
+    """All states come, the last first, with no more kept than there are keep and as many steps
+    as were promised."""
     counted = []
 
     def advance(state, step):
@@ -511,18 +610,20 @@ def test_every_state_comes_once_backwards(length, keep):
 
 
 def test_states_kept_grow_with_the_logarithm():
-    """The default number of keep is twice the binary logarithm of the steps; each step is then run fewer than five times."""
+    """The default number of keep is twice the binary logarithm of the steps; each step is then
+    run fewer than five times."""
     for steps in (1, 10, 100, 1000, 10_000):
         assert default_keep(steps) <= max(2, 2 * math.ceil(math.log2(steps + 1)))
         assert replayed_steps(steps, default_keep(steps)) < 5 * steps
 
 
-# --- models ---------------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.moves_global_state
 def test_models():
-    """The models take what they say and have the sizes they say; ResNet-9 has 2.4 million parameters at its usual width."""
+    """The models take what they say and have the sizes they say; ResNet-9 has 2.4 million
+    parameters at its usual width."""
     assert construct_digits_mlp()(torch.zeros(2, 64)).shape == (2, 10)
     assert construct_digits_cnn()(torch.zeros(2, 64)).shape == (2, 10)
     small = construct_rn9(num_classes=7, width=4)
@@ -538,7 +639,9 @@ def test_models():
 @pytest.mark.moves_global_state
 def test_group_norm_is_torchs():
     """The group norm of elementary operations is torch's, up to rounding."""
-    inputs = torch.randn(3, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(
+        3, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     own, torchs = GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
     assert torch.allclose(own(inputs), torchs(inputs), atol=1e-12)
     assert mlp() is not None

@@ -14,7 +14,12 @@ from torch.nn import functional as F  # noqa: N812 - torch's own abbreviation
 from torch.utils.data import TensorDataset
 
 from seedregistry import SeedRegistry, rng
-from seedregistry.errors import InvalidOptionError, ScopeError, UndeclaredRandomnessError, UndeclaredRandomnessWarning
+from seedregistry.errors import (
+    InvalidOptionError,
+    ScopeError,
+    UndeclaredRandomnessError,
+    UndeclaredRandomnessWarning,
+)
 from seedregistry.ledger import Audited
 
 DRAWS = {
@@ -29,7 +34,10 @@ DRAWS = {
     "distribution": (lambda: torch.distributions.Beta(1.0, 2.0).sample(), "aten::"),
     "init": (lambda: nn.Linear(2, 2), "aten::uniform_"),
     "random_": (lambda: torch.empty(2).random_(), "aten::random_"),
-    "backward": (lambda: F.rrelu(-torch.ones(2, requires_grad=True), training=True).sum().backward(), "aten::rrelu"),
+    "backward": (
+        lambda: F.rrelu(-torch.ones(2, requires_grad=True), training=True).sum().backward(),
+        "aten::rrelu",
+    ),
     "random.random": (random.random, "random"),
     "random.shuffle": (lambda: random.shuffle([1, 2, 3]), "random"),
     "np.random.rand": (np.random.rand, "numpy.random"),
@@ -40,7 +48,8 @@ DRAWS = {
 @pytest.mark.moves_global_state
 @pytest.mark.parametrize("name", DRAWS)
 def test_draws_outside_streams_are_caught_and_named(name):
-    """Each undeclared draw raises, with its source and, for operators, the device and the caller's line."""
+    """Each undeclared draw raises, with its source and, for operators, the device and the
+    caller's line."""
     draw, source = DRAWS[name]
     registry = SeedRegistry(42)
     with pytest.raises(UndeclaredRandomnessError) as caught, registry.audit():
@@ -65,7 +74,9 @@ def test_the_generator_has_not_moved_when_it_raises():
 QUIET = {
     "dropout in eval mode": lambda: nn.Dropout(0.5).eval()(torch.ones(3)),
     "dropout with p=0": lambda: F.dropout(torch.ones(3), p=0.0),
-    "attention without dropout": lambda: F.scaled_dot_product_attention(*[torch.ones(1, 1, 2, 4)] * 3),
+    "attention without dropout": lambda: F.scaled_dot_product_attention(
+        *[torch.ones(1, 1, 2, 4)] * 3
+    ),
     "own generator": lambda: torch.rand(2, generator=torch.Generator()),
     "own python": lambda: random.Random(1).random(),
     "own numpy": lambda: np.random.default_rng(1).random(),
@@ -85,12 +96,21 @@ def test_what_draws_nothing_passes(name):
 
 
 def test_the_loop_of_the_design_passes():
-    """DESIGN's own loop, with dropout in scope(epoch, step) and a shuffled loader, draws nothing outside its streams."""
+    """DESIGN's own loop, with dropout in scope(epoch, step) and a shuffled loader, draws nothing
+    outside its streams."""
     registry = SeedRegistry(42)
-    data = TensorDataset(torch.randn(12, 4, generator=registry.generator("data")), torch.arange(12) % 2)
-    net = registry.model(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)), instance_id="net")
-    optimizer = registry.optimizer(torch.optim.SGD, net.parameters(), instance_id="training", lr=0.1, momentum=0.9)
-    scheduler = registry.scheduler("OneCycleLR", optimizer, instance_id="training", max_lr=0.1, total_steps=6)
+    data = TensorDataset(
+        torch.randn(12, 4, generator=registry.generator("data")), torch.arange(12) % 2
+    )
+    net = registry.model(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)), instance_id="net"
+    )
+    optimizer = registry.optimizer(
+        torch.optim.SGD, net.parameters(), instance_id="training", lr=0.1, momentum=0.9
+    )
+    scheduler = registry.scheduler(
+        "OneCycleLR", optimizer, instance_id="training", max_lr=0.1, total_steps=6
+    )
     loader = registry.dataloader(data, instance_id="training", batch_size=4, shuffle=True)
     dropout = registry.stream("dropout", "training")
     with registry.audit() as audit:
@@ -121,7 +141,8 @@ def test_warn_mode_counts_and_goes_on():
 
 @pytest.mark.moves_global_state
 def test_an_audit_inside_a_scope():
-    """Inside a scope every draw is the scope's; in a torch-only scope python's and NumPy's still are not."""
+    """Inside a scope every draw is the scope's; in a torch-only scope python's and NumPy's still
+    are not."""
     registry = SeedRegistry(1)
     with registry.stream("x").scope(0), registry.audit() as audit:
         torch.rand(1), np.random.rand(), random.random()
@@ -136,7 +157,9 @@ def test_an_audit_inside_a_scope():
 def test_an_error_that_was_caught_inside_is_raised_at_the_end():
     """A block that swallows the audit's error does not pass."""
     swallowed = contextlib.suppress(UndeclaredRandomnessError)
-    with pytest.raises(UndeclaredRandomnessError, match="aten::rand"), SeedRegistry(1).audit(), swallowed:
+    with pytest.raises(UndeclaredRandomnessError, match="aten::rand"), SeedRegistry(
+        1
+    ).audit(), swallowed:
         torch.rand(1)
 
 
@@ -166,7 +189,8 @@ def test_draws_of_other_threads_are_found():
 
 
 def test_an_exception_of_the_body_goes_on():
-    """An exception of the audited block is not replaced, and the entry says that the block did not complete."""
+    """An exception of the audited block is not replaced, and the entry says that the block did
+    not complete."""
     registry = SeedRegistry(1)
     with pytest.raises(KeyError), registry.audit():
         raise KeyError
@@ -202,6 +226,9 @@ def test_bad_modes(mode):
 @pytest.mark.moves_global_state
 def test_an_audit_that_does_not_watch_is_caught(monkeypatch):
     """With the watcher taken away, the state comparison still finds torch's draw."""
-    monkeypatch.setattr("seedregistry.audit._Watcher.__torch_dispatch__", lambda self, f, t, a=(), k=None: f(*a, **(k or {})))
+    monkeypatch.setattr(
+        "seedregistry.audit._Watcher.__torch_dispatch__",
+        lambda self, f, t, a=(), k=None: f(*a, **(k or {})),
+    )
     with pytest.raises(UndeclaredRandomnessError, match="torch:cpu"), SeedRegistry(1).audit():
         torch.rand(2)

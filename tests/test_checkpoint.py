@@ -23,7 +23,12 @@ pytestmark = pytest.mark.moves_global_state
 
 def make() -> tuple:
     registry = SeedRegistry(42)
-    return registry, registry.generator("noise", "train"), registry.numpy("noise", 7), registry.python("noise", None)
+    return (
+        registry,
+        registry.generator("noise", "train"),
+        registry.numpy("noise", 7),
+        registry.python("noise", None),
+    )
 
 
 def draw(held: tuple) -> tuple:
@@ -51,7 +56,8 @@ def through_file(state: dict) -> dict:
 
 
 def test_draws_repeat_after_loading():
-    """What is drawn after saving is drawn again after loading, cached normals and half-used words included."""
+    """What is drawn after saving is drawn again after loading, cached normals and half-used
+    words included."""
     held = make()
     draw(held)
     state = through_file(held[0].state_dict())
@@ -82,7 +88,9 @@ def test_draws_repeat_in_another_process(tmp_path):
     torch.save(held[0].state_dict(), path)
     expected = draw(held)
     script = SCRIPT.format(tests=os.path.dirname(__file__), path=path)
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == str(expected)
 
 
@@ -103,7 +111,8 @@ def test_the_state_is_plain_data():
 
 
 def test_generators_that_nobody_holds_are_left_out():
-    """A generator that was handed out and dropped is not in the state, and its number is not given away."""
+    """A generator that was handed out and dropped is not in the state, and its number is not
+    given away."""
     registry = SeedRegistry(42)
     registry.generator("noise", "a")
     kept = registry.generator("noise", "a")
@@ -137,8 +146,18 @@ def test_every_kind_of_damage_is_named_and_changes_nothing():
             ("device", "cuda"),
             ("kind", "python"),
         ],
-        "python": [("position", 9999), ("words", torch.zeros(4)), ("version", 2), ("gauss", "zebra"), ("sha256", "0" * 64)],
-        "numpy": [("position", -1), ("has_gauss", "x"), ("words", torch.zeros(2496, dtype=torch.uint8))],
+        "python": [
+            ("position", 9999),
+            ("words", torch.zeros(4)),
+            ("version", 2),
+            ("gauss", "zebra"),
+            ("sha256", "0" * 64),
+        ],
+        "numpy": [
+            ("position", -1),
+            ("has_gauss", "x"),
+            ("words", torch.zeros(2496, dtype=torch.uint8)),
+        ],
         handed: [("bit_generator", "Philox"), ("state", "-5"), ("extra", 1)],
     }
     before = rng.fingerprint()
@@ -267,7 +286,8 @@ def test_a_failure_while_applying_puts_everything_back(monkeypatch):
 
 
 def test_running_accelerators_are_in_it(fake_device):
-    """The default generators of a running device are saved and loaded; a device that went away is an error."""
+    """The default generators of a running device are saved and loaded; a device that went away
+    is an error."""
     fake_device.init()
     registry = SeedRegistry(42)
     state = registry.state_dict()
@@ -309,7 +329,8 @@ GOLDEN = (
 
 
 def test_a_state_of_the_first_format_loads_for_ever():
-    """The golden file of format seedregistry.registry/1, written with torch 2.2 on Python 3.8, loads and goes on as it did."""
+    """The golden file of format seedregistry.registry/1, written with torch 2.2 on Python 3.8,
+    loads and goes on as it did."""
     held = make()
     path = os.path.join(os.path.dirname(__file__), "data", "state-registry-1.pt")
     held[0].load_state_dict(torch.load(path, weights_only=True))

@@ -1,4 +1,5 @@
-"""CIFAR-10: through a stand-in for torchvision's class, and through torchvision itself on small files in its own format."""
+"""CIFAR-10: through a stand-in for torchvision's class, and through torchvision itself on small
+files in its own format."""
 
 from __future__ import annotations
 
@@ -26,12 +27,17 @@ class FakeCifar10:
     def __init__(self, root, *, train, download) -> None:
         assert not download
         count = 30 if train else 10
-        self.data = np.arange(count * 32 * 32 * 3, dtype=np.int64).reshape(count, 32, 32, 3).astype(np.uint8)
+        self.data = (
+            np.arange(count * 32 * 32 * 3, dtype=np.int64)
+            .reshape(count, 32, 32, 3)
+            .astype(np.uint8)
+        )
         self.targets = [i % 10 for i in range(count)]
 
 
 def test_cifar10(monkeypatch):
-    """CIFAR-10 comes as normalised tensors through torchvision, and as the documented loader; its absence is said."""
+    """CIFAR-10 comes as normalised tensors through torchvision, and as the documented loader;
+    its absence is said."""
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(RecipeError, match="torchvision"):
         load_cifar10("data")
@@ -44,7 +50,9 @@ def test_cifar10(monkeypatch):
     assert inputs.dtype == torch.float32
     assert targets.tolist()[:3] == [0, 1, 2]
     assert abs(float(inputs.mean())) < 0.5
-    loader = SeedRegistry(42).dataloader(get_cifar10_dataloader, instance_id="training", batch_size=8)
+    loader = SeedRegistry(42).dataloader(
+        get_cifar10_dataloader, instance_id="training", batch_size=8
+    )
     assert next(iter(loader))[0].shape == (8, 3, 32, 32)
     assert len(get_cifar10_dataloader(split="test", batch_size=5)) == 2
     with pytest.raises(RecipeError, match="split"):
@@ -53,7 +61,8 @@ def test_cifar10(monkeypatch):
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A folder with files as torchvision unpacks them, a few images in each; torchvision is told their checksums."""
+    """A folder with files as torchvision unpacks them, a few images in each; torchvision is told
+    their checksums."""
     try:
         from torchvision.datasets import CIFAR10
     except (ImportError, RuntimeError) as error:
@@ -71,7 +80,9 @@ def root(tmp_path, monkeypatch):
         pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
         return write(name, {"data": pixels, "labels": [i % 10 for i in range(count)]})
 
-    monkeypatch.setattr(CIFAR10, "train_list", [batch(f"data_batch_{i}", TRAIN // 5) for i in range(1, 6)])
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [batch(f"data_batch_{i}", TRAIN // 5) for i in range(1, 6)]
+    )
     monkeypatch.setattr(CIFAR10, "test_list", [batch("test_batch", TEST)])
     name, checksum = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
     monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": checksum})
@@ -79,15 +90,20 @@ def root(tmp_path, monkeypatch):
 
 
 def test_torchvision_reads_its_own_files(root):
-    """Through torchvision itself: values, labels and the documented loader; a folder without them is named."""
+    """Through torchvision itself: values, labels and the documented loader; a folder without
+    them is named."""
     from torchvision.datasets import CIFAR10
 
     inputs, targets = load_cifar10(root)
     raw = CIFAR10(str(root))
     assert inputs.shape == (TRAIN, 3, 32, 32)
     assert targets.tolist() == raw.targets
-    assert float(inputs[3, 1, 4, 5]) == pytest.approx((raw.data[3, 4, 5, 1] / 255 - 0.4822) / 0.2435, rel=1e-5)
-    loader = SeedRegistry(42).dataloader(get_cifar10_dataloader, root=root, instance_id="training", batch_size=8, split="test")
+    assert float(inputs[3, 1, 4, 5]) == pytest.approx(
+        (raw.data[3, 4, 5, 1] / 255 - 0.4822) / 0.2435, rel=1e-5
+    )
+    loader = SeedRegistry(42).dataloader(
+        get_cifar10_dataloader, root=root, instance_id="training", batch_size=8, split="test"
+    )
     assert torch.equal(torch.cat([labels for _, labels in loader]).sort()[0], torch.arange(TEST))
     with pytest.raises(RecipeError, match="nowhere"):
         load_cifar10(root / "nowhere")
@@ -97,7 +113,8 @@ def test_torchvision_reads_its_own_files(root):
 
 
 def test_the_demonstration_on_cifar10(root, tmp_path):
-    """The whole job runs on images in colour, at small width: training, metagradients, retrainings, report."""
+    """The whole job runs on images in colour, at small width: training, metagradients,
+    retrainings, report."""
     pytest.importorskip("matplotlib")
     from seedregistry.attribution.demo import run_demo
 
@@ -105,7 +122,9 @@ def test_the_demonstration_on_cifar10(root, tmp_path):
         whole = cifar10_plan(registry, root, width=4)
         return attrs.evolve(
             whole,
-            recipe=attrs.evolve(whole.recipe, epochs=2, batch_size=8, dtype=torch.float64, threads=1),
+            recipe=attrs.evolve(
+                whole.recipe, epochs=2, batch_size=8, dtype=torch.float64, threads=1
+            ),
             targets=3,
             fractions=(0.1,),
             subsets=6,

@@ -1,4 +1,5 @@
-"""The command line: answers that scripts can use, exit codes, and a friendly line where its packages are missing."""
+"""The command line: answers that scripts can use, exit codes, and a friendly line where its
+packages are missing."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def forged(tmp_path, file):
 
 @pytest.fixture
 def damaged(tmp_path, file):
-    (tmp_path / "damaged.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes().replace(b'"lr"', b'"lx"'))
+    (tmp_path / "damaged.jsonl").write_bytes(
+        (tmp_path / "a.jsonl").read_bytes().replace(b'"lr"', b'"lx"')
+    )
     return str(tmp_path / "damaged.jsonl")
 
 
@@ -42,8 +45,14 @@ def damaged(tmp_path, file):
         (["42", "optimizer", "training"], 1689976434),
         (["42", "model"], SeedRegistry(42).seed("model")),
         (["42", "model", "7"], SeedRegistry(42).seed("model", "7")),
-        (["42", "model", "--int", "7", "--scheme", "sha256-256"], SeedRegistry(42, scheme="sha256-256").seed("model", 7)),
-        (["42", "model", "7", "--scheme", "sha256-256"], SeedRegistry(42, scheme="sha256-256").seed("model", "7")),
+        (
+            ["42", "model", "--int", "7", "--scheme", "sha256-256"],
+            SeedRegistry(42, scheme="sha256-256").seed("model", 7),
+        ),
+        (
+            ["42", "model", "7", "--scheme", "sha256-256"],
+            SeedRegistry(42, scheme="sha256-256").seed("model", "7"),
+        ),
         (["42", "--int", "--", "model", "-7"], SeedRegistry(42).seed("model", -7)),
         ([str(2**127), "model"], SeedRegistry(2**127).seed("model")),
     ],
@@ -92,7 +101,8 @@ def test_wrong_usage_is_2(capsys, words, message):
 
 
 def test_a_sound_ledger_is_0(capsys, file):
-    """show, verify, export and digest of a sound ledger print and exit with 0, in words and as JSON."""
+    """show, verify, export and digest of a sound ledger print and exit with 0, in words and as
+    JSON."""
     loaded = Ledger.load(file)
     for command in LEDGER_COMMANDS:
         assert main(["ledger", command, file]) == 0
@@ -114,7 +124,9 @@ def test_a_forged_ledger_is_1(capsys, forged):
     assert main(["ledger", "verify", forged, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is False
-    assert [(fault["line"], fault["code"], fault["is_fatal"]) for fault in found["faults"]] == [(6, "seed", True)]
+    assert [(fault["line"], fault["code"], fault["is_fatal"]) for fault in found["faults"]] == [
+        (6, "seed", True)
+    ]
 
 
 def test_a_damaged_file_is_1(capsys, damaged):
@@ -128,7 +140,8 @@ def test_a_damaged_file_is_1(capsys, damaged):
 
 
 def test_a_printed_digest(capsys, tmp_path):
-    """verify --digest compares with a digest from a paper: lines lost from an open journal are found."""
+    """verify --digest compares with a digest from a paper: lines lost from an open journal are
+    found."""
     registry = SeedRegistry(42, journal=tmp_path / "j.jsonl")
     registry.seed("a")
     printed = registry.ledger.short_digest
@@ -203,7 +216,12 @@ def test_what_is_no_ledger_is_2(capsys, tmp_path, monkeypatch, command, what):
 
 def test_help_and_version(capsys):
     """Every command has a help text, and the version is that of the package."""
-    for words in ([], ["derive"], ["ledger"], *(["ledger", command] for command in [*LEDGER_COMMANDS, "diff"])):
+    for words in (
+        [],
+        ["derive"],
+        ["ledger"],
+        *(["ledger", command] for command in [*LEDGER_COMMANDS, "diff"]),
+    ):
         assert main([*words, "--help"]) == 0
         assert "Usage: seedregistry" in capsys.readouterr().out
     assert main(["--version"]) == 0
@@ -215,14 +233,23 @@ def test_help_and_version(capsys):
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_missing_packages_are_a_line(missing):
     """Without click or rich the console script says what to install, and exits with 2."""
-    script = f"import sys; sys.modules[{missing!r}] = None; from seedregistry.__main__ import main; sys.exit(main())"
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script, "derive"], capture_output=True, text=True, check=False)
+    script = (
+        f"import sys; sys.modules[{missing!r}] = None; from seedregistry.__main__ import "
+        "main; sys.exit(main())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, "derive"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2
     assert run.stderr == f"seedregistry.cli needs {missing}: pip install 'seedregistry[cli]'\n"
 
 
 def test_as_a_module(file):
-    """python -m seedregistry is the console script; without a terminal there is no colour, and a closed pipe is no error."""
+    """python -m seedregistry is the console script; without a terminal there is no colour, and a
+    closed pipe is no error."""
     command = [sys.executable, "-W", "ignore", "-m", "seedregistry", "ledger"]
     run = subprocess.run([*command, "show", file], capture_output=True, text=True, check=True)
     assert "\x1b" not in run.stdout
@@ -241,8 +268,20 @@ def test_as_a_module(file):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_on_a_terminal(file):
     """On a terminal show draws a table, with names that look like markup as they are."""
-    command = [sys.executable, "-W", "ignore", "-m", "seedregistry", "ledger", "show", "--every-stream", file]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "seedregistry",
+        "ledger",
+        "show",
+        "--every-stream",
+        file,
+    ]
     script = f"import pty, sys; sys.exit(pty.spawn({command!r}) >> 8)"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, stdin=subprocess.DEVNULL)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, stdin=subprocess.DEVNULL
+    )
     assert "─".encode() in run.stdout
     assert b"1958051794" in run.stdout

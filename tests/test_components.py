@@ -24,7 +24,9 @@ from seedregistry.ledger import Built
 class Net(nn.Module):
     def __init__(self, width: int = 4, *, classes: int = 2) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+        self.body = nn.Sequential(
+            nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, classes)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x)
@@ -32,10 +34,17 @@ class Net(nn.Module):
 
 @pytest.mark.moves_global_state
 @pytest.mark.parametrize(
-    "factory", [lambda: nn.Linear(3, 2), Net, lambda: nn.LSTM(3, 4, 2), lambda: nn.TransformerEncoderLayer(8, 2, 16)]
+    "factory",
+    [
+        lambda: nn.Linear(3, 2),
+        Net,
+        lambda: nn.LSTM(3, 4, 2),
+        lambda: nn.TransformerEncoderLayer(8, 2, 16),
+    ],
 )
 def test_three_ways_to_one_model(factory):
-    """registry.model, the documented function and manual_seed with the bare constructor give bit-equal models."""
+    """registry.model, the documented function and manual_seed with the bare constructor give
+    bit-equal models."""
     registry = SeedRegistry(42)
     built = registry.model(factory, instance_id="training")
     documented = create_deterministic_model(42, factory, "training")
@@ -52,15 +61,20 @@ def test_arguments_reach_the_factory_untouched():
         seen.append((args, kwargs))
         return nn.Identity()
 
-    SeedRegistry(1).model(factory, 1, "two", instance_id="x", factory=3, cls=4, purpose=5, params=6, self=7)
+    SeedRegistry(1).model(
+        factory, 1, "two", instance_id="x", factory=3, cls=4, purpose=5, params=6, self=7
+    )
     assert seen == [((1, "two"), {"factory": 3, "cls": 4, "purpose": 5, "params": 6, "self": 7})]
 
 
 def test_a_build_is_recorded_as_content():
-    """The entry has factory, class, parameter count, digest and what drew; call site and version are circumstance."""
+    """The entry has factory, class, parameter count, digest and what drew; call site and version
+    are circumstance."""
     registry = SeedRegistry(42)
     model = registry.model(Net, 5, instance_id="training", classes=3)
-    optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1, momentum=0.9)
+    optimizer = registry.optimizer(
+        torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1, momentum=0.9
+    )
     registry.scheduler("OneCycleLR", optimizer, instance_id="training", max_lr=0.1, total_steps=10)
     built = {record.purpose: record for record in registry.ledger.find(Built)}
     assert built["model"].factory == f"{__name__}.Net"
@@ -95,7 +109,8 @@ def test_every_library_that_draws_is_named():
 
 
 def test_a_failing_factory():
-    """A factory's exception comes as ComponentCreationError from it, no generator has moved and nothing is recorded."""
+    """A factory's exception comes as ComponentCreationError from it, no generator has moved and
+    nothing is recorded."""
     registry = SeedRegistry(42)
 
     def factory():
@@ -103,7 +118,9 @@ def test_a_failing_factory():
         raise KeyError("no weights")
 
     before = rng.fingerprint()
-    with pytest.raises(ComponentCreationError, match=r"factory failed.*model/training.*no weights") as caught:
+    with pytest.raises(
+        ComponentCreationError, match=r"factory failed.*model/training.*no weights"
+    ) as caught:
         registry.model(factory, instance_id="training")
     assert isinstance(caught.value.__cause__, KeyError)
     assert (caught.value.purpose, caught.value.instance_id) == ("model", "training")
@@ -115,7 +132,8 @@ def test_a_failing_factory():
 
 @pytest.mark.parametrize("maker", ["function", "class", "callable", "keyword_only"])
 def test_factories_with_a_reserved_parameter_are_refused(maker):
-    """A factory with a parameter that the builder keeps is refused with functools.partial as the way out."""
+    """A factory with a parameter that the builder keeps is refused with functools.partial as the
+    way out."""
 
     def function(instance_id):
         return nn.Identity()
@@ -131,16 +149,24 @@ def test_factories_with_a_reserved_parameter_are_refused(maker):
         def __call__(self, instance_id):
             return nn.Identity()
 
-    factory = {"function": function, "class": WithId, "callable": Callable(), "keyword_only": keyword_only}[maker]
+    factory = {
+        "function": function,
+        "class": WithId,
+        "callable": Callable(),
+        "keyword_only": keyword_only,
+    }[maker]
     registry = SeedRegistry(1)
     with pytest.raises(FactorySignatureError, match=r"instance_id.*functools\.partial"):
         registry.model(factory, instance_id="x")
     assert len(registry) == 0
-    assert isinstance(registry.model(functools.partial(factory, instance_id=3), instance_id="x"), nn.Module)
+    assert isinstance(
+        registry.model(functools.partial(factory, instance_id=3), instance_id="x"), nn.Module
+    )
 
 
 def test_factories_that_take_anything_are_fine():
-    """**kwargs and positional-only parameters do not clash; builtins without a signature are called."""
+    """**kwargs and positional-only parameters do not clash; builtins without a signature are
+    called."""
 
     def anything(instance_id, /, **kwargs):
         return nn.Identity()
@@ -158,7 +184,8 @@ def test_what_is_not_callable_is_refused(factory):
 
 
 def test_schedulers_by_class_and_by_name():
-    """A scheduler is given by class or by its name in torch; an unknown name has the nearest one in its message."""
+    """A scheduler is given by class or by its name in torch; an unknown name has the nearest one
+    in its message."""
     registry = SeedRegistry(1)
     optimizer = registry.optimizer(torch.optim.SGD, [torch.zeros(1, requires_grad=True)], lr=0.1)
     by_name = registry.scheduler("StepLR", optimizer, instance_id="a", step_size=3)
@@ -166,18 +193,22 @@ def test_schedulers_by_class_and_by_name():
     assert type(by_name) is type(by_class)
     assert by_class.step_size == 3
     registry.scheduler("ReduceLROnPlateau", optimizer, instance_id="c")
-    with pytest.raises(UnsupportedSchedulerError, match=r"Unsupported scheduler type 'StepRL'.*Did you mean 'StepLR'"):
+    with pytest.raises(
+        UnsupportedSchedulerError,
+        match=r"Unsupported scheduler type 'StepRL'.*Did you mean 'StepLR'",
+    ):
         registry.scheduler("StepRL", optimizer)
     for name in ("LRScheduler", "Optimizer", "math", "_LRScheduler"):
         with pytest.raises(UnsupportedSchedulerError):
             registry.scheduler(name, optimizer)
 
 
-# --- digests ------------------------------------------------------------------------------------------------------------
+# --- digests --------------------------------------------------------------------------------------
 
 
 def test_the_digest_sees_every_part_of_a_model():
-    """Names, dtypes, shapes, parameters and buffers change the digest; the order of registration does not."""
+    """Names, dtypes, shapes, parameters and buffers change the digest; the order of registration
+    does not."""
     torch_only = SeedRegistry(3)
 
     def make():
@@ -204,7 +235,9 @@ def test_the_digest_sees_every_part_of_a_model():
     assert model_digest(reshaped) != model_digest(one)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.int8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.int8, torch.bool]
+)
 def test_the_digest_takes_every_dtype(dtype):
     """Parameters of any dtype, empty, scalar and non-contiguous ones are digested by value."""
     module = nn.Module()
@@ -219,7 +252,8 @@ def test_the_digest_takes_every_dtype(dtype):
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_models_without_bytes_have_no_digest():
-    """On device meta and before lazy modules are materialised there is nothing to digest, and the entry says None."""
+    """On device meta and before lazy modules are materialised there is nothing to digest, and
+    the entry says None."""
     registry = SeedRegistry(1)
     registry.model(lambda: nn.Linear(2, 2, device="meta"), instance_id="meta")
     registry.model(lambda: nn.LazyLinear(2), instance_id="lazy")
@@ -227,7 +261,7 @@ def test_models_without_bytes_have_no_digest():
         assert dict(record.description)["digest"] is None
 
 
-# --- your own -----------------------------------------------------------------------------------------------------------
+# --- your own -------------------------------------------------------------------------------------
 
 
 class Flip:
@@ -236,7 +270,9 @@ class Flip:
         self.generator = generator
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image.flip(-1) if torch.rand(1, generator=self.generator) < self.probability else image
+        return (
+            image.flip(-1) if torch.rand(1, generator=self.generator) < self.probability else image
+        )
 
 
 class Augmentation(Component):
@@ -253,7 +289,8 @@ class Augmentation(Component):
 
 @pytest.mark.filterwarnings("ignore::seedregistry.StreamReuseWarning")
 def test_a_component_of_ones_own():
-    """A registered component builds by its purpose, with its stream, and its description is content of the ledger."""
+    """A registered component builds by its purpose, with its stream, and its description is
+    content of the ledger."""
     flips = []
     for _ in range(2):
         registry = SeedRegistry(42)
@@ -267,7 +304,8 @@ def test_a_component_of_ones_own():
 
 
 def test_a_component_that_cannot_describe():
-    """An exception of describe is a ComponentCreationError from it, and the stream has not been used."""
+    """An exception of describe is a ComponentCreationError from it, and the stream has not been
+    used."""
 
     class Mute(Augmentation):
         def describe(self, product):
@@ -288,7 +326,9 @@ def test_the_default_device_changes_no_order():
         loader = registry.dataloader([0] * 10, instance_id="training", shuffle=True)
         parts = registry.split(range(10), iter([5, 5]))
         assert loader.indices(0).tolist() == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
-    assert [p.indices for p in parts] == [p.indices for p in SeedRegistry(42).split(range(10), [5, 5])]
+    assert [p.indices for p in parts] == [
+        p.indices for p in SeedRegistry(42).split(range(10), [5, 5])
+    ]
 
 
 def test_registering():
@@ -299,7 +339,9 @@ def test_registering():
     with pytest.raises(ComponentRegistrationError, match="unregister"):
         registry.register(Augmentation())
     assert registry.unregister("augmentation") is component
-    with pytest.raises(UnknownPurposeError, match=r"No component for purpose 'optimiser'.*Did you mean 'optimizer'"):
+    with pytest.raises(
+        UnknownPurposeError, match=r"No component for purpose 'optimiser'.*Did you mean 'optimizer'"
+    ):
         registry.create("optimiser", torch.optim.SGD)
     with pytest.raises(UnknownPurposeError):
         registry.unregister("augmentation")
@@ -338,7 +380,7 @@ def test_children_have_the_components():
     assert registry.child("fold", 0).create("augmentation", Flip, 0.5).probability == 0.5
 
 
-# --- split ----------------------------------------------------------------------------------------------------------------
+# --- split ----------------------------------------------------------------------------------------
 
 
 def test_split_is_random_split():
@@ -361,7 +403,10 @@ def test_a_split_that_changed_is_found(monkeypatch):
     registry.split(range(10), [5, 5])
     monkeypatch.setattr(
         "seedregistry.data.split.random_split",
-        lambda d, n, generator: [torch.utils.data.Subset(d, range(5)), torch.utils.data.Subset(d, range(5, 10))],
+        lambda d, n, generator: [
+            torch.utils.data.Subset(d, range(5)),
+            torch.utils.data.Subset(d, range(5, 10)),
+        ],
     )
     with pytest.raises(LedgerIntegrityError):
         registry.split(range(10), [5, 5])

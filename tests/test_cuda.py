@@ -39,9 +39,12 @@ print("ok")
 
 @pytest.mark.parametrize("queued", [True, False])
 def test_cuda_that_starts_inside_a_scope(queued):
-    """CUDA first used inside a scope draws from it; after it the queued seed holds, or a recorded one."""
+    """CUDA first used inside a scope draws from it; after it the queued seed holds, or a
+    recorded one."""
     script = LATE_START.format(queued=queued)
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False
+    )
     assert run.stdout.strip() == "ok", run.stderr
 
 
@@ -60,13 +63,19 @@ print("ok")
 
 def test_a_state_set_before_cuda_starts_holds_after_a_scope():
     """A set_rng_state that waited for CUDA is in force after a scope in which CUDA started."""
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", STATE_FIRST], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STATE_FIRST],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.stdout.strip() == "ok", run.stderr
 
 
 @pytest.mark.parametrize("scheme", ["sha256-31", "sha256-256"])
 def test_dropout_on_the_gpu_is_a_function_of_its_position(scheme):
-    """Dropout in scope(epoch, step) repeats on the GPU, differs between steps, and leaves the default generators alone."""
+    """Dropout in scope(epoch, step) repeats on the GPU, differs between steps, and leaves the
+    default generators alone."""
     stream = SeedRegistry(42, scheme=scheme).stream("dropout", "training")
     x = torch.ones(1000, device="cuda")
     masks = []
@@ -80,7 +89,8 @@ def test_dropout_on_the_gpu_is_a_function_of_its_position(scheme):
 
 
 def test_models_on_the_gpu():
-    """A model made on the GPU equals manual_seed with the bare constructor, and its digest is that of its CPU copy."""
+    """A model made on the GPU equals manual_seed with the bare constructor, and its digest is
+    that of its CPU copy."""
     from seedregistry.components import model_digest
 
     registry = SeedRegistry(42)
@@ -98,12 +108,15 @@ def test_the_documented_context_on_the_gpu():
     before = rng.fingerprint()
     with deterministic_context(7):
         inside = torch.rand(3, device="cuda")
-    assert torch.equal(inside, torch.rand(3, device="cuda", generator=torch.Generator("cuda").manual_seed(7)))
+    assert torch.equal(
+        inside, torch.rand(3, device="cuda", generator=torch.Generator("cuda").manual_seed(7))
+    )
     assert rng.fingerprint() == before
 
 
 def test_the_audit_names_the_gpu():
-    """A draw on the GPU outside every stream is caught with its device, in the backward pass's recomputation too."""
+    """A draw on the GPU outside every stream is caught with its device, in the backward pass's
+    recomputation too."""
     x = torch.ones(10, device="cuda")
     with pytest.raises(UndeclaredRandomnessError) as caught, SeedRegistry(1).audit():
         nn.functional.dropout(x)
@@ -116,7 +129,8 @@ def test_the_audit_names_the_gpu():
 
 
 def test_capture_is_refused():
-    """A scope inside CUDA graph capture is a ScopeError; a registered generator of a position can be captured."""
+    """A scope inside CUDA graph capture is a ScopeError; a registered generator of a position
+    can be captured."""
     stream = SeedRegistry(42).stream("dropout", "training")
     x = torch.zeros(8, device="cuda")
     graph = torch.cuda.CUDAGraph()
@@ -134,14 +148,19 @@ def test_capture_is_refused():
 
 
 def test_checkpointed_modules_draw_from_positions():
-    """In a recomputed module, a generator made anew from its position gives the gradients of the module not recomputed."""
+    """In a recomputed module, a generator made anew from its position gives the gradients of the
+    module not recomputed."""
     from torch.utils.checkpoint import checkpoint
 
     stream = SeedRegistry(42).stream("noise", "training")
     weight = torch.ones(16, device="cuda", requires_grad=True)
 
     def block(w: torch.Tensor) -> torch.Tensor:
-        return (w * torch.rand(16, device="cuda", generator=stream.at(0, 0).generator("cuda"))).pow(2).sum()
+        return (
+            (w * torch.rand(16, device="cuda", generator=stream.at(0, 0).generator("cuda")))
+            .pow(2)
+            .sum()
+        )
 
     block(weight).backward()
     plain = weight.grad.clone()
@@ -156,9 +175,15 @@ def test_states_round_trip():
     registry = SeedRegistry(42)
     own = registry.generator("noise", "gpu", device="cuda")
     state = registry.state_dict()
-    expected = torch.rand(3, device="cuda").tolist(), torch.rand(3, device="cuda", generator=own).tolist()
+    expected = (
+        torch.rand(3, device="cuda").tolist(),
+        torch.rand(3, device="cuda", generator=own).tolist(),
+    )
     registry.load_state_dict(state)
-    assert (torch.rand(3, device="cuda").tolist(), torch.rand(3, device="cuda", generator=own).tolist()) == expected
+    assert (
+        torch.rand(3, device="cuda").tolist(),
+        torch.rand(3, device="cuda", generator=own).tolist(),
+    ) == expected
 
 
 def test_a_device_that_is_not_there():
@@ -173,15 +198,23 @@ def test_strict_mode_on_the_gpu():
     def train() -> list:
         registry = SeedRegistry(42)
         model = registry.model(
-            lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, 10)).cuda(),
+            lambda: nn.Sequential(
+                nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 36, 10)
+            ).cuda(),
             instance_id="training",
         )
-        optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1, momentum=0.9)
-        data = torch.rand(64, 3, 8, 8, device="cuda", generator=registry.generator("data", "x", device="cuda"))
+        optimizer = registry.optimizer(
+            torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1, momentum=0.9
+        )
+        data = torch.rand(
+            64, 3, 8, 8, device="cuda", generator=registry.generator("data", "x", device="cuda")
+        )
         dropout = registry.stream("dropout", "training")
         for step in range(5):
             with dropout.scope(0, step):
-                loss = nn.functional.cross_entropy(model(data), torch.arange(64, device="cuda") % 10)
+                loss = nn.functional.cross_entropy(
+                    model(data), torch.arange(64, device="cuda") % 10
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

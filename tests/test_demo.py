@@ -1,4 +1,5 @@
-"""The demonstration: the same numbers however it runs, going on after a kill, and a report that stands by itself."""
+"""The demonstration: the same numbers however it runs, going on after a kill, and a report that
+stands by itself."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ from seedregistry.cli import main
 from seedregistry.errors import InvalidOptionError
 
 HERE = Path(__file__).parent
-FILES = ["ledger.jsonl", "ledger.tex", "report.html", "results.json", "scores.npz", "wrong_seeds.png"]
+FILES = [
+    "ledger.jsonl",
+    "ledger.tex",
+    "report.html",
+    "results.json",
+    "scores.npz",
+    "wrong_seeds.png",
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +51,13 @@ def figures(folder: Path) -> dict:
 
 
 def test_it_leaves_what_it_says(out):
-    """Ledger, table, scores, results and report are there, and nothing else; the ledger verifies and has the digest."""
+    """Ledger, table, scores, results and report are there, and nothing else; the ledger verifies
+    and has the digest."""
     assert sorted(path.name for path in out.iterdir()) == FILES
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert {"seed", "digest", "lds", "baselines", "ablation", "test_accuracy", "seconds"} <= set(results)
+    assert {"seed", "digest", "lds", "baselines", "ablation", "test_accuracy", "seconds"} <= set(
+        results
+    )
     assert results["seed"] == 42
     ledger = Ledger.load(out / "ledger.jsonl")
     assert ledger.verify().ok
@@ -58,7 +69,8 @@ def test_it_leaves_what_it_says(out):
 
 
 def test_magic_is_above_every_baseline(out):
-    """On the small digits MAGIC's score is near 1 and above every baseline's; one wrong seed costs most of it."""
+    """On the small digits MAGIC's score is near 1 and above every baseline's; one wrong seed
+    costs most of it."""
     results = figures(out)
     for fraction, mean in results["lds"].items():
         assert mean > 0.9
@@ -94,7 +106,8 @@ def test_a_cluster_of_dask_gives_the_same(out, tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(5))
 def test_the_digits(seed, tmp_path):
-    """The demonstration's own numbers: the score is at least .985 up to 5% left out and .95 at 20%, above every baseline."""
+    """The demonstration's own numbers: the score is at least .985 up to 5% left out and .95 at
+    20%, above every baseline."""
     results = run_demo(tmp_path / "out", seed=seed, workers=2).results()
     margins = {"influence": 0.09, "TracIn": 0.4, "gradient": 0.5, "random": 0.9}
     for fraction, least in (("0.01", 0.985), ("0.02", 0.985), ("0.05", 0.985), ("0.2", 0.95)):
@@ -116,7 +129,8 @@ run_demo(sys.argv[2], plan=small_plan, progress=lambda what, done, total: print(
 
 
 def test_a_demo_that_was_killed_goes_on(out, tmp_path):
-    """Killed with signal 9 in the backward pass and again while retraining, the job goes on and ends with the same numbers."""
+    """Killed with signal 9 in the backward pass and again while retraining, the job goes on and
+    ends with the same numbers."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(HERE), str(tmp_path / "out")]
     for moment in ("attribute 30", "retrain 10", None):
         seen = run_until(command, moment)
@@ -126,7 +140,8 @@ def test_a_demo_that_was_killed_goes_on(out, tmp_path):
 
 
 def test_an_ablation_that_has_nothing_beside_it_is_refused():
-    """The retrainings with a wrong seed need those of the run at the same fractions: a plan without is refused."""
+    """The retrainings with a wrong seed need those of the run at the same fractions: a plan
+    without is refused."""
     plan = small_plan(SeedRegistry(42))
     for wrong in ((), (0.33,)):
         with pytest.raises(InvalidOptionError, match="ablation_fractions"):
@@ -142,7 +157,7 @@ def test_no_such_plan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the report --------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 class Addresses(html.parser.HTMLParser):
@@ -154,7 +169,11 @@ class Addresses(html.parser.HTMLParser):
         self.open: list = []
 
     def handle_starttag(self, tag, attributes) -> None:
-        self.found += [value for name, value in attributes if name in {"src", "href", "srcset", "action", "data"}]
+        self.found += [
+            value
+            for name, value in attributes
+            if name in {"src", "href", "srcset", "action", "data"}
+        ]
         if tag not in {"meta", "link", "img", "br"}:
             self.open.append(tag)
 
@@ -163,7 +182,8 @@ class Addresses(html.parser.HTMLParser):
 
 
 def test_the_report_asks_for_nothing_outside_itself(out):
-    """Every address in the report is data, there is no script, and it has the figures, the digest and three pictures."""
+    """Every address in the report is data, there is no script, and it has the figures, the
+    digest and three pictures."""
     page = (out / "report.html").read_text(encoding="utf-8")
     parser = Addresses()
     parser.feed(page)
@@ -180,30 +200,69 @@ def test_the_report_asks_for_nothing_outside_itself(out):
 
 def test_the_report_opens_in_a_browser(out, tmp_path):
     """Headless Chromium shows the report without an error on the console."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if browser is None:
         pytest.skip("no Chromium is installed")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
-    command += [f"--screenshot={tmp_path / 'report.png'}", "--window-size=1000,2000", (out / "report.html").as_uri()]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command += [
+        f"--screenshot={tmp_path / 'report.png'}",
+        "--window-size=1000,2000",
+        (out / "report.html").as_uri(),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (tmp_path / "report.png").stat().st_size > 50_000
     assert "CONSOLE" not in run.stderr
 
 
-# --- the command line --------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_magic_and_lds_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """A recipe of the user's, given as module:function, is attributed and scored; files and JSON are there."""
+    """A recipe of the user's, given as module:function, is attributed and scored; files and JSON
+    are there."""
     monkeypatch.chdir(HERE)
     scores, ledger = str(tmp_path / "scores.npz"), str(tmp_path / "ledger.jsonl")
-    assert main(["magic", "demo_plan:for_the_command_line", "--out", scores, "--ledger", ledger, "--json"]) == 0
+    assert (
+        main(
+            [
+                "magic",
+                "demo_plan:for_the_command_line",
+                "--out",
+                scores,
+                "--ledger",
+                ledger,
+                "--json",
+            ]
+        )
+        == 0
+    )
     facts = json.loads(capsys.readouterr().out)
     assert (facts["targets"], facts["examples"], facts["steps"]) == (5, 60, 16)
     assert Ledger.load(ledger).digest == facts["digest"]
     with np.load(scores) as saved:
         assert saved["scores"].shape == (5, 60)
-    command = ["lds", "demo_plan:for_the_command_line", "--scores", scores, "--fraction", "0.1", "--subsets", "12", "--json"]
+    command = [
+        "lds",
+        "demo_plan:for_the_command_line",
+        "--scores",
+        scores,
+        "--fraction",
+        "0.1",
+        "--subsets",
+        "12",
+        "--json",
+    ]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["lds"][0]["fraction"] == 0.1
@@ -234,15 +293,35 @@ def test_recipes_that_cannot_be_found(recipe, words, tmp_path, monkeypatch, caps
 
 
 def test_scores_of_another_run_are_refused_on_the_command_line(tmp_path, monkeypatch, capsys):
-    """Scores of another master seed or scheme are refused at once; files have the names that were given."""
+    """Scores of another master seed or scheme are refused at once; files have the names that
+    were given."""
     monkeypatch.chdir(HERE)
     scores, ledger = tmp_path / "new" / "scores", tmp_path / "ledgers" / "ledger.jsonl"
-    magic = ["magic", "demo_plan:for_the_command_line", "--out", str(scores), "--ledger", str(ledger)]
+    magic = [
+        "magic",
+        "demo_plan:for_the_command_line",
+        "--out",
+        str(scores),
+        "--ledger",
+        str(ledger),
+    ]
     assert main([*magic, "--seed", "7", "--scheme", "sha256-256"]) == 0
     assert scores.is_file()
     assert Ledger.load(ledger).verify().ok
-    lds = ["lds", "demo_plan:for_the_command_line", "--scores", str(scores), "--fraction", "0.1", "--subsets", "4"]
-    assert main([*lds, "--seed", "7", "--scheme", "sha256-256", "--at-once", "2", "--replicate", "1"]) == 0
+    lds = [
+        "lds",
+        "demo_plan:for_the_command_line",
+        "--scores",
+        str(scores),
+        "--fraction",
+        "0.1",
+        "--subsets",
+        "4",
+    ]
+    assert (
+        main([*lds, "--seed", "7", "--scheme", "sha256-256", "--at-once", "2", "--replicate", "1"])
+        == 0
+    )
     capsys.readouterr()
     for other in (["--seed", "8", "--scheme", "sha256-256"], ["--seed", "7"]):
         assert main([*lds, *other]) == 2
@@ -255,12 +334,15 @@ def test_scores_that_are_none(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "x.npz", scores=np.array([{"a": 1}], dtype=object))
     (tmp_path / "y.npz").write_bytes(b"hello")
     for name in ("x.npz", "y.npz"):
-        assert main(["lds", "demo_plan:for_the_command_line", "--scores", str(tmp_path / name)]) == 2
+        assert (
+            main(["lds", "demo_plan:for_the_command_line", "--scores", str(tmp_path / name)]) == 2
+        )
         assert "no file of scores" in capsys.readouterr().err
 
 
 def test_the_demo_command(tmp_path, monkeypatch, capsys):
-    """The command prints both tables and the ledger, shows its progress in lines, and names what it wrote."""
+    """The command prints both tables and the ledger, shows its progress in lines, and names what
+    it wrote."""
     from seedregistry.attribution.demo import run
 
     monkeypatch.setattr(run, "digits_plan", small_plan)

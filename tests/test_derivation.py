@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from seedregistry import derivation
 from seedregistry.errors import InvalidNameError, InvalidOptionError, InvalidSeedError
 
-VECTORS = json.loads((Path(__file__).parent / "data" / "derivation.json").read_text(encoding="utf-8"))
+VECTORS = json.loads(
+    (Path(__file__).parent / "data" / "derivation.json").read_text(encoding="utf-8")
+)
 
 master_seeds = st.integers(0, 2**128 - 1)
 names = (
@@ -26,14 +28,20 @@ names = (
     .filter(lambda text: not any(0xD800 <= ord(c) <= 0xDFFF for c in text))
 )
 instance_ids = st.one_of(st.none(), st.integers(-(2**70), 2**70), names, st.just(""))
-coordinates = st.lists(st.one_of(st.integers(0, 2**70), names, st.just("")), min_size=1, max_size=4).map(tuple)
+coordinates = st.lists(
+    st.one_of(st.integers(0, 2**70), names, st.just("")), min_size=1, max_size=4
+).map(tuple)
 
 
 # The rules again, written on their own from the text of the design.
 
 
 def ref_field(value: object) -> bytes:
-    kind, payload = {type(None): (b"n", b""), int: (b"i", str(value).encode()), str: (b"s", str(value).encode())}[type(value)]
+    kind, payload = {
+        type(None): (b"n", b""),
+        int: (b"i", str(value).encode()),
+        str: (b"s", str(value).encode()),
+    }[type(value)]
     return kind + struct.pack(">I", len(payload)) + payload
 
 
@@ -43,11 +51,15 @@ def ref_documented(master: int, purpose: str, instance: object) -> int:
 
 
 def ref_key(master: int, purpose: str, instance: object) -> bytes:
-    return hashlib.sha256(b"seedregistry/1" + ref_field(master) + ref_field(purpose) + ref_field(instance)).digest()
+    return hashlib.sha256(
+        b"seedregistry/1" + ref_field(master) + ref_field(purpose) + ref_field(instance)
+    ).digest()
 
 
 def ref_position(key: bytes, where: list) -> bytes:
-    return hashlib.sha256(b"seedregistry/1/at" + key + b"".join(ref_field(c) for c in where)).digest()
+    return hashlib.sha256(
+        b"seedregistry/1/at" + key + b"".join(ref_field(c) for c in where)
+    ).digest()
 
 
 def ref_child(key: bytes) -> int:
@@ -62,17 +74,32 @@ def test_there_are_enough_vectors():
     """At least twenty frozen vectors stand for every rule."""
     assert len(VECTORS["streams"]) >= 24
     assert len(VECTORS["positions"]) >= 20
-    assert {"seed_31", "seed_256", "key", "child", "python", "numpy", "numpy_words", "mt19937_sha256", "philox"} <= set(
-        VECTORS["streams"][0]
-    )
+    assert {
+        "seed_31",
+        "seed_256",
+        "key",
+        "child",
+        "python",
+        "numpy",
+        "numpy_words",
+        "mt19937_sha256",
+        "philox",
+    } <= set(VECTORS["streams"][0])
 
 
-@pytest.mark.parametrize("vector", VECTORS["streams"], ids=lambda v: f"{v['purpose'][:12]}-{v['instance_id']}")
+@pytest.mark.parametrize(
+    "vector", VECTORS["streams"], ids=lambda v: f"{v['purpose'][:12]}-{v['instance_id']}"
+)
 def test_stream_vectors(vector):
-    """Every rule from words to seeds gives the frozen value, and so does its independent writing."""
+    """Every rule from words to seeds gives the frozen value, and so does its independent
+    writing."""
     master, purpose, instance = words(vector)
     key = derivation.stream_key(master, purpose, instance)
-    assert derivation.documented_seed(master, purpose, instance) == vector["seed_31"] == ref_documented(*words(vector))
+    assert (
+        derivation.documented_seed(master, purpose, instance)
+        == vector["seed_31"]
+        == ref_documented(*words(vector))
+    )
     assert key.hex() == vector["key"] == ref_key(*words(vector)).hex()
     assert derivation.SCHEMES["sha256-31"].derive(master, purpose, instance) == vector["seed_31"]
     assert derivation.SCHEMES["sha256-256"].derive(master, purpose, instance) == vector["seed_256"]
@@ -82,7 +109,11 @@ def test_stream_vectors(vector):
     assert derivation.python_seed(key) == int(vector["python"]) == python
     legacy = hashlib.sha256(b"seedregistry/1/numpy" + key).digest()
     assert derivation.numpy_seed(key) == vector["numpy"] == struct.unpack(">I", legacy[:4])[0]
-    assert list(derivation.numpy_words(key)) == vector["numpy_words"] == list(struct.unpack(">8I", legacy))
+    assert (
+        list(derivation.numpy_words(key))
+        == vector["numpy_words"]
+        == list(struct.unpack(">8I", legacy))
+    )
     state = hashlib.shake_128(b"seedregistry/1/mt19937" + key).digest(2496)
     assert derivation.mt19937_words(key) == state
     assert hashlib.sha256(state).hexdigest() == vector["mt19937_sha256"]
@@ -93,7 +124,9 @@ def test_stream_vectors(vector):
 def test_position_vectors(vector):
     """The key and the seed of a position have the frozen values."""
     key = bytes.fromhex(vector["stream_key"])
-    found = derivation.position_key(key, derivation.encode_coordinates(tuple(vector["coordinates"])))
+    found = derivation.position_key(
+        key, derivation.encode_coordinates(tuple(vector["coordinates"]))
+    )
     assert found.hex() == vector["key"] == ref_position(key, vector["coordinates"]).hex()
     assert derivation.seed_of_key(found) == vector["seed"]
 
@@ -118,7 +151,9 @@ def test_documented_table(master, purpose, instance, seed):
     assert derivation.documented_seed(master, purpose, instance) == seed
 
 
-@given(a=st.tuples(master_seeds, names, instance_ids), b=st.tuples(master_seeds, names, instance_ids))
+@given(
+    a=st.tuples(master_seeds, names, instance_ids), b=st.tuples(master_seeds, names, instance_ids)
+)
 def test_keys_are_injective(a, b):
     """Two streams have one key exactly when their words are equal in value and type."""
     same = [(type(x), x) for x in a] == [(type(x), x) for x in b]
@@ -127,14 +162,17 @@ def test_keys_are_injective(a, b):
 
 @given(a=coordinates, b=coordinates)
 def test_positions_are_injective(a, b):
-    """Two positions of a stream have one key exactly when their coordinates are equal in number, value and type."""
+    """Two positions of a stream have one key exactly when their coordinates are equal in number,
+    value and type."""
     same = [(type(x), x) for x in a] == [(type(x), x) for x in b]
     assert (derivation.encode_coordinates(a) == derivation.encode_coordinates(b)) == same
 
 
 def test_known_ambiguities_are_kept_apart_by_keys():
     """What one text means twice under the documented formula has two keys."""
-    assert derivation.documented_seed(1, "model", "a_b") == derivation.documented_seed(1, "model_a", "b")
+    assert derivation.documented_seed(1, "model", "a_b") == derivation.documented_seed(
+        1, "model_a", "b"
+    )
     assert derivation.stream_key(1, "model", "a_b") != derivation.stream_key(1, "model_a", "b")
     assert derivation.stream_key(1, "a", 7) != derivation.stream_key(1, "a", "7")
     assert derivation.stream_key(1, "a", None) != derivation.stream_key(1, "a", "")
@@ -147,10 +185,28 @@ def test_known_ambiguities_are_kept_apart_by_keys():
 def test_the_short_cut_for_small_ints_changes_no_byte(value):
     """The fast encoding of plain ints is the general one."""
     assert derivation.encode_coordinates((value,)) == derivation.encode_field(value)
-    assert derivation.encode_coordinates((np.int64(value % 2**62),)) == derivation.encode_field(value % 2**62)
+    assert derivation.encode_coordinates((np.int64(value % 2**62),)) == derivation.encode_field(
+        value % 2**62
+    )
 
 
-BAD_SEEDS = [-1, 2**128, 3.9, 42.0, True, False, np.bool_(True), "5", "", None, float("nan"), b"3", [1], np.float32(1), 1j]
+BAD_SEEDS = [
+    -1,
+    2**128,
+    3.9,
+    42.0,
+    True,
+    False,
+    np.bool_(True),
+    "5",
+    "",
+    None,
+    float("nan"),
+    b"3",
+    [1],
+    np.float32(1),
+    1j,
+]
 
 
 @pytest.mark.parametrize("value", BAD_SEEDS, ids=repr)
@@ -175,7 +231,9 @@ def test_bad_purposes_are_refused(value):
         derivation.validate_purpose(value)
 
 
-@pytest.mark.parametrize("value", [1.5, True, np.bool_(False), (1,), b"x", "\udfff", object, np.float64(2)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [1.5, True, np.bool_(False), (1,), b"x", "\udfff", object, np.float64(2)], ids=repr
+)
 def test_bad_instance_ids_are_refused(value):
     """An instance id is None, an int or an encodable str."""
     with pytest.raises(InvalidNameError):
@@ -195,10 +253,15 @@ def test_numpy_integers_become_ints():
     """NumPy integers are accepted and stored as python's."""
     assert type(derivation.validate_master_seed(np.uint64(7))) is int
     assert type(derivation.validate_instance_id(np.int8(-7))) is int
-    assert [type(c) for c in derivation.validate_coordinates((np.int32(3), np.str_("x")))] == [int, str]
+    assert [type(c) for c in derivation.validate_coordinates((np.int32(3), np.str_("x")))] == [
+        int,
+        str,
+    ]
 
 
-@pytest.mark.skipif(not hasattr(sys, "get_int_max_str_digits"), reason="this python has no limit on digits")
+@pytest.mark.skipif(
+    not hasattr(sys, "get_int_max_str_digits"), reason="this python has no limit on digits"
+)
 def test_ids_with_too_many_digits_are_refused():
     """An id that python refuses to write down is a typed error."""
     with pytest.raises(InvalidNameError, match="too many digits"):
@@ -211,7 +274,10 @@ def test_unknown_schemes_are_refused():
         derivation.find_scheme("sha256")
 
 
-SCRIPT = "from seedregistry import SeedRegistry as R; print([R(42).seed('model', i) for i in ('training', 0, '', None)])"
+SCRIPT = (
+    "from seedregistry import SeedRegistry as R; print([R(42).seed('model', i) for i in "
+    "('training', 0, '', None)])"
+)
 
 
 def test_hash_randomisation_changes_nothing():

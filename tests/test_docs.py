@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
 PAGES = [page for page in PAGES if "_build" not in page]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -46,7 +49,8 @@ def blocks(page: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_run(page, tmp_path):
-    """All Python of a page runs in order in a fresh interpreter, without a warning, and leaves the process's state alone."""
+    """All Python of a page runs in order in a fresh interpreter, without a warning, and leaves
+    the process's state alone."""
     source = blocks(page)
     if not source.strip():
         return
@@ -54,7 +58,12 @@ def test_pages_run(page, tmp_path):
     script.write_text(source, encoding="utf-8")
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     run = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", RUNNER, str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
 
@@ -62,14 +71,18 @@ def test_pages_run(page, tmp_path):
 def test_there_are_examples():
     """The README, the tutorial and most other pages have examples that run."""
     with_code = [page for page in PAGES if blocks(page).strip()]
-    assert {"README.md", "docs/tutorial.md", "docs/leaving.md", "docs/derivation.md"} <= set(with_code)
+    assert {"README.md", "docs/tutorial.md", "docs/leaving.md", "docs/derivation.md"} <= set(
+        with_code
+    )
     assert len(with_code) >= 12
 
 
 def test_pages_use_known_fences():
     """Every fence names its language, so that no Python escapes the test above."""
     for page in PAGES:
-        for fence in re.findall(r"^```+(.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+        for fence in re.findall(
+            r"^```+(.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE
+        ):
             assert fence == "" or fence.split()[0].strip("{}") in {
                 "python",
                 "text",
@@ -96,14 +109,17 @@ def test_docstring_examples_run():
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
                 text = ast.get_docstring(node) or ""
-                test = doctest.DocTestParser().get_doctest(text, {}, getattr(node, "name", "module"), str(path), 0)
+                test = doctest.DocTestParser().get_doctest(
+                    text, {}, getattr(node, "name", "module"), str(path), 0
+                )
                 result = doctest.DocTestRunner().run(test)
                 assert result.failed == 0
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "2"], ["--epochs", "1", "--seed", "7"]])
 def test_the_example_runs(arguments, tmp_path):
-    """The example in docs/examples trains, repeats bit for bit, and leaves a ledger that verifies and its table."""
+    """The example in docs/examples trains, repeats bit for bit, and leaves a ledger that
+    verifies and its table."""
     from seedregistry.ledger import verify_file
 
     out = tmp_path / "out"
@@ -128,8 +144,15 @@ def test_the_example_runs(arguments, tmp_path):
 
 def test_no_page_names_a_registry_host():
     """No file of the project names the host of a package registry."""
-    hosts = ["pypi" + ".org", "python" + "hosted.org", "registry." + "npmjs", "download." + "pytorch.org"]
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    hosts = [
+        "pypi" + ".org",
+        "python" + "hosted.org",
+        "registry." + "npmjs",
+        "download." + "pytorch.org",
+    ]
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
     for name in listed or PAGES:
         path = ROOT / name
         if path.is_file():

@@ -27,7 +27,13 @@ HAS_NEW_PRECISION = hasattr(torch.backends, "fp32_precision")
 def python(code: str, **env: str) -> str:
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(
-        command, env={**os.environ, **env}, cwd=str(ROOT), capture_output=True, text=True, timeout=100, check=False
+        command,
+        env={**os.environ, **env},
+        cwd=str(ROOT),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,7 +57,9 @@ def test_settings_are_read_now(monkeypatch):
     """A snapshot shows the switches as they stand at its call, not as they stood at import."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = environment.snapshot().to_dict()
-    with determinism.apply("warn", fill_uninitialized_memory=not before["fill_uninitialized_memory"]):
+    with determinism.apply(
+        "warn", fill_uninitialized_memory=not before["fill_uninitialized_memory"]
+    ):
         during = environment.snapshot().to_dict()
     changed = {name for name in during if before.get(name) != during[name]}
     assert {
@@ -62,7 +70,10 @@ def test_settings_are_read_now(monkeypatch):
         "env.CUBLAS_WORKSPACE_CONFIG",
     } <= changed
     after = environment.snapshot().to_dict()
-    assert {name for name in after if before[name] != after[name]} <= {"inductor.deterministic", "inductor.fallback_random"}
+    assert {name for name in after if before[name] != after[name]} <= {
+        "inductor.deterministic",
+        "inductor.fallback_random",
+    }
 
 
 def test_threads_are_counted_now():
@@ -103,42 +114,66 @@ def test_reading_changes_nothing():
 
 
 def test_a_fresh_process_stays_as_it_was():
-    """In a fresh process, warnings being errors, a snapshot initialises no CUDA and imports nothing of torch."""
+    """In a fresh process, warnings being errors, a snapshot initialises no CUDA and imports
+    nothing of torch."""
     code = (
-        "import sys, torch; from seedregistry.common import environment\n"
-        "before = {m for m in sys.modules if m.startswith('torch')}\n"
-        "environment.snapshot()\n"
-        "print(torch.cuda.is_initialized(), sorted({m for m in sys.modules if m.startswith('torch')} - before))"
+        "import sys, torch; from seedregistry.common import environment\nbefore = {m for m in "
+        "sys.modules if "
+        "m.startswith('torch')}\nenvironment.snapshot()\nprint(torch.cuda.is_initialized(), "
+        "sorted({m for m in sys.modules if m.startswith('torch')} - before))"
     )
     assert python(code).split(maxsplit=1) == ["False", "[]\n"]
 
 
 def test_no_call_that_starts_cuda(monkeypatch):
-    """While CUDA has not started no call is made that would start it; models and their number are "not initialised"."""
+    """While CUDA has not started no call is made that would start it; models and their number
+    are "not initialised"."""
     called = []
-    for name in ("_lazy_init", "device_count", "get_device_name", "get_device_capability", "get_device_properties"):
+    for name in (
+        "_lazy_init",
+        "device_count",
+        "get_device_name",
+        "get_device_capability",
+        "get_device_properties",
+    ):
         monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: called.append(name))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     snapshot = environment.snapshot()
     assert called == []
-    assert snapshot.to_dict()["torch.gpus"] == snapshot.to_dict()["torch.gpu_count"] == "not initialised"
+    assert (
+        snapshot.to_dict()["torch.gpus"]
+        == snapshot.to_dict()["torch.gpu_count"]
+        == "not initialised"
+    )
 
 
 def test_gpus(monkeypatch):
-    """Once CUDA runs the models are there with compute capability, equal neighbours counted, in full for many GPUs."""
-    names = ["NVIDIA H200 with a name as long as names of GPUs get"] * 8 + ["NVIDIA T4", "NVIDIA H200"]
+    """Once CUDA runs the models are there with compute capability, equal neighbours counted, in
+    full for many GPUs."""
+    names = ["NVIDIA H200 with a name as long as names of GPUs get"] * 8 + [
+        "NVIDIA T4",
+        "NVIDIA H200",
+    ]
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if "T4" in names[index] else (9, 0))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_capability",
+        lambda index: (7, 5) if "T4" in names[index] else (9, 0),
+    )
     facts = environment.snapshot().to_dict()
-    assert facts["torch.gpus"] == f"8 x {names[0]} (sm_90), 1 x NVIDIA T4 (sm_75), 1 x NVIDIA H200 (sm_90)"
+    assert (
+        facts["torch.gpus"]
+        == f"8 x {names[0]} (sm_90), 1 x NVIDIA T4 (sm_75), 1 x NVIDIA H200 (sm_90)"
+    )
     assert facts["torch.gpu_count"] == 10
 
 
 @pytest.mark.skipif(not HAS_NEW_PRECISION, reason="this torch has one interface for TF32")
 def test_mixed_precision_interfaces():
-    """Where torch refuses to tell (TF32 set through its new interface, read through the old) a fact is None, with a reason."""
+    """Where torch refuses to tell (TF32 set through its new interface, read through the old) a
+    fact is None, with a reason."""
     original = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -168,7 +203,8 @@ def fail_with_a_path() -> None:
     ],
 )
 def test_a_broken_fact(monkeypatch, get, reason):
-    """A fact that fails or is not plain is None with a reason that quotes nothing, and the others are unharmed."""
+    """A fact that fails or is not plain is None with a reason that quotes nothing, and the
+    others are unharmed."""
     healthy = environment.snapshot()
     table = tuple((name, get if name == "numpy" else read) for name, read in environment._FACTS)
     monkeypatch.setattr(environment, "_FACTS", table)
@@ -209,7 +245,8 @@ def test_an_interrupt_is_not_a_fact(monkeypatch):
     ],
 )
 def test_variables(monkeypatch, name, value, shown):
-    """A listed variable is shown when its value looks as it should; a path or the UUID of a GPU is withheld."""
+    """A listed variable is shown when its value looks as it should; a path or the UUID of a GPU
+    is withheld."""
     monkeypatch.setenv(name, value)
     assert environment.snapshot().to_dict()[f"env.{name}"] == shown
     monkeypatch.delenv(name)
@@ -239,7 +276,8 @@ def test_nobody_is_identified(monkeypatch):
 
 
 def test_it_is_plain_data():
-    """A snapshot is frozen, hashable, picklable and JSON; its names are unique and the same at every call."""
+    """A snapshot is frozen, hashable, picklable and JSON; its names are unique and the same at
+    every call."""
     snapshot = environment.snapshot()
     assert environment.Environment.IS_CONTENT is False
     assert {type(value) for _, value in snapshot.values} <= {type(None), bool, int, str}
@@ -248,7 +286,9 @@ def test_it_is_plain_data():
     names = [name for name, _ in snapshot.values]
     assert len(set(names)) == len(names) > 40
     assert json.loads(json.dumps(snapshot.to_dict())) == snapshot.to_dict()
-    assert {name for name, _ in snapshot.unreadable} <= {name for name, value in snapshot.values if value is None}
+    assert {name for name, _ in snapshot.unreadable} <= {
+        name for name, value in snapshot.values if value is None
+    }
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         snapshot.values = ()
 
@@ -256,16 +296,18 @@ def test_it_is_plain_data():
 def test_inductor_once_imported():
     """Inductor's settings are None before somebody imports it and its own values after."""
     code = (
-        "from seedregistry.common import environment as e; before = e.snapshot().to_dict()\n"
-        "import torch._inductor.config as config; config.fallback_random = True; after = e.snapshot().to_dict()\n"
-        "print(before['inductor.fallback_random'], after['inductor.fallback_random'])"
+        "from seedregistry.common import environment as e; before = "
+        "e.snapshot().to_dict()\nimport torch._inductor.config as config; config.fallback_random "
+        "= True; after = e.snapshot().to_dict()\nprint(before['inductor.fallback_random'], "
+        "after['inductor.fallback_random'])"
     )
     assert python(code).split() == ["None", "True"]
 
 
 @pytest.mark.cuda
 def test_a_real_gpu():
-    """With a GPU in use its model, capability and number are those that torch tells, and cuDNN's version is torch's."""
+    """With a GPU in use its model, capability and number are those that torch tells, and cuDNN's
+    version is torch's."""
     torch.zeros(1, device="cuda")
     facts = environment.snapshot().to_dict()
     assert facts["torch.gpu_count"] == torch.cuda.device_count()
@@ -275,9 +317,11 @@ def test_a_real_gpu():
 
 @pytest.mark.cuda
 def test_a_real_gpu_is_not_started():
-    """On a machine with a GPU a snapshot in a fresh process does not start it, and still tells cuDNN's version."""
+    """On a machine with a GPU a snapshot in a fresh process does not start it, and still tells
+    cuDNN's version."""
     code = (
-        "import torch; from seedregistry.common import environment; facts = environment.snapshot().to_dict()\n"
-        "print(torch.cuda.is_initialized(), facts['torch.gpus'], facts['torch.cudnn'] == torch.backends.cudnn.version())"
+        "import torch; from seedregistry.common import environment; facts = "
+        "environment.snapshot().to_dict()\nprint(torch.cuda.is_initialized(), "
+        "facts['torch.gpus'], facts['torch.cudnn'] == torch.backends.cudnn.version())"
     )
     assert python(code).strip() == "False not initialised True"

@@ -10,7 +10,9 @@ import pytest
 from seedregistry import errors
 
 CLASSES = [
-    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, (errors.SeedRegistryError, Warning))
+    cls
+    for _, cls in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cls, (errors.SeedRegistryError, Warning))
 ]
 
 TREE = {
@@ -54,9 +56,13 @@ TREE = {
 
 
 def test_the_tree():
-    """Every class stands where the tree says, under the builtin that callers expect; KeyError is never one of them."""
+    """Every class stands where the tree says, under the builtin that callers expect; KeyError is
+    never one of them."""
     found = {
-        cls.__name__: tuple(b.__name__ if b.__module__ == errors.__name__ else b for b in cls.__bases__) for cls in CLASSES
+        cls.__name__: tuple(
+            b.__name__ if b.__module__ == errors.__name__ else b for b in cls.__bases__
+        )
+        for cls in CLASSES
     }
     assert found == TREE
     assert not any(issubclass(cls, KeyError) for cls in CLASSES)
@@ -72,7 +78,9 @@ def test_the_docstring_draws_the_tree():
 def test_pickling(cls):
     """Every class survives pickling with its message and its attributes."""
     keywords = {
-        name: {"str": "text", "tuple": ("model", 7), "NoneType": 3}[type(parameter.default).__name__]
+        name: {"str": "text", "tuple": ("model", 7), "NoneType": 3}[
+            type(parameter.default).__name__
+        ]
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }

@@ -74,12 +74,19 @@ def test_golden_model():
     model = functional.create_deterministic_model(42, lambda: nn.Linear(3, 2), "training")
     expected = [-0.48021805, 0.32734758, -0.15183108, -0.32367757, -0.29752994, 0.02623078]
     assert np.allclose(model.weight.detach().numpy().ravel(), expected, atol=5e-9, rtol=0)
-    assert hashlib.sha256(model.weight.detach().numpy().tobytes()).hexdigest().startswith("bf55316f2b0786e4")
+    assert (
+        hashlib.sha256(model.weight.detach().numpy().tobytes())
+        .hexdigest()
+        .startswith("bf55316f2b0786e4")
+    )
 
 
 def test_golden_orders():
-    """The documented loader has the documented orders, and repeats its epoch until told otherwise."""
-    loader = functional.create_deterministic_dataloader(42, DataLoader, "training", dataset=TEN, shuffle=True, batch_size=3)
+    """The documented loader has the documented orders, and repeats its epoch until told
+    otherwise."""
+    loader = functional.create_deterministic_dataloader(
+        42, DataLoader, "training", dataset=TEN, shuffle=True, batch_size=3
+    )
     assert order(loader) == order(loader) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
     loader.sampler.epoch = 1
     assert order(loader) == [2, 0, 4, 6, 5, 3, 9, 8, 7, 1]
@@ -100,7 +107,12 @@ def test_golden_sampler():
     assert all(type(i) is int for i in sampler)
     assert len(sampler) == 10
     assert isinstance(sampler, torch.utils.data.Sampler)
-    for bad in ({"dataset_size": -1}, {"dataset_size": 2.5}, {"dataset_size": True}, {"dataset_size": 3, "epoch": -1}):
+    for bad in (
+        {"dataset_size": -1},
+        {"dataset_size": 2.5},
+        {"dataset_size": True},
+        {"dataset_size": 3, "epoch": -1},
+    ):
         with pytest.raises(InvalidOptionError):
             functional.DeterministicSampler(**bad)
     with pytest.raises(InvalidSeedError):
@@ -118,7 +130,8 @@ def test_golden_global_state():
 
 @pytest.mark.moves_global_state
 def test_global_switches(monkeypatch):
-    """With enable_deterministic the documented switches are set; without it they stay as they are."""
+    """With enable_deterministic the documented switches are set; without it they stay as they
+    are."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.backends.cudnn.benchmark = True
     functional.set_global_deterministic_state(1, False)
@@ -136,7 +149,8 @@ def test_global_switches(monkeypatch):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.0, True, "42", None])
 @pytest.mark.parametrize(
-    "function", [functional.set_global_deterministic_state, functional.set_seed, functional.make_reproducible]
+    "function",
+    [functional.set_global_deterministic_state, functional.set_seed, functional.make_reproducible],
 )
 def test_global_seeds_must_fit_numpy(function, seed):
     """A seed outside NumPy's range is refused, and neither a generator nor a switch has changed."""
@@ -151,7 +165,8 @@ def test_global_state_is_refused_in_a_scope():
 
 
 def test_golden_context():
-    """deterministic_context seeds torch with that integer, restores it on every way out, and leaves the others alone."""
+    """deterministic_context seeds torch with that integer, restores it on every way out, and
+    leaves the others alone."""
     before = rng.fingerprint()
     with functional.deterministic_context(7):
         assert torch.rand(2).tolist() == [0.5349225401878357, 0.19880318641662598]
@@ -170,7 +185,9 @@ def test_golden_context():
 def test_optimizers():
     """An optimizer comes back as the class makes it, with its keywords."""
     model = functional.create_deterministic_model(1, nn.Linear, in_features=2, out_features=2)
-    optimizer = functional.create_deterministic_optimizer(42, torch.optim.Adam, model.parameters(), "training", lr=0.5)
+    optimizer = functional.create_deterministic_optimizer(
+        42, torch.optim.Adam, model.parameters(), "training", lr=0.5
+    )
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.defaults["lr"] == 0.5
     with pytest.raises(ComponentCreationError) as caught:
@@ -183,7 +200,8 @@ def make_optimizer():
 
 
 def test_schedulers_have_the_documented_defaults():
-    """StepLR, CosineAnnealingLR and OneCycleLR come with the documented defaults; other names of torch follow."""
+    """StepLR, CosineAnnealingLR and OneCycleLR come with the documented defaults; other names of
+    torch follow."""
     create = functional.create_deterministic_scheduler
     step = create(42, make_optimizer(), "StepLR", 100)
     assert (step.step_size, step.gamma) == (10, 0.1)
@@ -195,7 +213,13 @@ def test_schedulers_have_the_documented_defaults():
     cycle = create(42, optimizer, "OneCycleLR", 100)
     reference = make_optimizer()
     expected = torch.optim.lr_scheduler.OneCycleLR(
-        reference, max_lr=0.1, total_steps=100, pct_start=0.3, anneal_strategy="cos", div_factor=25, final_div_factor=1e4
+        reference,
+        max_lr=0.1,
+        total_steps=100,
+        pct_start=0.3,
+        anneal_strategy="cos",
+        div_factor=25,
+        final_div_factor=1e4,
     )
     assert cycle.total_steps == expected.total_steps == 100
     assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == {
@@ -254,17 +278,23 @@ def test_the_loader_keeps_every_argument():
 def test_only_the_keyword_shuffles():
     """The keyword shuffle alone decides; a factory that shuffled inside is warned about."""
     with pytest.warns(ShuffleIgnoredWarning, match="shuffle=True") as caught:
-        loader = functional.create_deterministic_dataloader(42, lambda: DataLoader(TEN, batch_size=2, shuffle=True))
+        loader = functional.create_deterministic_dataloader(
+            42, lambda: DataLoader(TEN, batch_size=2, shuffle=True)
+        )
     assert caught[0].filename == __file__
     assert order(loader) == list(range(10))
-    assert order(functional.create_deterministic_dataloader(42, DataLoader, dataset=TEN)) == list(range(10))
+    assert order(functional.create_deterministic_dataloader(42, DataLoader, dataset=TEN)) == list(
+        range(10)
+    )
     with pytest.raises(ComponentCreationError, match="returned a list"):
         functional.create_deterministic_dataloader(42, lambda: [1, 2])
 
 
 def test_a_factory_need_not_take_shuffle():
     """shuffle=True shuffles the loader of a factory that has no such parameter."""
-    loader = functional.create_deterministic_dataloader(42, lambda: DataLoader(TEN), "training", shuffle=True)
+    loader = functional.create_deterministic_dataloader(
+        42, lambda: DataLoader(TEN), "training", shuffle=True
+    )
     assert order(loader) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
     loader = functional.create_deterministic_dataloader(
         42, lambda **kwargs: DataLoader(TEN, **kwargs), "training", shuffle=True
@@ -293,17 +323,24 @@ def test_seed_worker():
 
 
 def test_the_documented_loop_trains():
-    """The training loop sets the epoch, steps the optimizer and returns the mean loss of each epoch."""
+    """The training loop sets the epoch, steps the optimizer and returns the mean loss of each
+    epoch."""
     generator = torch.Generator().manual_seed(0)
-    data = TensorDataset(torch.randn(32, 4, generator=generator), torch.randint(0, 2, (32,), generator=generator))
+    data = TensorDataset(
+        torch.randn(32, 4, generator=generator), torch.randint(0, 2, (32,), generator=generator)
+    )
 
     def train() -> tuple:
         registry = SeedRegistry(42)
-        model = functional.create_deterministic_model(registry, nn.Linear, "training", in_features=4, out_features=2)
+        model = functional.create_deterministic_model(
+            registry, nn.Linear, "training", in_features=4, out_features=2
+        )
         loader = functional.create_deterministic_dataloader(
             registry, DataLoader, "training", dataset=data, batch_size=8, shuffle=True
         )
-        optimizer = functional.create_deterministic_optimizer(registry, torch.optim.SGD, model.parameters(), "training", lr=0.5)
+        optimizer = functional.create_deterministic_optimizer(
+            registry, torch.optim.SGD, model.parameters(), "training", lr=0.5
+        )
         losses = functional.deterministic_multi_epoch_training(model, loader, optimizer, 4)
         return losses, model.weight.tolist(), loader.epoch
 
@@ -315,21 +352,35 @@ def test_the_documented_loop_trains():
 
 
 def test_a_registry_in_place_of_the_seed_changes_no_number():
-    """Every function takes a registry where it takes the seed: same numbers, and the ledger is filled."""
+    """Every function takes a registry where it takes the seed: same numbers, and the ledger is
+    filled."""
     registry = SeedRegistry(42)
     model = functional.create_deterministic_model(registry, lambda: nn.Linear(3, 2), "training")
-    assert torch.equal(model.weight, functional.create_deterministic_model(42, lambda: nn.Linear(3, 2), "training").weight)
+    assert torch.equal(
+        model.weight,
+        functional.create_deterministic_model(42, lambda: nn.Linear(3, 2), "training").weight,
+    )
     assert functional.derive_component_seed(registry, "model", "training") == 1958051794
-    loader = functional.create_deterministic_dataloader(registry, DataLoader, "training", dataset=TEN, shuffle=True)
+    loader = functional.create_deterministic_dataloader(
+        registry, DataLoader, "training", dataset=TEN, shuffle=True
+    )
     assert order(loader) == [8, 9, 5, 2, 3, 0, 4, 6, 7, 1]
-    optimizer = functional.create_deterministic_optimizer(registry, torch.optim.SGD, model.parameters(), "training", lr=0.1)
+    optimizer = functional.create_deterministic_optimizer(
+        registry, torch.optim.SGD, model.parameters(), "training", lr=0.1
+    )
     functional.create_deterministic_scheduler(registry, optimizer, "StepLR", 10, "training")
-    assert [record.purpose for record in registry.ledger.find(Built)] == ["model", "dataloader", "optimizer", "scheduler"]
+    assert [record.purpose for record in registry.ledger.find(Built)] == [
+        "model",
+        "dataloader",
+        "optimizer",
+        "scheduler",
+    ]
 
 
 @pytest.mark.moves_global_state
 def test_a_registry_for_the_global_state():
-    """set_global_deterministic_state takes a registry, uses its master seed and records the switches."""
+    """set_global_deterministic_state takes a registry, uses its master seed and records the
+    switches."""
     registry = SeedRegistry(42)
     functional.set_global_deterministic_state(registry)
     assert random.random() == 0.6394267984578837
@@ -340,7 +391,8 @@ def test_a_registry_for_the_global_state():
 
 @pytest.mark.moves_global_state
 def test_names_that_other_guides_teach(caplog):
-    """seed_everything returns the seed, None seeds nothing, set_seed seeds, make_reproducible sets the switches too."""
+    """seed_everything returns the seed, None seeds nothing, set_seed seeds, make_reproducible
+    sets the switches too."""
     assert functional.seed_everything() == 42
     assert random.random() == 0.6394267984578837
     before = rng.fingerprint()
@@ -360,7 +412,9 @@ def test_names_that_other_guides_teach(caplog):
 
 def test_get_generator():
     """get_generator gives a generator after manual_seed, and refuses bad seeds and devices."""
-    assert torch.equal(functional.get_generator(5).get_state(), torch.Generator().manual_seed(5).get_state())
+    assert torch.equal(
+        functional.get_generator(5).get_state(), torch.Generator().manual_seed(5).get_state()
+    )
     with pytest.raises(InvalidSeedError):
         functional.get_generator(-5)
     with pytest.raises(DeviceError):
@@ -374,11 +428,16 @@ def test_signatures_are_the_documented_ones():
         "set_global_deterministic_state": "(master_seed, enable_deterministic=True)",
         "deterministic_context": "(component_seed, component_name='operation')",
         "create_deterministic_model": "(master_seed, creator_func, instance_id=None, **kwargs)",
-        "create_deterministic_optimizer": "(master_seed, optimizer_class, model_params, instance_id=None, **kwargs)",
-        "create_deterministic_scheduler": (
-            "(master_seed, optimizer, schedule_type, total_steps, instance_id=None, **scheduler_params)"
+        "create_deterministic_optimizer": (
+            "(master_seed, optimizer_class, model_params, instance_id=None, **kwargs)"
         ),
-        "create_deterministic_dataloader": "(master_seed, creator_func, instance_id=None, **kwargs)",
+        "create_deterministic_scheduler": (
+            "(master_seed, optimizer, schedule_type, total_steps, instance_id=None, "
+            "**scheduler_params)"
+        ),
+        "create_deterministic_dataloader": (
+            "(master_seed, creator_func, instance_id=None, **kwargs)"
+        ),
         "DeterministicSampler": "(dataset_size, shuffle=True, seed=42, epoch=0)",
         "update_dataloader_epoch": "(dataloader, epoch)",
         "seed_worker": "(worker_id)",
@@ -402,8 +461,18 @@ def test_signatures_are_the_documented_ones():
 
 
 def test_top_level_names():
-    """The documented functions are at top level; the names of other guides are in seedregistry.functional alone."""
+    """The documented functions are at top level; the names of other guides are in
+    seedregistry.functional alone."""
     for name in functional.__all__:
         at_top = hasattr(seedregistry, name)
-        assert at_top is (name not in {"seed_everything", "set_seed", "make_reproducible", "get_generator", "worker_init_fn"})
+        assert at_top is (
+            name
+            not in {
+                "seed_everything",
+                "set_seed",
+                "make_reproducible",
+                "get_generator",
+                "worker_init_fn",
+            }
+        )
     assert InvalidNameError is seedregistry.InvalidNameError

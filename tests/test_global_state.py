@@ -20,13 +20,16 @@ def switches() -> dict:
 @pytest.mark.parametrize("master", [42, 2**32 + 42, 2**127])
 @pytest.mark.parametrize("scheme", ["sha256-31", "sha256-256"])
 def test_set_and_given_back(master, scheme):
-    """The block draws the same at every visit; its end gives generators and switches back, on an exception too."""
+    """The block draws the same at every visit; its end gives generators and switches back, on an
+    exception too."""
     registry = SeedRegistry(master, scheme=scheme)
     before, before_switches = rng.fingerprint(), switches()
     draws = []
     for _ in range(2):
         with pytest.raises(KeyError), registry.set_global_state(deterministic="warn") as handle:
-            draws.append((random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()))
+            draws.append(
+                (random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item())
+            )
             with registry.stream("dropout", "x").scope(0):
                 np.random.rand()
             assert handle.report.mode == "warn"
@@ -36,7 +39,11 @@ def test_set_and_given_back(master, scheme):
         assert switches() == before_switches
     assert draws[0] == draws[1]
     if master == 42:
-        assert (draws[0][0], draws[0][1], draws[0][3]) == (0.6394267984578837, 0.3745401188473625, 0.8822692632675171)
+        assert (draws[0][0], draws[0][1], draws[0][3]) == (
+            0.6394267984578837,
+            0.3745401188473625,
+            0.8822692632675171,
+        )
     assert len(registry.ledger.find(Determinism)) == 2
     assert len(registry.ledger.find(EnvironmentSeen)) == 1
 
@@ -47,7 +54,9 @@ def test_a_large_master_seed_gives_each_library_its_own_words():
     with registry.set_global_state():
         drawn = torch.rand(3), random.random()
     stream = registry.stream("global")
-    assert torch.equal(drawn[0], torch.rand(3, generator=torch.Generator().manual_seed(stream.seed)))
+    assert torch.equal(
+        drawn[0], torch.rand(3, generator=torch.Generator().manual_seed(stream.seed))
+    )
     assert drawn[1] == stream.python().random()
 
 
@@ -110,7 +119,8 @@ def test_a_partial_seed_is_taken_back(monkeypatch):
 
 
 def test_a_global_philox_is_replaced_and_comes_back():
-    """A global bit generator that np.random.seed would refuse is replaced for the block, and is back after it."""
+    """A global bit generator that np.random.seed would refuse is replaced for the block, and is
+    back after it."""
     original = np.random.get_bit_generator()
     mine = np.random.Philox(5)
     np.random.set_bit_generator(mine)

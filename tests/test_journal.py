@@ -1,4 +1,5 @@
-"""The journal: on disk when the call returns, whatever kills the process; one writer; a torn end is cut off and said."""
+"""The journal: on disk when the call returns, whatever kills the process; one writer; a torn end
+is cut off and said."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ from ledgers import codes, derivation, ledger_of, small_ledger
 from torch import nn
 
 from seedregistry import Ledger, SeedRegistry
-from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError, SeedCollisionError
+from seedregistry.errors import (
+    LedgerError,
+    LedgerFormatError,
+    LedgerIntegrityError,
+    SeedCollisionError,
+)
 from seedregistry.ledger import Built, Derivation, Note, Run, Warned, records, verify_file
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
@@ -27,7 +33,8 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
 @pytest.fixture(autouse=True)
 def small_heap():
-    """Let the collections that give a dropped registry's file back look at what a test made, not at all of torch."""
+    """Let the collections that give a dropped registry's file back look at what a test made, not
+    at all of torch."""
     gc.collect()
     gc.freeze()
     yield
@@ -50,7 +57,8 @@ def experiment(journal=None, master=42) -> SeedRegistry:
 
 
 def test_every_entry_is_on_disk_when_the_call_returns(path):
-    """After each call the file has all entries of the ledger, and verifies; its content is that of a ledger in memory."""
+    """After each call the file has all entries of the ledger, and verifies; its content is that
+    of a ledger in memory."""
     registry = SeedRegistry(42, journal=path)
     steps = [
         lambda: registry.seed("a"),
@@ -70,7 +78,8 @@ def test_every_entry_is_on_disk_when_the_call_returns(path):
 
 
 def test_closing_seals(path):
-    """A journal is open until it is closed; a closed one has a seal and takes no more entries, in memory or on disk."""
+    """A journal is open until it is closed; a closed one has a seal and takes no more entries,
+    in memory or on disk."""
     registry = experiment(path)
     assert not verify_file(path).is_sealed
     registry.ledger.close()
@@ -87,7 +96,8 @@ def test_closing_seals(path):
 
 
 def test_a_journal_goes_on(path):
-    """Opened again, the chain goes on in a new session; what the run repeats counts once, what is new counts."""
+    """Opened again, the chain goes on in a new session; what the run repeats counts once, what
+    is new counts."""
     reference = experiment().ledger.digest
     for sessions in range(1, 4):
         registry = experiment(path)
@@ -126,17 +136,20 @@ def test_the_seeds_of_a_resumed_journal_are_claimed(path):
     assert registry.seed("model", "a_b") == SeedRegistry(42).seed("model", "a_b")
 
 
-# --- one writer ---------------------------------------------------------------------------------------------------------
+# --- one writer -----------------------------------------------------------------------------------
 
 
 @posix
 def test_a_second_writer_is_refused(path):
-    """While one registry writes a journal, another of this or any other process is refused; afterwards it may."""
+    """While one registry writes a journal, another of this or any other process is refused;
+    afterwards it may."""
     registry = SeedRegistry(42, journal=path)
     before = path.read_bytes()
     with pytest.raises(LedgerError, match="being written"):
         SeedRegistry(42, journal=path)
-    script = "import sys; from seedregistry import SeedRegistry; SeedRegistry(42, journal=sys.argv[1])"
+    script = (
+        "import sys; from seedregistry import SeedRegistry; SeedRegistry(42, journal=sys.argv[1])"
+    )
     command = [sys.executable, "-W", "ignore", "-c", script, str(path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "LedgerError" in run.stderr
@@ -151,7 +164,8 @@ def test_a_second_writer_is_refused(path):
 
 @pytest.mark.parametrize("seed", [43, None])
 def test_another_runs_journal_is_refused(path, seed):
-    """A journal of another master seed or scheme is refused before anything is written, with the way to go on."""
+    """A journal of another master seed or scheme is refused before anything is written, with the
+    way to go on."""
     experiment(path)
     gc.collect()
     before = path.read_bytes()
@@ -163,7 +177,8 @@ def test_another_runs_journal_is_refused(path, seed):
 
 
 def test_what_is_no_journal_is_refused(tmp_path, path):
-    """A saved ledger, another file or a folder is no journal: one clear error, and the file is as it was."""
+    """A saved ledger, another file or a folder is no journal: one clear error, and the file is
+    as it was."""
     small_ledger().save(path)
     (tmp_path / "text").write_text("hello\n")
     for name, words in (("journal.jsonl", "saved ledger"), ("text", "no line of a ledger")):
@@ -195,7 +210,9 @@ def test_an_invalid_registry_makes_no_journal(path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize(("rank", "name"), [("0", "journal.jsonl"), ("3", "journal.rank3.jsonl"), ("x", "journal.jsonl")])
+@pytest.mark.parametrize(
+    ("rank", "name"), [("0", "journal.jsonl"), ("3", "journal.rank3.jsonl"), ("x", "journal.jsonl")]
+)
 def test_ranks_have_files_of_their_own(path, monkeypatch, rank, name):
     """Ranks above 0 write their rank before the suffix."""
     monkeypatch.setenv("RANK", rank)
@@ -203,13 +220,14 @@ def test_ranks_have_files_of_their_own(path, monkeypatch, rank, name):
     assert [file.name for file in path.parent.iterdir()] == [name]
 
 
-# --- the end of the file ------------------------------------------------------------------------------------------------
+# --- the end of the file --------------------------------------------------------------------------
 
 
 @given(st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_torn_end_is_reported_and_cut_off(tmp_path, data):
-    """A journal cut off after any byte verifies up to its last whole line, says what is torn, and goes on."""
+    """A journal cut off after any byte verifies up to its last whole line, says what is torn,
+    and goes on."""
     path = tmp_path / "torn.jsonl"
     path.unlink(missing_ok=True)
     registry = SeedRegistry(42, journal=path)
@@ -250,7 +268,8 @@ def test_a_journal_whose_header_is_torn_begins_anew(path, length):
 
 
 def test_lines_lost_from_the_end_are_found_against_a_printed_digest(path):
-    """An open journal without its last lines verifies; its digest is not the one that was printed."""
+    """An open journal without its last lines verifies; its digest is not the one that was
+    printed."""
     registry = experiment(path)
     printed = registry.ledger.digest
     lines = path.read_bytes().splitlines(keepends=True)
@@ -264,7 +283,8 @@ def test_lines_lost_from_the_end_are_found_against_a_printed_digest(path):
 @posix
 @pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_at_random_moments(tmp_path, rounds):
-    """Killed with signal 9 at any moment, a journal has every entry that had returned, and verifies to its last whole line."""
+    """Killed with signal 9 at any moment, a journal has every entry that had returned, and
+    verifies to its last whole line."""
     script = Path(__file__).with_name("kill_server.py")
     command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), str(rounds)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -286,12 +306,13 @@ def test_kill_at_random_moments(tmp_path, rounds):
     assert max(counts) > min(counts)
 
 
-# --- errors in the middle -----------------------------------------------------------------------------------------------
+# --- errors in the middle -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("written", [0, 10])
 def test_a_full_disk_is_one_error_and_loses_nothing(path, monkeypatch, written):
-    """A write that fails, after some bytes or none, is an error for that call alone: nothing is derived, the file is whole."""
+    """A write that fails, after some bytes or none, is an error for that call alone: nothing is
+    derived, the file is whole."""
     registry = SeedRegistry(42, journal=path)
     registry.seed("a")
     before = path.read_bytes(), list(registry.ledger)
@@ -326,7 +347,8 @@ def test_devices_are_refused():
 
 @pytest.mark.parametrize("after", [False, True])
 def test_an_interrupt_in_the_middle_of_a_write(path, monkeypatch, after):
-    """Interrupted before or after the bytes are out, an entry is not recorded, and the next one follows the last whole line."""
+    """Interrupted before or after the bytes are out, an entry is not recorded, and the next one
+    follows the last whole line."""
     registry = SeedRegistry(42, journal=path)
     write = os.write
 
@@ -355,10 +377,14 @@ def test_an_entry_that_is_too_long_is_refused(path):
 
 
 def test_durable_flushes_every_entry(path, monkeypatch):
-    """durable=True flushes to the disk before the call returns; without it nothing waits for the disk."""
+    """durable=True flushes to the disk before the call returns; without it nothing waits for the
+    disk."""
     flushed = []
     fsync = os.fsync
-    monkeypatch.setattr("seedregistry.ledger.journal.os.fsync", lambda descriptor: (flushed.append(1), fsync(descriptor))[1])
+    monkeypatch.setattr(
+        "seedregistry.ledger.journal.os.fsync",
+        lambda descriptor: (flushed.append(1), fsync(descriptor))[1],
+    )
     registry = SeedRegistry(42, journal=path, durable=True)
     count = len(flushed)
     registry.seed("a")
@@ -370,11 +396,12 @@ def test_durable_flushes_every_entry(path, monkeypatch):
     assert len(flushed) == count
 
 
-# --- threads and processes ------------------------------------------------------------------------------------------------
+# --- threads and processes ------------------------------------------------------------------------
 
 
 def test_threads_write_one_journal(path):
-    """Eight threads at once lose nothing, write nothing twice, and the file has the order of the ledger in memory."""
+    """Eight threads at once lose nothing, write nothing twice, and the file has the order of the
+    ledger in memory."""
     registry = SeedRegistry(42, scheme="sha256-256", journal=path)
 
     def work(worker: int) -> None:
@@ -395,7 +422,8 @@ def test_threads_write_one_journal(path):
 
 @posix
 def test_a_forked_child_never_writes_its_parents_journal(path):
-    """A forked child keeps its entries in memory and hands them over; the parent's file and lock stay the parent's."""
+    """A forked child keeps its entries in memory and hands them over; the parent's file and lock
+    stay the parent's."""
     registry = SeedRegistry(42, scheme="sha256-256", journal=path)
     registry.seed("parent")
     before = path.read_bytes()
@@ -406,7 +434,9 @@ def test_a_forked_child_never_writes_its_parents_journal(path):
             registry.seed("child")
             registry.generator("noise", 1)
             part = registry.ledger.part()
-            os.write(writer, pickle.dumps((part, len(registry.ledger), path.read_bytes() == before)))
+            os.write(
+                writer, pickle.dumps((part, len(registry.ledger), path.read_bytes() == before))
+            )
         finally:
             os._exit(0)
     os.close(writer)
@@ -435,7 +465,13 @@ def test_a_forked_child_never_writes_its_parents_journal(path):
 def test_a_merge_that_fails_takes_nothing(path, monkeypatch):
     """A journal that cannot take a merged part keeps neither half of it, on disk or in memory."""
     registry = SeedRegistry(42, journal=path)
-    other = ledger_of([Run(master_seed=42, scheme="sha256-31"), derivation("model", "training"), derivation("noise", 7)])
+    other = ledger_of(
+        [
+            Run(master_seed=42, scheme="sha256-31"),
+            derivation("model", "training"),
+            derivation("noise", 7),
+        ]
+    )
     before = path.read_bytes(), list(registry.ledger)
 
     def full(descriptor, data):
@@ -482,7 +518,8 @@ journal.close()
 @posix
 @pytest.mark.parametrize("what", ["interrupt", "append", "close"])
 def test_signals_in_the_middle_of_writes(path, what):
-    """Signal handlers that raise, append or close, again and again, leave a sound file that agrees with memory."""
+    """Signal handlers that raise, append or close, again and again, leave a sound file that
+    agrees with memory."""
     command = [sys.executable, "-W", "ignore", "-c", SIGNALS, str(path), what]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     count, agrees = run.stdout.split()
@@ -495,7 +532,8 @@ def test_signals_in_the_middle_of_writes(path, what):
 
 @posix
 def test_a_fork_while_another_thread_derives(path):
-    """A child forked while another thread of the parent holds the registry's lock does not wait for it."""
+    """A child forked while another thread of the parent holds the registry's lock does not wait
+    for it."""
     registry = SeedRegistry(42, scheme="sha256-256", journal=path)
     held, done = threading.Event(), threading.Event()
 
@@ -523,7 +561,8 @@ def test_a_fork_while_another_thread_derives(path):
 
 
 def test_merged_seeds_are_claimed(path):
-    """A stream that would share the seed of one that a worker derived is refused, and the journal goes on afterwards."""
+    """A stream that would share the seed of one that a worker derived is refused, and the
+    journal goes on afterwards."""
     registry = SeedRegistry(42, journal=path)
     worker = pickle.loads(pickle.dumps(registry))
     worker.seed("m", "7")
@@ -549,7 +588,8 @@ def test_a_merge_takes_all_or_nothing(path):
 
 
 def test_a_changed_last_byte_is_no_torn_line(path):
-    """A whole line whose end was changed is damage; a line without its end is an entry that was never finished."""
+    """A whole line whose end was changed is damage; a line without its end is an entry that was
+    never finished."""
     experiment(path).ledger.close()
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] + b"x")
@@ -559,7 +599,8 @@ def test_a_changed_last_byte_is_no_torn_line(path):
 
 
 def test_closing_while_others_write_and_merge(path):
-    """Threads that derive and merge while the journal is closed get their entry in or an error, and the file verifies."""
+    """Threads that derive and merge while the journal is closed get their entry in or an error,
+    and the file verifies."""
     registry = SeedRegistry(42, scheme="sha256-256", journal=path)
     part = ledger_of([Run(master_seed=42, scheme="sha256-256"), Note(name="x", value=1)])
     returned = []

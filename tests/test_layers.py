@@ -1,4 +1,5 @@
-"""The architecture: imports run one way, public names have one home, tests say what they guarantee."""
+"""The architecture: imports run one way, public names have one home, tests say what they
+guarantee."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ TESTS = Path(__file__).parent
 
 MAP = TESTS.parent / "docs" / "architecture.md"
 ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| .+ \| (no|yes|late|in part) \|$", re.MULTILINE)
-ROOMS = {room: (int(floor), torch) for floor, room, torch in ROW.findall(MAP.read_text(encoding="utf-8"))}
+ROOMS = {
+    room: (int(floor), torch) for floor, room, torch in ROW.findall(MAP.read_text(encoding="utf-8"))
+}
 FLOOR_OF = {room: floor for room, (floor, _) in ROOMS.items()}
 WITHOUT_TORCH = {room for room, (_, torch) in ROOMS.items() if torch == "no"}
 # Modules that need a framework, and are not looked into where it is missing.
@@ -75,7 +78,8 @@ def violations() -> list:
 
 
 def test_every_room_is_on_the_map():
-    """Every module and package at the root stands in the table of docs/architecture.md, and the table names nothing else."""
+    """Every module and package at the root stands in the table of docs/architecture.md, and the
+    table names nothing else."""
     assert {unit_of(name) for name in modules()} - {"__init__"} == set(FLOOR_OF)
 
 
@@ -115,7 +119,8 @@ def test_derivation_and_ledger_need_no_torch():
 
 
 def test_global_state_is_touched_in_two_places_only():
-    """Outside seedregistry.rng and seedregistry.determinism the linter's ban on global state is never lifted."""
+    """Outside seedregistry.rng and seedregistry.determinism the linter's ban on global state is
+    never lifted."""
     for name, path in modules().items():
         if unit_of(name) not in {"rng", "determinism"}:
             text = path.read_text(encoding="utf-8")
@@ -138,13 +143,16 @@ def test_init_files_hold_no_logic():
 
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_all_is_complete_and_literal(name):
-    """Every module has a docstring and a literal, sorted-or-grouped __all__ of names that exist, each public thing in it."""
+    """Every module has a docstring and a literal, sorted-or-grouped __all__ of names that exist,
+    each public thing in it."""
     tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
     if name in FRAMEWORKS:
         pytest.importorskip(FRAMEWORKS[name])
     module = importlib.import_module(
-        "seedregistry." + name.replace("/__init__", "").replace("/", ".") if name != "__init__" else "seedregistry"
+        "seedregistry." + name.replace("/__init__", "").replace("/", ".")
+        if name != "__init__"
+        else "seedregistry"
     )
     exported = next(
         ast.literal_eval(node.value)
@@ -154,7 +162,11 @@ def test_all_is_complete_and_literal(name):
     assert len(exported) == len(set(exported))
     for public in exported:
         assert hasattr(module, public)
-    own = {n.name for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")}
+    own = {
+        n.name
+        for n in tree.body
+        if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")
+    }
     internal = {"fixture"}
     assert own - set(exported) - internal == set(), "public but not in __all__"
 
@@ -172,7 +184,11 @@ def test_one_public_home():
 
 def test_no_module_is_left_out():
     """Every module of the package can be imported."""
-    missing = {f"seedregistry.{name.replace('/', '.')}" for name, needs in FRAMEWORKS.items() if find_spec(needs) is None}
+    missing = {
+        f"seedregistry.{name.replace('/', '.')}"
+        for name, needs in FRAMEWORKS.items()
+        if find_spec(needs) is None
+    }
     for module in pkgutil.walk_packages([str(ROOT)], "seedregistry."):
         if module.name not in missing:
             importlib.import_module(module.name)
@@ -181,20 +197,27 @@ def test_no_module_is_left_out():
 def test_a_missing_framework_is_named():
     """An integration whose framework is missing says so in a line, with the way out."""
     for name, needs in FRAMEWORKS.items():
-        script = f"import sys; sys.modules[{needs!r}] = None; import seedregistry.{name.replace('/', '.')}"
-        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert re.search(rf"ImportError: seedregistry\.[\w.]+ needs {needs}: pip install", run.stderr), name
+        script = (
+            f"import sys; sys.modules[{needs!r}] = None; import "
+            f"seedregistry.{name.replace('/', '.')}"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
+        assert re.search(
+            rf"ImportError: seedregistry\.[\w.]+ needs {needs}: pip install", run.stderr
+        ), name
 
 
 def test_importing_moves_nothing():
     """Importing the library moves no generator, sets no switch and starts no accelerator."""
     script = (
-        "import random, numpy, torch; a = random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[2];"
-        "b = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark;"
-        "import seedregistry, seedregistry.testing, seedregistry.audit;"
-        "assert a == (random.getstate(), torch.get_rng_state().tolist(), numpy.random.get_state()[2]);"
-        "assert b == (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark);"
-        "assert not torch.cuda.is_initialized()"
+        "import random, numpy, torch; a = random.getstate(), torch.get_rng_state().tolist(), "
+        "numpy.random.get_state()[2];b = torch.are_deterministic_algorithms_enabled(), "
+        "torch.backends.cudnn.benchmark;import seedregistry, seedregistry.testing, "
+        "seedregistry.audit;assert a == (random.getstate(), torch.get_rng_state().tolist(), "
+        "numpy.random.get_state()[2]);assert b == (torch.are_deterministic_algorithms_enabled(), "
+        "torch.backends.cudnn.benchmark);assert not torch.cuda.is_initialized()"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
 
@@ -211,6 +234,8 @@ def test_every_test_says_what_is_guaranteed():
 
 def test_files_have_one_reason_to_exist():
     """No file of the library grows past 800 lines, and the median is a page or three."""
-    sizes = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values())
+    sizes = sorted(
+        len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()
+    )
     assert sizes[-1] <= 800
     assert 60 <= sizes[len(sizes) // 2] <= 270

@@ -17,7 +17,17 @@ from torch import nn
 
 from seedregistry import Ledger, SeedRegistry
 from seedregistry.errors import InvalidOptionError, LedgerError
-from seedregistry.ledger import Built, Derivation, HandedOut, Note, Record, Run, Unknown, codec, records
+from seedregistry.ledger import (
+    Built,
+    Derivation,
+    HandedOut,
+    Note,
+    Record,
+    Run,
+    Unknown,
+    codec,
+    records,
+)
 
 
 def experiment(master: int = 42, *, width: int = 4, order: int = 0) -> SeedRegistry:
@@ -60,7 +70,9 @@ def check_plain(value) -> None:
 
 def test_every_record_class_has_a_kind():
     """The table of kinds is complete, and every class and kind is in it once."""
-    classes = {cls for cls in vars(records).values() if isinstance(cls, type) and issubclass(cls, Record)}
+    classes = {
+        cls for cls in vars(records).values() if isinstance(cls, type) and issubclass(cls, Record)
+    }
     classes -= {Record, Unknown}  # the base, and what stands for all other kinds
     assert set(codec.KINDS.values()) == classes
     assert len(codec.KINDS) == len(classes)
@@ -68,13 +80,18 @@ def test_every_record_class_has_a_kind():
 
 def test_equal_runs_have_equal_digests():
     """Two runs of one experiment have one digest, and the order of building does not count."""
-    assert experiment().ledger.digest == experiment().ledger.digest == experiment(order=1).ledger.digest
+    assert (
+        experiment().ledger.digest
+        == experiment().ledger.digest
+        == experiment(order=1).ledger.digest
+    )
     assert len(experiment().ledger.digest) == 64
     assert experiment().ledger.short_digest == experiment().ledger.digest[:12]
 
 
 def test_what_changes_the_digest():
-    """Another seed, another model, another setting, one more derivation or one more use is another digest."""
+    """Another seed, another model, another setting, one more derivation or one more use is
+    another digest."""
     reference = experiment().ledger.digest
     digests = {experiment(43).ledger.digest, experiment(width=5).ledger.digest}
     noted, derived, built = experiment(), experiment(), experiment()
@@ -92,7 +109,12 @@ def test_circumstance_does_not_change_the_digest():
     other = Ledger()
     for record in ledger:
         fields = {f.name for f in attrs.fields(type(record)) if f.metadata.get("circumstance")}
-        other.append(attrs.evolve(record, **{name: "elsewhere" for name in fields if isinstance(getattr(record, name), str)}))
+        other.append(
+            attrs.evolve(
+                record,
+                **{name: "elsewhere" for name in fields if isinstance(getattr(record, name), str)},
+            )
+        )
     assert other.digest == ledger.digest
     assert other.to_dict() != ledger.to_dict()
     content = [f.name for f in attrs.fields(Derivation) if not f.metadata.get("circumstance")]
@@ -102,7 +124,10 @@ def test_circumstance_does_not_change_the_digest():
             record = original
             if isinstance(original, Derivation):
                 value = getattr(original, name)
-                record = attrs.evolve(original, **{name: f"{value}x" if isinstance(value, str) or value is None else value + 1})
+                record = attrs.evolve(
+                    original,
+                    **{name: f"{value}x" if isinstance(value, str) or value is None else value + 1},
+                )
             changed.append(record)
         assert changed.digest != ledger.digest, name
 
@@ -127,7 +152,9 @@ def test_ids_and_seeds_are_written_apart():
         registry.seed("x", instance_id)
     written = [codec.encode(record)["content"] for record in registry.ledger.find(Derivation)]
     assert [entry["instance_id"] for entry in written] == [{"i": "7"}, {"s": "7"}, None, {"s": ""}]
-    assert all(isinstance(entry["seed"], str) and entry["master_seed"] == str(2**100) for entry in written)
+    assert all(
+        isinstance(entry["seed"], str) and entry["master_seed"] == str(2**100) for entry in written
+    )
 
 
 def test_find():
@@ -162,7 +189,17 @@ def test_to_dict_is_json():
     data = json.loads(json.dumps(experiment().ledger.to_dict()))
     assert data["format"] == "seedregistry.ledger/1"
     kinds = [record["kind"] for record in data["records"]]
-    assert kinds == ["run", "note", "note", "derivation", "environment", "built", "derivation", "derivation", "built"]
+    assert kinds == [
+        "run",
+        "note",
+        "note",
+        "derivation",
+        "environment",
+        "built",
+        "derivation",
+        "derivation",
+        "built",
+    ]
     derivation = data["records"][3]
     assert derivation["content"]["seed"] == "1958051794"
     assert derivation["circumstance"]["call_site"].startswith("test_ledger.py:")
@@ -171,7 +208,8 @@ def test_to_dict_is_json():
 
 
 def test_summary_and_str():
-    """The summary is flat, and printing has a line per purpose, the scheme, the master seed and the digest."""
+    """The summary is flat, and printing has a line per purpose, the scheme, the master seed and
+    the digest."""
     registry = SeedRegistry(42)
     registry.reserve("model", [f"lds_{i}" for i in range(300)])
     registry.child("fold", 0).seed("model", "training")
@@ -186,14 +224,24 @@ def test_summary_and_str():
     summary = registry.ledger.summary()
     assert summary["seedregistry/digest"] == registry.ledger.digest
     assert all(type(value) in (str, int) for value in summary.values())
-    assert repr(registry.ledger) == f"<Ledger of {len(registry.ledger)} records, digest {registry.ledger.short_digest}>"
+    assert (
+        repr(registry.ledger)
+        == f"<Ledger of {len(registry.ledger)} records, digest {registry.ledger.short_digest}>"
+    )
     assert str(Ledger()).startswith("digest")
 
 
 def test_notes():
     """note takes plain values as content, and refuses others before it records anything."""
     registry = SeedRegistry(42)
-    registry.note(self=1, lr=0.1, epochs=np.int64(3), name="x", flags=[True, None], nested={"b": 1, "a": (2, 3)})
+    registry.note(
+        self=1,
+        lr=0.1,
+        epochs=np.int64(3),
+        name="x",
+        flags=[True, None],
+        nested={"b": 1, "a": (2, 3)},
+    )
     values = {note.name: note.value for note in registry.ledger.find(Note)}
     assert values == {
         "lr": 0.1,
@@ -214,7 +262,8 @@ def test_notes():
 
 
 def test_whatever_a_product_says_can_be_written():
-    """A description with text that cannot be encoded, huge ints, itself inside or odd keys is frozen, and the digest stands."""
+    """A description with text that cannot be encoded, huge ints, itself inside or odd keys is
+    frozen, and the digest stands."""
     loop = []
     loop.append(loop)
     odd = {
@@ -298,7 +347,8 @@ def test_readers_and_writers_at_once():
 
 
 def test_the_same_digest_whatever_drew_late():
-    """A build's record that is made when it is read is the one that would have been made at once."""
+    """A build's record that is made when it is read is the one that would have been made at
+    once."""
     early, late = experiment(), experiment()
     for record in early.ledger.find(Built):
         assert record.drew in ((), ("torch",))
@@ -309,10 +359,14 @@ def test_the_documents_table_of_records_is_the_codecs():
     """The reference has a row for every kind, with its content and its circumstance apart."""
     from pathlib import Path
 
-    page = (Path(__file__).parent.parent / "docs" / "reference" / "ledger.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "ledger.md").read_text(
+        encoding="utf-8"
+    )
     for kind, cls in codec.KINDS.items():
         parts = ([], [])
         for field in attrs.fields(cls):
-            parts[bool(field.metadata.get("circumstance")) or not cls.IS_CONTENT].append(f"`{field.name}`")
+            parts[bool(field.metadata.get("circumstance")) or not cls.IS_CONTENT].append(
+                f"`{field.name}`"
+            )
         content, circumstance = (", ".join(names) or "-" for names in parts)
         assert f"| `{kind}` | {content} | {circumstance} |" in page

@@ -27,11 +27,17 @@ def digits():
 
 def evolved(ledger: Ledger, cls, **changes) -> Ledger:
     """A copy of a ledger in which the records of one class are changed."""
-    return ledger_of([attrs.evolve(record, **changes) if isinstance(record, cls) else record for record in ledger])
+    return ledger_of(
+        [
+            attrs.evolve(record, **changes) if isinstance(record, cls) else record
+            for record in ledger
+        ]
+    )
 
 
 def test_two_runs_of_the_example_training(digits, monkeypatch):
-    """Equal trainings have one digest; another seed or model changes it, another version does not; diff says what differs."""
+    """Equal trainings have one digest; another seed or model changes it, another version does
+    not; diff says what differs."""
     first = digits.train(42, 1, "first").registry.ledger
     assert digits.train(42, 1, "again").registry.ledger.digest == first.digest
 
@@ -59,11 +65,14 @@ def test_two_runs_of_the_example_training(digits, monkeypatch):
     other_version = first.diff(evolved(first, Built, version="9.9"))
     assert not other_version
     assert other_version.circumstance == (f"version of torch: {torch.__version__} and 9.9",)
-    assert str(other_version).splitlines()[1:] == [f"circumstance: version of torch: {torch.__version__} and 9.9"]
+    assert str(other_version).splitlines()[1:] == [
+        f"circumstance: version of torch: {torch.__version__} and 9.9"
+    ]
 
 
 def test_what_is_added_removed_and_reseeded():
-    """Streams that one lacks or that have another seed are counted by purpose, and the first is named."""
+    """Streams that one lacks or that have another seed are counted by purpose, and the first is
+    named."""
     one, two = SeedRegistry(42), SeedRegistry(42)
     one.seed("a")
     two.seed("a")
@@ -71,8 +80,13 @@ def test_what_is_added_removed_and_reseeded():
     two.reserve("b", range(2, 8))
     two.seed("c")
     found = one.ledger.diff(two.ledger)
-    assert found.first == StreamDiff(change="removed", purpose="b", instance_id=0, seed=one.seed("b", 0), other_seed=None)
-    assert [(p.purpose, p.removed, p.added, p.reseeded) for p in found.purposes] == [("b", 2, 3, 0), ("c", 0, 1, 0)]
+    assert found.first == StreamDiff(
+        change="removed", purpose="b", instance_id=0, seed=one.seed("b", 0), other_seed=None
+    )
+    assert [(p.purpose, p.removed, p.added, p.reseeded) for p in found.purposes] == [
+        ("b", 2, 3, 0),
+        ("c", 0, 1, 0),
+    ]
     assert str(found.purposes[0]) == "b: 3 added, 2 removed (0, 1, 5 and 2 more)"
     back = two.ledger.diff(one.ledger)
     assert [(p.purpose, p.removed, p.added) for p in back.purposes] == [("b", 3, 2), ("c", 1, 0)]

@@ -1,4 +1,5 @@
-"""What a ledger says to people: tables for papers, and a statement that claims what was checked and no more."""
+"""What a ledger says to people: tables for papers, and a statement that claims what was checked
+and no more."""
 
 from __future__ import annotations
 
@@ -30,14 +31,17 @@ def experiment() -> SeedRegistry:
 
 
 def rows_of(text: str) -> list:
-    return [row.split(" & ") for row in re.findall(r"^(.*) \\\\$", text, re.MULTILINE) if " & " in row]
+    return [
+        row.split(" & ") for row in re.findall(r"^(.*) \\\\$", text, re.MULTILINE) if " & " in row
+    ]
 
 
-# --- tables -------------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_a_row_for_each_purpose():
-    """By default a table has a line for each purpose of each registry, with first and last instance and the count."""
+    """By default a table has a line for each purpose of each registry, with first and last
+    instance and the count."""
     ledger = experiment().ledger
     rows = list(csv.DictReader(io.StringIO(ledger.to_csv())))
     assert [(row["registry"], row["purpose"]) for row in rows] == [
@@ -47,9 +51,17 @@ def test_a_row_for_each_purpose():
         ("fold 0", "model"),
     ]
     model = rows[0]
-    assert (model["instance"], model["streams"], model["seed"], model["uses"]) == ("lds_0 .. lds_299", "300", "", "2")
+    assert (model["instance"], model["streams"], model["seed"], model["uses"]) == (
+        "lds_0 .. lds_299",
+        "300",
+        "",
+        "2",
+    )
     assert model["built"] == "2 x Linear"
-    assert (rows[1]["seed"], rows[1]["master_seed"]) == (str(SeedRegistry(42).seed("noise", "x")), "42")
+    assert (rows[1]["seed"], rows[1]["master_seed"]) == (
+        str(SeedRegistry(42).seed("noise", "x")),
+        "42",
+    )
     assert rows[3]["master_seed"] == str(SeedRegistry(42).child("fold", 0).master_seed)
 
 
@@ -59,7 +71,9 @@ def test_a_row_for_each_stream():
     rows = list(csv.DictReader(io.StringIO(ledger.to_csv(every_stream=True))))
     assert len(rows) == 303
     registry = SeedRegistry(42)
-    assert [row["seed"] for row in rows[:300]] == [str(registry.seed("model", f"lds_{i}")) for i in range(300)]
+    assert [row["seed"] for row in rows[:300]] == [
+        str(registry.seed("model", f"lds_{i}")) for i in range(300)
+    ]
     digest = dict(ledger.find(records.Built)[0].description)["digest"]
     assert rows[0]["built"] == f"Linear {digest[:12]}"
 
@@ -75,10 +89,18 @@ def test_csv_keeps_any_text():
 
 
 def test_latex_is_a_booktabs_table():
-    """A short table is one float with booktabs rules, a caption with scheme, master seed and digest, and a label."""
+    """A short table is one float with booktabs rules, a caption with scheme, master seed and
+    digest, and a label."""
     ledger = experiment().ledger
     text = ledger.to_latex(label="tab:mine")
-    for part in (r"\begin{table}", r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:mine}", r"\end{table}"):
+    for part in (
+        r"\begin{table}",
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\label{tab:mine}",
+        r"\end{table}",
+    ):
         assert text.count(part) == 1
     caption = re.search(r"\\caption\{(.*)\}", text).group(1)
     assert "master seed 42" in caption
@@ -96,11 +118,15 @@ def test_long_latex_tables_are_split():
     assert len(rows_of(text)) == 303 + 2
 
 
-SPECIAL = "under_score 100% back\\slash {brace} $math$ a&b #1 ~ ^ <tag> |bar| \"q\" 'q' `q` -- --- … é ß ł"
+SPECIAL = (
+    "under_score 100% back\\slash {brace} $math$ a&b #1 ~ ^ <tag> |bar| \"q\" 'q' `q` -- "
+    "--- … é ß ł"
+)
 
 
 def test_latex_escapes():
-    """Every character that LaTeX gives a meaning is escaped, and what pdfLaTeX does not know is written by number."""
+    """Every character that LaTeX gives a meaning is escaped, and what pdfLaTeX does not know is
+    written by number."""
     registry = SeedRegistry(42)
     registry.seed("special", SPECIAL[:20])
     for word in ("a_b", "50%", "a\\b", "{x}", "$", "&", "#", "~", "^", "模", "\x07"):
@@ -146,24 +172,34 @@ def latex_document(engine: str, encoding: str) -> str:
 @pytest.mark.latex
 @pytest.mark.parametrize(
     ("engine", "encoding"),
-    [("pdflatex", ""), ("pdflatex", r"\usepackage[T1]{fontenc}"), ("xelatex", ""), ("lualatex", ""), ("tectonic", "")],
+    [
+        ("pdflatex", ""),
+        ("pdflatex", r"\usepackage[T1]{fontenc}"),
+        ("xelatex", ""),
+        ("lualatex", ""),
+        ("tectonic", ""),
+    ],
 )
 def test_the_latex_compiles(tmp_path, engine, encoding):
-    """The tables compile, with every special character and 2,000 rows, in each engine that is installed."""
+    """The tables compile, with every special character and 2,000 rows, in each engine that is
+    installed."""
     if shutil.which(engine) is None:
         pytest.skip(f"{engine} is not installed")
     (tmp_path / "paper.tex").write_text(latex_document(engine, encoding), encoding="utf-8")
     options = [] if engine == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
     for _ in range(2):
         command = [engine, *options, "paper.tex"]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+        run = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False
+        )
         assert run.returncode == 0, run.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 50_000
     assert "Reference `" not in run.stdout
 
 
 def test_markdown_is_one_table():
-    """The Markdown table has a row for each purpose, equal numbers of cells, and its special characters escaped."""
+    """The Markdown table has a row for each purpose, equal numbers of cells, and its special
+    characters escaped."""
     registry = experiment()
     registry.seed("pipe|star*", "a\nb")
     text = registry.ledger.to_markdown()
@@ -175,7 +211,8 @@ def test_markdown_is_one_table():
 
 
 def test_columns_that_say_nothing_are_left_out():
-    """A table without children has no column for the registry, and one of single streams none for their number."""
+    """A table without children has no column for the registry, and one of single streams none
+    for their number."""
     registry = SeedRegistry(42)
     registry.seed("a")
     assert "registry" not in registry.ledger.to_markdown()
@@ -196,22 +233,31 @@ def test_exports_move_nothing():
     """Making tables and statements draws nothing and adds no entry."""
     registry = experiment()
     state, count = random.getstate(), len(registry.ledger)
-    for export in ("to_latex", "to_markdown", "to_csv", "to_dict", "summary", "statement", "__str__"):
+    for export in (
+        "to_latex",
+        "to_markdown",
+        "to_csv",
+        "to_dict",
+        "summary",
+        "statement",
+        "__str__",
+    ):
         getattr(registry.ledger, export)()
     assert random.getstate() == state
     assert len(registry.ledger) == count
 
 
-# --- the statement --------------------------------------------------------------------------------------------------------
+# --- the statement --------------------------------------------------------------------------------
 
 
 def test_the_statement_has_the_facts():
-    """The statement names streams, purposes, scheme, master seed, the number of seeds checked, versions and digest."""
+    """The statement names streams, purposes, scheme, master seed, the number of seeds checked,
+    versions and digest."""
     registry = experiment()
     text = registry.ledger.statement()
     assert (
-        "303 random streams for 3 purposes (fold, model and noise) were derived from master seed 42 under scheme sha256-31"
-        in text
+        "303 random streams for 3 purposes (fold, model and noise) were derived from master seed "
+        "42 under scheme sha256-31" in text
     )
     assert "All 304 recorded seeds" in text
     assert "2 models were built" in text
@@ -220,7 +266,8 @@ def test_the_statement_has_the_facts():
 
 
 def test_the_statement_does_not_say_every_without_an_audit():
-    """Only a completed audit that found nothing lets the statement say that every draw came from the streams."""
+    """Only a completed audit that found nothing lets the statement say that every draw came from
+    the streams."""
     ledger = experiment().ledger
     assert "No audit was made" in ledger.statement()
     assert "every draw" not in ledger.statement()
@@ -260,7 +307,11 @@ def test_the_statement_counts_warnings():
 def test_the_statement_of_a_forged_ledger():
     """A ledger that does not verify says so, in capitals, and claims no checked seed."""
     ledger = SeedRegistry(42).ledger
-    ledger.append(records.Derivation(master_seed=42, scheme="sha256-31", purpose="model", instance_id="training", seed=1))
+    ledger.append(
+        records.Derivation(
+            master_seed=42, scheme="sha256-31", purpose="model", instance_id="training", seed=1
+        )
+    )
     text = ledger.statement()
     assert "THE LEDGER DOES NOT VERIFY: 1 fault, the first at line 4 (seed)." in text
     assert "derived again" not in text

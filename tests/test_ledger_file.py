@@ -1,4 +1,5 @@
-"""Ledger files: what is written is read, whatever is changed is found, and every format ever written loads."""
+"""Ledger files: what is written is read, whatever is changed is found, and every format ever
+written loads."""
 
 from __future__ import annotations
 
@@ -14,7 +15,18 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledgers import ORIGIN, bodies_of, canonical, codes, content_digest, every_kind, forge, is_found, ledger_of, small_ledger
+from ledgers import (
+    ORIGIN,
+    bodies_of,
+    canonical,
+    codes,
+    content_digest,
+    every_kind,
+    forge,
+    is_found,
+    ledger_of,
+    small_ledger,
+)
 
 from seedregistry import Ledger, SeedRegistry
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
@@ -30,11 +42,12 @@ def saved(tmp_path):
     return path
 
 
-# --- writing and reading ------------------------------------------------------------------------------------------------
+# --- writing and reading --------------------------------------------------------------------------
 
 
 def test_every_kind_comes_back(tmp_path):
-    """A record of every kind, with every sort of value, is the same after saving and loading, and the digest stands."""
+    """A record of every kind, with every sort of value, is the same after saving and loading,
+    and the digest stands."""
     entries = every_kind()
     assert {codec.kind_of(record) for record in entries} >= set(codec.KINDS)
     ledger = ledger_of(entries)
@@ -55,20 +68,31 @@ def test_load_and_save_are_byte_stable(tmp_path):
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**1000), 2**1000) | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**1000), 2**1000)
+    | st.floats(allow_nan=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4).map(tuple),
     max_leaves=8,
 )
 
 
-@given(st.lists(st.tuples(st.text(), VALUES, st.none() | st.integers() | st.text(min_size=1)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.text(), VALUES, st.none() | st.integers() | st.text(min_size=1)), max_size=4
+    )
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_words_and_values_come_back(tmp_path, drawn):
-    """Whatever text, number or nesting a record can hold is the same after saving and loading, and saving again is equal."""
+    """Whatever text, number or nesting a record can hold is the same after saving and loading,
+    and saving again is equal."""
     entries = [records.Run(master_seed=42, scheme="sha256-31")]
     for name, value, instance_id in drawn:
         entries += [Note(name=name, value=records.freeze(value))]
-        entries += [records.Warned(category=name, instance_id=records.freeze(instance_id), message="")]
+        entries += [
+            records.Warned(category=name, instance_id=records.freeze(instance_id), message="")
+        ]
     ledger_of(entries).save(tmp_path / "a.jsonl")
     loaded = Ledger.load(tmp_path / "a.jsonl")
     assert list(loaded) == entries
@@ -85,7 +109,8 @@ def test_nan_comes_back(tmp_path):
 
 
 def test_the_fast_writer_is_canonical():
-    """What the record writer makes is what canonical JSON of the encoded record is, and decoding is its inverse."""
+    """What the record writer makes is what canonical JSON of the encoded record is, and decoding
+    is its inverse."""
     for record in every_kind():
         body, content = codec.written(record)
         data = codec.encode(record)
@@ -98,12 +123,20 @@ def test_the_fast_writer_is_canonical():
 
 
 def test_lines_that_the_fast_reader_takes_are_read_alike(tmp_path):
-    """A derivation whose words need escapes, and one that does not, are read to the same record by both ways."""
+    """A derivation whose words need escapes, and one that does not, are read to the same record
+    by both ways."""
     words = ["plain", 'quote"', "back\\slash", "tab\t", "ü", "模", "\x7f", "", 0, -7, 10**30, None]
     entries = [records.Run(master_seed=42, scheme="sha256-256")]
     for i, word in enumerate(words):
         entries.append(
-            Derivation(master_seed=42, scheme="sha256-256", purpose=f"p{i}", instance_id=word, seed=i, call_site=f'"{word}')
+            Derivation(
+                master_seed=42,
+                scheme="sha256-256",
+                purpose=f"p{i}",
+                instance_id=word,
+                seed=i,
+                call_site=f'"{word}',
+            )
         )
     ledger_of(entries).save(tmp_path / "a.jsonl")
     assert list(Ledger.load(tmp_path / "a.jsonl")) == entries
@@ -116,7 +149,11 @@ def test_golden_files_load_for_ever(name, tmp_path):
     loaded = Ledger.load(DATA / name)
     report = loaded.verify()
     assert report.ok, str(report)
-    assert (report.entries, report.seeds, report.digest) == (expected["entries"], expected["seeds"], expected["digest"])
+    assert (report.entries, report.seeds, report.digest) == (
+        expected["entries"],
+        expected["seeds"],
+        expected["digest"],
+    )
     assert [codec.kind_of(record) for record in loaded] == expected["kinds"]
     if report.is_sealed:
         loaded.save(tmp_path / name)
@@ -136,11 +173,15 @@ def test_the_specification_is_enough(tmp_path):
     bodies = bodies_of(tmp_path / "a.jsonl")
     forge(tmp_path / "b.jsonl", bodies)
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
-    assert content_digest([body for body in bodies if body["kind"] not in {"header", "part", "seal"}]) == ledger.digest
+    assert (
+        content_digest([body for body in bodies if body["kind"] not in {"header", "part", "seal"}])
+        == ledger.digest
+    )
 
 
 def test_unknown_kinds_stand_as_they_are(tmp_path, saved):
-    """A kind that this version does not know loads, counts where it has content, and is written back byte for byte."""
+    """A kind that this version does not know loads, counts where it has content, and is written
+    back byte for byte."""
     later = {"kind": "later", "content": {"z": 1, "a": [{"b": "ü"}]}, "circumstance": {"when": 1.5}}
     bodies = bodies_of(saved)
     forge(tmp_path / "b.jsonl", [*bodies[:-1], later, bodies[-1]])
@@ -153,7 +194,7 @@ def test_unknown_kinds_stand_as_they_are(tmp_path, saved):
     assert "later" in json.dumps(loaded.to_dict())
 
 
-# --- whatever is changed is found ---------------------------------------------------------------------------------------
+# --- whatever is changed is found -----------------------------------------------------------------
 
 
 def line_of(raw: bytes, position: int) -> int:
@@ -174,35 +215,51 @@ def test_every_flipped_byte_is_found(tmp_path, saved):
     for position in range(len(raw)):
         changed = bytearray(raw)
         changed[position] ^= 1
-        check_found(tmp_path / "b.jsonl", bytes(changed), line_of(raw, position), f"byte {position}")
+        check_found(
+            tmp_path / "b.jsonl", bytes(changed), line_of(raw, position), f"byte {position}"
+        )
 
 
 @given(st.data())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_other_byte_is_found(tmp_path, saved, data):
-    """Any byte changed to any other one is found, at its line or, for a line end that comes too early, there."""
+    """Any byte changed to any other one is found, at its line or, for a line end that comes too
+    early, there."""
     raw = saved.read_bytes()
     position = data.draw(st.integers(0, len(raw) - 1))
     value = data.draw(st.integers(0, 255).filter(lambda value: value != raw[position]))
     changed = raw[:position] + bytes([value]) + raw[position + 1 :]
-    check_found(tmp_path / "b.jsonl", changed, line_of(raw, position), f"byte {position} as {value}")
+    check_found(
+        tmp_path / "b.jsonl", changed, line_of(raw, position), f"byte {position} as {value}"
+    )
 
 
 def test_every_line_that_is_removed_swapped_or_inserted_is_found(tmp_path, saved):
-    """A line that is lost, moved or put in is found, at the place where the chain no longer holds."""
+    """A line that is lost, moved or put in is found, at the place where the chain no longer
+    holds."""
     lines = saved.read_bytes().splitlines(keepends=True)
     count = len(lines)
     for i in range(count):
-        where = i + 1 if i < count - 1 else count - 1  # at the line that took its place; a lost seal at the end
-        check_found(tmp_path / "b.jsonl", b"".join(lines[:i] + lines[i + 1 :]), where, f"removed {i + 1}")
+        where = (
+            i + 1 if i < count - 1 else count - 1
+        )  # at the line that took its place; a lost seal at the end
+        check_found(
+            tmp_path / "b.jsonl", b"".join(lines[:i] + lines[i + 1 :]), where, f"removed {i + 1}"
+        )
         for j in range(i + 1, count):
             swapped = list(lines)
             swapped[i], swapped[j] = swapped[j], swapped[i]
-            check_found(tmp_path / "b.jsonl", b"".join(swapped), i + 1, f"swapped {i + 1} and {j + 1}")
+            check_found(
+                tmp_path / "b.jsonl", b"".join(swapped), i + 1, f"swapped {i + 1} and {j + 1}"
+            )
         for j in range(count + 1):
             inserted = [*lines[:j], lines[i], *lines[j:]]
-            where = j + 1 if j != i else i + 2  # beside itself, the second of the two is the one too many
-            check_found(tmp_path / "b.jsonl", b"".join(inserted), where, f"inserted {i + 1} before {j + 1}")
+            where = (
+                j + 1 if j != i else i + 2
+            )  # beside itself, the second of the two is the one too many
+            check_found(
+                tmp_path / "b.jsonl", b"".join(inserted), where, f"inserted {i + 1} before {j + 1}"
+            )
 
 
 def test_every_truncation_is_found(tmp_path, saved):
@@ -215,7 +272,8 @@ def test_every_truncation_is_found(tmp_path, saved):
 
 
 def test_a_forged_seed_is_found_by_deriving_it_again(tmp_path, saved):
-    """A ledger recomputed end to end with another seed for one stream has a right chain and seal, and is found at its line."""
+    """A ledger recomputed end to end with another seed for one stream has a right chain and
+    seal, and is found at its line."""
     bodies = bodies_of(saved)
     bodies[3]["content"]["seed"] = "1958051795"
     forge(tmp_path / "b.jsonl", bodies)
@@ -235,12 +293,24 @@ def forged(saved, tmp_path, change) -> list:
 
 
 def derivation_body(purpose, instance_id, seed, master="42", scheme="sha256-31") -> dict:
-    words = {"instance_id": instance_id, "master_seed": master, "purpose": purpose, "scheme": scheme, "seed": seed}
+    words = {
+        "instance_id": instance_id,
+        "master_seed": master,
+        "purpose": purpose,
+        "scheme": scheme,
+        "seed": seed,
+    }
     return {"circumstance": {"call_site": ""}, "content": words, "kind": "derivation"}
 
 
 def run_body(master, *, parent=None, purpose=None, scheme="sha256-31") -> dict:
-    words = {"instance_id": None, "master_seed": master, "parent": parent, "purpose": purpose, "scheme": scheme}
+    words = {
+        "instance_id": None,
+        "master_seed": master,
+        "parent": parent,
+        "purpose": purpose,
+        "scheme": scheme,
+    }
     return {"circumstance": {"began": "", "call_site": ""}, "content": words, "kind": "run"}
 
 
@@ -256,9 +326,15 @@ def run_body(master, *, parent=None, purpose=None, scheme="sha256-31") -> dict:
         (lambda b: b.pop(1), [(2, "origin")]),
         (lambda b: b.pop(0), [(1, "header")]),
         (lambda b: b[2]["content"].update(master_seed="-1"), [(3, "run"), (4, "run")]),
-        (lambda b: b.insert(3, run_body("7", parent="42", purpose="fold")), [(4, "run"), (4, "stream")]),
+        (
+            lambda b: b.insert(3, run_body("7", parent="42", purpose="fold")),
+            [(4, "run"), (4, "stream")],
+        ),
         (lambda b: b.insert(3, run_body("7", scheme="md5")), [(4, "run")]),
-        (lambda b: b.insert(4, derivation_body("model_training", None, "1958051794")), [(5, "collision")]),
+        (
+            lambda b: b.insert(4, derivation_body("model_training", None, "1958051794")),
+            [(5, "collision")],
+        ),
         (lambda b: b[0]["content"].update(form="other"), [(1, "line"), (1, "header")]),
         (lambda b: b.append(b[3]), [(8, "seal"), (8, "seal"), (9, "seal"), (9, "seal")]),
         (lambda b: b.append(b[-1]), [(9, "seal")]),
@@ -281,7 +357,8 @@ def run_body(master, *, parent=None, purpose=None, scheme="sha256-31") -> dict:
     ],
 )
 def test_forgeries_are_found(saved, tmp_path, change, expected):
-    """What contradicts the derivation, the structure or the records is found at its line, though chain and seal are right."""
+    """What contradicts the derivation, the structure or the records is found at its line, though
+    chain and seal are right."""
     found = forged(saved, tmp_path, change)
     # a line that is no entry is missing from the count and digest of the seal that the forger made
     assert [code for code in found if code[1] != "seal" or code in expected] == expected
@@ -299,17 +376,24 @@ def test_forgeries_are_found(saved, tmp_path, change, expected):
         (b'{"content":{"name":"lr","value":1e999},"kind":"note"}', "canonical"),
         (b'{"content":{"name":"\xff","value":1},"kind":"note"}', "UTF-8"),
         (b'{"content":{"name":"\\ud800","value":1},"kind":"note"}', "canonical"),
-        (b'{"content":{"name":"lr","value":' + b"[" * 5000 + b"]" * 5000 + b'},"kind":"note"}', "deep"),
+        (
+            b'{"content":{"name":"lr","value":' + b"[" * 5000 + b"]" * 5000 + b'},"kind":"note"}',
+            "deep",
+        ),
         (b'{"content":{"name":"lr","value":' + b"9" * 100_000 + b'},"kind":"note"}', "digits"),
         (b'{"kind":"later","x":1}', "record has"),
         (b'{"a":1}', "kind"),
         (b"{", "JSON"),
         (b'{"content":{"a":1} ,"kind":"later"}', "canonical"),
-        (b'{ "content":{"form":"saved","format":"seedregistry.ledger/1"},"kind":"header"}', "canonical"),
+        (
+            b'{ "content":{"form":"saved","format":"seedregistry.ledger/1"},"kind":"header"}',
+            "canonical",
+        ),
     ],
 )
 def test_lines_in_no_canonical_form_are_found(saved, tmp_path, body, reason):
-    """A line that says the same in other bytes, or what no record says, is refused even where its chain value is right."""
+    """A line that says the same in other bytes, or what no record says, is refused even where
+    its chain value is right."""
     bodies = bodies_of(saved)
     forge(tmp_path / "b.jsonl", [*bodies[:4], body, *bodies[4:]])
     found, report = is_found(tmp_path / "b.jsonl")
@@ -320,10 +404,15 @@ def test_lines_in_no_canonical_form_are_found(saved, tmp_path, body, reason):
 
 @pytest.mark.parametrize("depth", [65, 480, 700, 900, 960, 2000])
 def test_every_depth_is_answered(saved, tmp_path, depth):
-    """Nesting past that of any record is a fault of its line at every depth, and the rest of the file is read."""
+    """Nesting past that of any record is a fault of its line at every depth, and the rest of the
+    file is read."""
     deep = b'{"content":{"name":"x","value":' + b"[" * depth + b"]" * depth + b'},"kind":"note"}'
     bodies = bodies_of(saved)
-    for body in (deep, deep.replace(b"note", b"later"), b'{"content":{"name":"x","value":{"f":[]}},"kind":"note"}'):
+    for body in (
+        deep,
+        deep.replace(b"note", b"later"),
+        b'{"content":{"name":"x","value":{"f":[]}},"kind":"note"}',
+    ):
         forge(tmp_path / "b.jsonl", [*bodies[:4], body, *bodies[4:]])
         report = verify_file(tmp_path / "b.jsonl")
         assert codes(report)[0] == (5, "line")
@@ -335,7 +424,10 @@ def test_every_depth_is_answered(saved, tmp_path, depth):
 def test_content_is_an_object(saved, tmp_path, content):
     """A record whose content is no object is a fault, also of a kind that is not known."""
     bodies = bodies_of(saved)
-    forge(tmp_path / "b.jsonl", [*bodies[:4], b'{"content":' + content + b',"kind":"zzz"}', *bodies[4:]])
+    forge(
+        tmp_path / "b.jsonl",
+        [*bodies[:4], b'{"content":' + content + b',"kind":"zzz"}', *bodies[4:]],
+    )
     assert codes(verify_file(tmp_path / "b.jsonl"))[0] == (5, "line")
 
 
@@ -363,7 +455,12 @@ def test_parts_that_go_on_are_saved_as_one(tmp_path):
     merged.save(tmp_path / "a.jsonl")
     Ledger.load(tmp_path / "a.jsonl").save(tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    assert not Ledger.load(tmp_path / "a.jsonl").merge(ledger_of([Note(name="x", value=1)], origin="b" * 16)).verify().is_sealed
+    assert (
+        not Ledger.load(tmp_path / "a.jsonl")
+        .merge(ledger_of([Note(name="x", value=1)], origin="b" * 16))
+        .verify()
+        .is_sealed
+    )
 
 
 def test_two_sets_of_indices_for_one_split_are_found(saved, tmp_path):
@@ -379,7 +476,12 @@ def test_two_sets_of_indices_for_one_split_are_found(saved, tmp_path):
     def change(bodies) -> None:
         for digest in ("ab", "cd"):
             bodies.insert(
-                4, {"circumstance": {"call_site": ""}, "content": {**split, "indices_digest": digest}, "kind": "split"}
+                4,
+                {
+                    "circumstance": {"call_site": ""},
+                    "content": {**split, "indices_digest": digest},
+                    "kind": "split",
+                },
             )
 
     assert forged(saved, tmp_path, change) == [(6, "contradiction")]
@@ -392,20 +494,26 @@ def test_a_late_seed_from_nowhere_is_found(saved, tmp_path):
 
 
 def test_collisions_are_looked_for_in_one_family(tmp_path):
-    """Two runs of other master seeds may have a seed in common; a registry and its children may not."""
+    """Two runs of other master seeds may have a seed in common; a registry and its children may
+    not."""
     children = SeedRegistry(42).child("fold", 0).master_seed
     run = records.Run(master_seed=42, scheme="sha256-31")
-    twin = Derivation(master_seed=42, scheme="sha256-31", purpose="model_a", instance_id="b", seed=0)
+    twin = Derivation(
+        master_seed=42, scheme="sha256-31", purpose="model_a", instance_id="b", seed=0
+    )
     twin = attrs.evolve(twin, seed=SeedRegistry(42).seed("model_a", "b"))
     other = attrs.evolve(twin, purpose="model", instance_id="a_b")
     assert codes(ledger_of([run, twin, other]).verify()) == [(5, "collision")]
     apart = attrs.evolve(other, master_seed=43, seed=SeedRegistry(43).seed("model", "a_b"))
-    assert ledger_of([run, records.Run(master_seed=43, scheme="sha256-31"), twin, apart]).verify().ok
+    assert (
+        ledger_of([run, records.Run(master_seed=43, scheme="sha256-31"), twin, apart]).verify().ok
+    )
     assert children != 43
 
 
 def test_damage_stays_with_the_ledger(saved, tmp_path, caplog):
-    """A damaged file loads with a line in the log, says so wherever it is shown, and is neither saved nor merged."""
+    """A damaged file loads with a line in the log, says so wherever it is shown, and is neither
+    saved nor merged."""
     (tmp_path / "b.jsonl").write_bytes(saved.read_bytes().replace(b'"lr"', b'"lx"'))
     with caplog.at_level(logging.WARNING):
         loaded = Ledger.load(tmp_path / "b.jsonl")
@@ -424,7 +532,8 @@ def test_damage_stays_with_the_ledger(saved, tmp_path, caplog):
 
 
 def test_verify_in_memory_has_lines_too():
-    """A ledger that was never saved is verified as it would be saved, each fault with the line it would have."""
+    """A ledger that was never saved is verified as it would be saved, each fault with the line
+    it would have."""
     entries = every_kind()
     ledger = ledger_of(entries)
     assert ledger.verify().ok
@@ -436,7 +545,7 @@ def test_verify_in_memory_has_lines_too():
     assert Ledger().verify().ok
 
 
-# --- files that are none ------------------------------------------------------------------------------------------------
+# --- files that are none --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -458,10 +567,13 @@ def test_what_is_no_ledger_is_refused(tmp_path, raw, words):
 
 
 def test_another_version_is_refused(tmp_path):
-    """A sound file of another version is refused by name; one flipped byte in the name of ours is damage, and read on."""
+    """A sound file of another version is refused by name; one flipped byte in the name of ours
+    is damage, and read on."""
     other = b'{"content":{"form":"saved","format":"seedregistry.ledger/2"},"kind":"header"}'
     head = chain.link(b"2" * 32, other)
-    (tmp_path / "x").write_bytes(chain.join(head, other) + chain.join(chain.link(b"3" * 32, other), b'{"kind":"new"}'))
+    (tmp_path / "x").write_bytes(
+        chain.join(head, other) + chain.join(chain.link(b"3" * 32, other), b'{"kind":"new"}')
+    )
     with pytest.raises(LedgerFormatError, match=r"ledger/2.*reads 'seedregistry.ledger/1'"):
         Ledger.load(tmp_path / "x")
     small_ledger().save(tmp_path / "y")
@@ -479,11 +591,12 @@ def test_paths_that_are_none(tmp_path, monkeypatch, path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- a file system that refuses -------------------------------------------------------------------------------------------
+# --- a file system that refuses -------------------------------------------------------------------
 
 
 def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
-    """Saving on a full disk is one clear error; the old file is whole and nothing is left beside it."""
+    """Saving on a full disk is one clear error; the old file is whole and nothing is left beside
+    it."""
     before = saved.read_bytes()
 
     def full(descriptor) -> None:
@@ -498,7 +611,8 @@ def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX resource limits")
 def test_a_real_limit_on_file_size(saved):
-    """The same with a limit that the kernel keeps: the file stops growing in the middle of the ledger."""
+    """The same with a limit that the kernel keeps: the file stops growing in the middle of the
+    ledger."""
     before = saved.read_bytes()
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -508,13 +622,20 @@ def test_a_real_limit_on_file_size(saved):
         "try: registry.ledger.save(sys.argv[1])\n"
         "except LedgerError as error: print(error)\n"
     )
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(saved)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(saved)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "File too large" in run.stdout
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, a folder that takes no files")
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs /proc, a folder that takes no files"
+)
 def test_a_folder_that_takes_no_files():
     """Saving into a folder that cannot be written is one clear error."""
     with pytest.raises(LedgerError, match=r"Could not write '/proc/self/ledger\.jsonl'"):
@@ -548,7 +669,14 @@ def test_text_that_cannot_be_encoded_is_written_with_a_mark(tmp_path):
 
 
 def vars_of_built() -> dict:
-    return {"master_seed": 42, "purpose": "m", "instance_id": None, "factory": "f", "description": (), "drew": ()}
+    return {
+        "master_seed": 42,
+        "purpose": "m",
+        "instance_id": None,
+        "factory": "f",
+        "description": (),
+        "drew": (),
+    }
 
 
 def test_origins_are_apart():

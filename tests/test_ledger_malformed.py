@@ -1,4 +1,5 @@
-"""Files from somebody else: reading answers or refuses with our errors, in bounded memory, and runs nothing of them."""
+"""Files from somebody else: reading answers or refuses with our errors, in bounded memory, and
+runs nothing of them."""
 
 from __future__ import annotations
 
@@ -26,8 +27,35 @@ from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import verify_file
 
 MUTATIONS = 10_000
-PIECES = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\n", b"\r\n", b"\0", b"\xff", b"null", b"NaN", b"-", b"1e999")
-KEYS = (b'"kind":"', b'"content":', b'"circumstance":', b'"seal"', b'"header"', b'"part"', b'{"i":"', b'"chain":"', b"\\ud800")
+PIECES = (
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\\",
+    b"\n",
+    b"\r\n",
+    b"\0",
+    b"\xff",
+    b"null",
+    b"NaN",
+    b"-",
+    b"1e999",
+)
+KEYS = (
+    b'"kind":"',
+    b'"content":',
+    b'"circumstance":',
+    b'"seal"',
+    b'"header"',
+    b'"part"',
+    b'{"i":"',
+    b'"chain":"',
+    b"\\ud800",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +91,17 @@ def mutate(raw: bytes, rng: random.Random) -> bytes:
         elif kind == 6:
             raw = raw[:i] + noise(rng, rng.randrange(1, 20)) + raw[i:]
         else:
-            raw = raw[:i] + rng.choice((b"[" * 2000, b"9" * 2000, b'{"a":' * 2000, b" " * 50)) + raw[i:]
+            raw = (
+                raw[:i]
+                + rng.choice((b"[" * 2000, b"9" * 2000, b'{"a":' * 2000, b" " * 50))
+                + raw[i:]
+            )
     return raw
 
 
 def consider(path: Path) -> str:
-    """What reading makes of a file, by both readers; anything but an answer or our own error is raised."""
+    """What reading makes of a file, by both readers; anything but an answer or our own error is
+    raised."""
     answers = []
     for read in (Ledger.load, verify_file):
         try:
@@ -85,7 +118,8 @@ def consider(path: Path) -> str:
 
 
 def test_ten_thousand_mutated_files(tmp_path):
-    """Of 10,000 mutated files none is taken for sound, crashes a reader, or differs between the two readers."""
+    """Of 10,000 mutated files none is taken for sound, crashes a reader, or differs between the
+    two readers."""
     rng = random.Random(7)
     ledger_of(every_kind()[:12]).save(tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
@@ -103,16 +137,26 @@ def test_ten_thousand_mutated_files(tmp_path):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 @given(st.data())
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=400,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_forged_structures(tmp_path, data):
-    """A chain that is right over any data whatever, in place of any field, part or line, is answered or refused."""
+    """A chain that is right over any data whatever, in place of any field, part or line, is
+    answered or refused."""
     ledger_of(every_kind()).save(tmp_path / "whole.jsonl")
     bodies = bodies_of(tmp_path / "whole.jsonl")
     index = data.draw(st.integers(0, len(bodies) - 1))
@@ -130,7 +174,12 @@ def test_forged_structures(tmp_path, data):
     else:
         body[part] = value
     try:
-        raw = [b if isinstance(b.get("kind"), str) and b["kind"] == "seal" and b is not body else canonical(b) for b in bodies]
+        raw = [
+            b
+            if isinstance(b.get("kind"), str) and b["kind"] == "seal" and b is not body
+            else canonical(b)
+            for b in bodies
+        ]
         forge(tmp_path / "forged.jsonl", raw)
     except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
         return  # what the forger itself cannot write
@@ -156,10 +205,14 @@ def test_the_command_line_on_mutated_files(tmp_path):
 
 
 def test_a_line_of_two_gigabytes_is_refused_early(tmp_path):
-    """A line past the limit is refused after 16 MiB, in bounded memory and at once, wherever it stands."""
+    """A line past the limit is refused after 16 MiB, in bounded memory and at once, wherever it
+    stands."""
     ledger_of(every_kind()).save(tmp_path / "first.jsonl")
     (tmp_path / "second.jsonl").write_bytes((tmp_path / "first.jsonl").read_bytes())
-    for name, size in (("first.jsonl", 0), ("second.jsonl", (tmp_path / "second.jsonl").stat().st_size)):
+    for name, size in (
+        ("first.jsonl", 0),
+        ("second.jsonl", (tmp_path / "second.jsonl").stat().st_size),
+    ):
         with (tmp_path / name).open("r+b") as file:
             file.truncate(size)
             file.truncate(size + (2 << 30))  # a sparse file: a line of zeros
@@ -198,7 +251,8 @@ def test_a_line_that_would_cost_much_is_cheap(tmp_path, body):
 
 
 def test_nothing_is_unpickled(tmp_path):
-    """A pickle is no ledger, and the modules that read files have no way to unpickle, evaluate or import what is in them."""
+    """A pickle is no ledger, and the modules that read files have no way to unpickle, evaluate
+    or import what is in them."""
 
     class Trap:
         def __reduce__(self):
@@ -217,4 +271,9 @@ def test_nothing_is_unpickled(tmp_path):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", "")}
                 assert not names & {"pickle", "marshal", "shelve", "importlib", "dill"}, path.name
             if isinstance(node, ast.Call):
-                assert getattr(node.func, "id", "") not in {"eval", "exec", "compile", "__import__"}, path.name
+                assert getattr(node.func, "id", "") not in {
+                    "eval",
+                    "exec",
+                    "compile",
+                    "__import__",
+                }, path.name

@@ -1,4 +1,5 @@
-"""Parts and merging: order does not count, twice is once, and what does not fit is refused before anything is taken."""
+"""Parts and merging: order does not count, twice is once, and what does not fit is refused
+before anything is taken."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def begin() -> SeedRegistry:
 
 @pytest.mark.parametrize("method", ["spawn", pytest.param("fork", marks=posix)])
 def test_processes_hand_over_what_they_added(tmp_path, method):
-    """Four processes at once: nothing lost, nothing twice, each one's file verifies, and the merge is the sequential ledger."""
+    """Four processes at once: nothing lost, nothing twice, each one's file verifies, and the
+    merge is the sequential ledger."""
     registry = begin()
     payload = pickle.dumps(registry)
     arguments = [(payload, worker, str(tmp_path / f"{worker}.jsonl")) for worker in range(4)]
@@ -63,8 +65,12 @@ def test_processes_hand_over_what_they_added(tmp_path, method):
     assert registry.ledger.verify().ok
     assert not registry.ledger.diff(sequential.ledger)
     names = {(record.purpose, record.instance_id) for record in registry.ledger.find(Derivation)}
-    assert names == {(record.purpose, record.instance_id) for record in sequential.ledger.find(Derivation)}
-    from_files = begin().ledger.merge(*(Ledger.load(tmp_path / f"{worker}.jsonl") for worker in range(4)))
+    assert names == {
+        (record.purpose, record.instance_id) for record in sequential.ledger.find(Derivation)
+    }
+    from_files = begin().ledger.merge(
+        *(Ledger.load(tmp_path / f"{worker}.jsonl") for worker in range(4))
+    )
     assert from_files.digest == sequential.ledger.digest
 
 
@@ -72,14 +78,20 @@ def test_threads_append_to_one_ledger():
     """Eight threads of one registry lose nothing and state nothing twice."""
     registry = SeedRegistry(42, scheme="sha256-256")
     threads = [
-        threading.Thread(target=lambda worker=worker: [registry.seed("x", (worker % 2) * 100 + i) for i in range(100)])
+        threading.Thread(
+            target=lambda worker=worker: [
+                registry.seed("x", (worker % 2) * 100 + i) for i in range(100)
+            ]
+        )
         for worker in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(record.instance_id for record in registry.ledger.find(Derivation)) == list(range(200))
+    assert sorted(record.instance_id for record in registry.ledger.find(Derivation)) == list(
+        range(200)
+    )
 
 
 def make_parts() -> tuple:
@@ -90,7 +102,8 @@ def make_parts() -> tuple:
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_merging_is_idempotent_and_has_no_order(picks):
-    """Parts merged in any order, again, one by one or together give one content; the last of them changes nothing."""
+    """Parts merged in any order, again, one by one or together give one content; the last of
+    them changes nothing."""
     registry, parts = make_parts()
     one_by_one, together = copy.copy(registry.ledger), copy.copy(registry.ledger)
     for pick in picks:
@@ -104,7 +117,8 @@ def test_merging_is_idempotent_and_has_no_order(picks):
 
 
 def test_a_merged_ledger_survives_the_file(tmp_path):
-    """Saved and loaded, a merged ledger still knows where its entries come from: merging the parts again changes nothing."""
+    """Saved and loaded, a merged ledger still knows where its entries come from: merging the
+    parts again changes nothing."""
     registry, parts = make_parts()
     registry.ledger.merge(*parts[:2])
     registry.ledger.save(tmp_path / "a.jsonl")
@@ -119,7 +133,9 @@ def test_a_merged_ledger_survives_the_file(tmp_path):
     assert Ledger.load(tmp_path / "b.jsonl").digest == loaded.digest
 
 
-@pytest.mark.parametrize("cuts", [[(0, 3), (2, 6)], [(2, 6), (0, 3)], [(4, 6), (0, 2)], [(0, 6), (1, 2)], [(3, 4)]])
+@pytest.mark.parametrize(
+    "cuts", [[(0, 3), (2, 6)], [(2, 6), (0, 3)], [(4, 6), (0, 2)], [(0, 6), (1, 2)], [(3, 4)]]
+)
 def test_overlapping_pieces_of_one_origin(cuts):
     """Of pieces of one ledger that overlap, leave gaps or repeat, each entry is taken once."""
     whole = ledger_of(every_kind()[:6])._snapshot()[0]
@@ -138,8 +154,12 @@ def test_overlapping_pieces_of_one_origin(cuts):
 
 
 def test_facts_count_once_and_events_add_up():
-    """Two processes that state one fact state it once; two that build the same thing have built it twice."""
-    fact, event = derivation("a", 1), HandedOut(master_seed=42, purpose="a", instance_id=1, kind="torch:cpu")
+    """Two processes that state one fact state it once; two that build the same thing have built
+    it twice."""
+    fact, event = (
+        derivation("a", 1),
+        HandedOut(master_seed=42, purpose="a", instance_id=1, kind="torch:cpu"),
+    )
     both = [fact, event]
     merged = ledger_of(both).merge(ledger_of(both, origin="f" * 16))
     assert merged.digest == ledger_of([fact, event, event]).digest
@@ -183,14 +203,18 @@ def test_collisions_between_a_registry_and_its_child():
     parent = SeedRegistry(42)
     parent.child("fold", 0)
     part = Ledger()
-    stolen = attrs.evolve(derivation("x", None, master_seed=parent.child("fold", 0).master_seed), seed=parent.seed("fold", 0))
+    stolen = attrs.evolve(
+        derivation("x", None, master_seed=parent.child("fold", 0).master_seed),
+        seed=parent.seed("fold", 0),
+    )
     part.append(stolen)
     with pytest.raises(SeedCollisionError):
         parent.ledger.merge(part)
 
 
 def test_other_indices_for_one_split_are_refused():
-    """Two workers that split differently under one name contradict each other, and nothing is taken."""
+    """Two workers that split differently under one name contradict each other, and nothing is
+    taken."""
     first, second = SeedRegistry(42), SeedRegistry(42)
     first.split(range(10), [4, 6])
     second.split(range(10), [4, 6])
@@ -204,7 +228,8 @@ def test_other_indices_for_one_split_are_refused():
 
 
 def test_two_entries_at_one_place_are_refused():
-    """Of two copies of one ledger that say different things at one place, one was changed: neither is taken for the other."""
+    """Of two copies of one ledger that say different things at one place, one was changed:
+    neither is taken for the other."""
     ledger = ledger_of([Run(master_seed=42, scheme="sha256-31"), Note(name="lr", value=0.1)])
     changed = ledger_of([Run(master_seed=42, scheme="sha256-31"), Note(name="lr", value=0.2)])
     with pytest.raises(LedgerIntegrityError, match="Entry 1 of origin"):
@@ -217,7 +242,8 @@ def test_two_entries_at_one_place_are_refused():
 
 
 def test_a_part_can_be_checked_alone():
-    """A part has the runs, and the derivations of inherited streams it used: it verifies, and is no more than needed."""
+    """A part has the runs, and the derivations of inherited streams it used: it verifies, and is
+    no more than needed."""
     registry = begin()
     registry.reserve("unused", range(50))
     twin = pickle.loads(pickle.dumps(registry))
@@ -248,14 +274,18 @@ def test_a_worker_hands_over_what_its_own_workers_did():
 
 
 def test_two_ledgers_that_merge_each_other():
-    """Two threads that merge two ledgers into each other, again and again, do not wait for each other for ever."""
+    """Two threads that merge two ledgers into each other, again and again, do not wait for each
+    other for ever."""
     first, second = begin().ledger, begin().ledger
 
     def merge(one: Ledger, two: Ledger) -> None:
         for _ in range(200):
             one.merge(two)
 
-    threads = [threading.Thread(target=merge, args=pair, daemon=True) for pair in ((first, second), (second, first))]
+    threads = [
+        threading.Thread(target=merge, args=pair, daemon=True)
+        for pair in ((first, second), (second, first))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,5 @@
-"""Lightning: it drives the loader as it is, on one device and with two ranks, and resumes it in mid-epoch."""
+"""Lightning: it drives the loader as it is, on one device and with two ranks, and resumes it in
+mid-epoch."""
 
 from __future__ import annotations
 
@@ -106,7 +107,12 @@ def found(request, tmp_path_factory):
         "CUDA_VISIBLE_DEVICES": "",
     }
     run = subprocess.run(
-        [sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, check=False, timeout=110
+        [sys.executable, str(script), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
     )
     assert run.returncode == 0, run.stderr
     return [pickle.loads((folder / f"found.{rank}").read_bytes()) for rank in range(world)]
@@ -115,8 +121,14 @@ def found(request, tmp_path_factory):
 def expected(rank, world) -> list:
     registry = SeedRegistry(42)
     shard = (rank, world) if world > 1 else None
-    loader = registry.dataloader(Augmented(24), instance_id="training", batch_size=4, shuffle=True, shard=shard)
-    return [(epoch, step, batch.numpy().tobytes()) for epoch in range(3) for step, batch in loader.steps(epoch)]
+    loader = registry.dataloader(
+        Augmented(24), instance_id="training", batch_size=4, shuffle=True, shard=shard
+    )
+    return [
+        (epoch, step, batch.numpy().tobytes())
+        for epoch in range(3)
+        for step, batch in loader.steps(epoch)
+    ]
 
 
 def contents(seen) -> list:
@@ -124,7 +136,8 @@ def contents(seen) -> list:
 
 
 def test_it_drives_the_loader_as_it_is(found):
-    """Every rank sees its part of every epoch, bit for bit, in order, with and without workers; validation changes nothing."""
+    """Every rank sees its part of every epoch, bit for bit, in order, with and without workers;
+    validation changes nothing."""
     for rank, own in enumerate(found):
         assert contents(own["seen, 0"]) == contents(own["seen, 1"]) == expected(rank, len(found))
 
@@ -132,14 +145,22 @@ def test_it_drives_the_loader_as_it_is(found):
 def test_every_sample_comes_once(found):
     """Over the ranks each epoch has every sample once."""
     for epoch in range(3):
-        seen = [row[0] for own in found for e, _, batch in own["seen, 0"] if e == epoch for row in batch.tolist()]
+        seen = [
+            row[0]
+            for own in found
+            for e, _, batch in own["seen, 0"]
+            if e == epoch
+            for row in batch.tolist()
+        ]
         assert sorted(seen) == list(range(24))
 
 
 def test_it_resumes_in_mid_epoch(found):
     """A checkpoint of Lightning's, taken in mid-epoch, goes on with the next batch, bit for bit."""
     if len(found) > 1:
-        assert "after" not in found[0]  # one device only: Lightning saves the state of rank 0's loader alone
+        assert (
+            "after" not in found[0]
+        )  # one device only: Lightning saves the state of rank 0's loader alone
         return
     both = contents(found[0]["before"]) + contents(found[0]["after"])
     assert len(found[0]["before"]) == 8
@@ -147,6 +168,9 @@ def test_it_resumes_in_mid_epoch(found):
 
 
 def test_predicting_goes_through_every_sample(found):
-    """Lightning makes the loader again for predicting; it yields the samples of the dataset, in order."""
+    """Lightning makes the loader again for predicting; it yields the samples of the dataset, in
+    order."""
     if "predicted" in found[0]:
-        assert [int(row[0]) for batch in found[0]["predicted"] for row in batch.tolist()] == list(range(8))
+        assert [int(row[0]) for batch in found[0]["predicted"] for row in batch.tolist()] == list(
+            range(8)
+        )

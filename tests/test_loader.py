@@ -16,7 +16,12 @@ from torch.utils.data import (
 )
 
 from seedregistry import SeedRegistry, create_deterministic_dataloader
-from seedregistry.errors import ComponentCreationError, EpochRepeatedWarning, FactorySignatureError, InvalidOptionError
+from seedregistry.errors import (
+    ComponentCreationError,
+    EpochRepeatedWarning,
+    FactorySignatureError,
+    InvalidOptionError,
+)
 from seedregistry.ledger import Built
 
 TEN = TensorDataset(torch.arange(10))
@@ -39,7 +44,9 @@ class Noisy(Dataset):
         return 8
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor([float(index), torch.rand(1).item(), np.random.rand()], dtype=torch.float64)
+        return torch.tensor(
+            [float(index), torch.rand(1).item(), np.random.rand()], dtype=torch.float64
+        )
 
 
 class Counting(IterableDataset):
@@ -60,15 +67,21 @@ def test_epochs_advance():
 
 
 def test_the_full_width_scheme_hashes_its_order():
-    """Under sha256-256 the order is randperm with the generator of the position (epoch,), and shares none with a neighbour."""
+    """Under sha256-256 the order is randperm with the generator of the position (epoch,), and
+    shares none with a neighbour."""
     registry = SeedRegistry(42, scheme="sha256-256")
     loader = registry.dataloader(TEN, instance_id="training", shuffle=True)
     stream = registry.stream("dataloader", "training")
     for epoch in range(3):
         assert order(loader) == torch.randperm(10, generator=stream.at(epoch).generator()).tolist()
     assert dict(registry.ledger.find(Built)[0].description)["order"] == "hashed"
-    documented = create_deterministic_dataloader(registry, DataLoader, "training", dataset=TEN, shuffle=True)
-    assert order(documented) == torch.randperm(10, generator=torch.Generator().manual_seed(stream.seed)).tolist()
+    documented = create_deterministic_dataloader(
+        registry, DataLoader, "training", dataset=TEN, shuffle=True
+    )
+    assert (
+        order(documented)
+        == torch.randperm(10, generator=torch.Generator().manual_seed(stream.seed)).tolist()
+    )
 
 
 def test_epochs_repeat_when_told_to():
@@ -79,7 +92,8 @@ def test_epochs_repeat_when_told_to():
 
 
 def test_the_epoch_ends_with_its_last_batch():
-    """The epoch goes up when the last batch has been handed out, not before; an iterator left early changes nothing."""
+    """The epoch goes up when the last batch has been handed out, not before; an iterator left
+    early changes nothing."""
     loader = make()
     batches = iter(loader)
     for _ in range(3):
@@ -119,8 +133,12 @@ def test_without_shuffle_the_order_is_the_datasets():
 def test_nothing_leaks(num_workers):
     """Building, iterating and abandoning a loader moves no global generator and no other loader."""
     registry = SeedRegistry(42)
-    loader = registry.dataloader(TEN, instance_id="training", shuffle=True, num_workers=num_workers, batch_size=5)
-    other = registry.dataloader(TEN, instance_id="validation", shuffle=True, num_workers=num_workers)
+    loader = registry.dataloader(
+        TEN, instance_id="training", shuffle=True, num_workers=num_workers, batch_size=5
+    )
+    other = registry.dataloader(
+        TEN, instance_id="validation", shuffle=True, num_workers=num_workers
+    )
     next(iter(other))
     assert order(loader) == EPOCHS[0]
     order(other)
@@ -129,10 +147,13 @@ def test_nothing_leaks(num_workers):
 
 
 def test_workers_are_seeded_from_the_stream():
-    """What a dataset draws in worker processes repeats from run to run, differs from epoch to epoch and between loaders."""
+    """What a dataset draws in worker processes repeats from run to run, differs from epoch to
+    epoch and between loaders."""
 
     def run(instance_id) -> list:
-        loader = SeedRegistry(42).dataloader(Noisy(), instance_id=instance_id, batch_size=4, num_workers=2, shuffle=True)
+        loader = SeedRegistry(42).dataloader(
+            Noisy(), instance_id=instance_id, batch_size=4, num_workers=2, shuffle=True
+        )
         return [torch.cat(list(loader)) for _ in range(2)]
 
     first, again, other = run("training"), run("training"), run("validation")
@@ -144,7 +165,10 @@ def test_workers_are_seeded_from_the_stream():
 
 def test_an_abandoned_iterator_changes_no_worker():
     """A peek into the loader does not shift what workers draw in the epochs after it."""
-    loaders = [SeedRegistry(42).dataloader(Noisy(), instance_id="x", batch_size=4, num_workers=1) for _ in range(2)]
+    loaders = [
+        SeedRegistry(42).dataloader(Noisy(), instance_id="x", batch_size=4, num_workers=1)
+        for _ in range(2)
+    ]
     next(iter(loaders[0]))
     assert torch.equal(torch.cat(list(loaders[0])), torch.cat(list(loaders[1])))
 
@@ -179,7 +203,9 @@ def test_every_argument_is_kept(source):
     elif source == "factory":
         loader = registry.dataloader(lambda: DataLoader(TEN, **options), instance_id="training")
     else:
-        loader = registry.dataloader(functools.partial(DataLoader, TEN), instance_id="training", **options)
+        loader = registry.dataloader(
+            functools.partial(DataLoader, TEN), instance_id="training", **options
+        )
     assert loader.collate_fn.collate_fn is collate
     for name in (
         "batch_size",
@@ -201,13 +227,16 @@ def test_the_factorys_setting_is_read():
     """registry.dataloader reads from the factory's sampler whether it shuffles."""
     for shuffle in (True, False):
         loader = SeedRegistry(42).dataloader(
-            lambda shuffle=shuffle: DataLoader(TEN, batch_size=3, shuffle=shuffle), instance_id="training"
+            lambda shuffle=shuffle: DataLoader(TEN, batch_size=3, shuffle=shuffle),
+            instance_id="training",
         )
         assert order(loader) == (EPOCHS[0] if shuffle else list(range(10)))
     first = make()
     again = SeedRegistry(42).dataloader(lambda: first, instance_id="training")
     assert order(again) == EPOCHS[0]
-    unbatched = SeedRegistry(42).dataloader(lambda: DataLoader(TEN, batch_size=None, shuffle=True), instance_id="training")
+    unbatched = SeedRegistry(42).dataloader(
+        lambda: DataLoader(TEN, batch_size=None, shuffle=True), instance_id="training"
+    )
     assert [int(sample[0]) for sample in unbatched] == EPOCHS[0]
 
 
@@ -220,7 +249,8 @@ def test_generator_is_refused():
 
 
 def test_bad_sources():
-    """A built loader, something that is no dataset or factory, a factory that returns no loader: typed errors."""
+    """A built loader, something that is no dataset or factory, a factory that returns no loader:
+    typed errors."""
     registry = SeedRegistry(42)
     with pytest.raises(FactorySignatureError, match="cannot be taken over"):
         registry.dataloader(DataLoader(TEN))
@@ -239,7 +269,8 @@ def test_bad_sources():
 
 
 def test_iterable_datasets():
-    """An iterable dataset is iterated in its own order, is marked as not exactly resumable, and cannot be shuffled."""
+    """An iterable dataset is iterated in its own order, is marked as not exactly resumable, and
+    cannot be shuffled."""
     registry = SeedRegistry(42)
     loader = registry.dataloader(Counting(), instance_id="a", batch_size=3)
     assert [batch.tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5], [6]]
@@ -258,7 +289,9 @@ def test_the_ledger_has_the_definition_of_the_order():
     digests = []
     for num_workers in (0, 2):
         registry = SeedRegistry(42)
-        registry.dataloader(TEN, instance_id="training", batch_size=4, shuffle=True, num_workers=num_workers)
+        registry.dataloader(
+            TEN, instance_id="training", batch_size=4, shuffle=True, num_workers=num_workers
+        )
         description = dict(registry.ledger.find(Built)[0].description)
         assert description["samples"] == 10
         assert description["order"] == "documented"
@@ -274,7 +307,8 @@ def test_subsets_and_lists_are_datasets():
 
 
 def test_a_worker_that_raises():
-    """A worker's exception is torch's own error, and the main process's generators are as before."""
+    """A worker's exception is torch's own error, and the main process's generators are as
+    before."""
 
     class Broken(Noisy):
         def __getitem__(self, index):

@@ -1,4 +1,5 @@
-"""Resume: the rest of an epoch is bit-equal after any batch, in another process, with other workers."""
+"""Resume: the rest of an epoch is bit-equal after any batch, in another process, with other
+workers."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ HERE = Path(__file__).parent
 
 def make(*, seed=42, scheme="sha256-31", size=23, **kwargs):
     options = {"batch_size": 4, "shuffle": True, "collate_fn": mixup, **kwargs}
-    return SeedRegistry(seed, scheme=scheme).dataloader(Augmented(size), instance_id="training", **options)
+    return SeedRegistry(seed, scheme=scheme).dataloader(
+        Augmented(size), instance_id="training", **options
+    )
 
 
 def through_torch(state) -> dict:
@@ -57,7 +60,8 @@ WHOLE = {
 )
 @settings(max_examples=60)
 def test_the_rest_is_bit_equal(stop, epoch, scheme, carry, by_steps):
-    """After any batch of an epoch, a fresh loader with the state yields the rest, and then the next epoch."""
+    """After any batch of an epoch, a fresh loader with the state yields the rest, and then the
+    next epoch."""
     loader = make(scheme=scheme)
     loader.epoch = epoch
     batches = iter(loader)
@@ -80,7 +84,8 @@ def test_the_rest_is_bit_equal(stop, epoch, scheme, carry, by_steps):
 @given(stop=st.integers(1, 6), before=st.integers(0, 2), after=st.integers(0, 2))
 @settings(max_examples=12)
 def test_worker_counts_may_change(stop, before, after):
-    """The state counts the batches handed out, with workers and prefetching too, and any number of workers goes on."""
+    """The state counts the batches handed out, with workers and prefetching too, and any number
+    of workers goes on."""
     loader = make(num_workers=before)
     got = []
     for step, batch in loader.steps(0):
@@ -95,7 +100,8 @@ def test_worker_counts_may_change(stop, before, after):
 
 
 def test_the_state_after_an_epoch_is_the_beginning_of_the_next():
-    """In the body of the last batch the rest of the epoch is empty; after the loop the state is the next epoch's start."""
+    """In the body of the last batch the rest of the epoch is empty; after the loop the state is
+    the next epoch's start."""
     loader = make()
     for _ in loader:
         last = loader.state_dict()
@@ -113,7 +119,8 @@ def test_the_state_after_an_epoch_is_the_beginning_of_the_next():
 
 
 def test_a_loaded_position_stays_until_it_is_run():
-    """set_epoch of the loaded epoch keeps the position, another epoch forgets it, and a peek does not use it up."""
+    """set_epoch of the loaded epoch keeps the position, another epoch forgets it, and a peek
+    does not use it up."""
     state = make().state_dict()
     state["batches_yielded"] = 3
     expected = WHOLE["sha256-31"]
@@ -139,7 +146,10 @@ def test_a_loaded_position_stays_until_it_is_run():
 
 CHANGED = {
     "seed": ({"seed": 43}, "master_seed is '42' in the state and '43' here"),
-    "scheme": ({"scheme": "sha256-256"}, "scheme is 'sha256-31' in the state and 'sha256-256' here"),
+    "scheme": (
+        {"scheme": "sha256-256"},
+        "scheme is 'sha256-31' in the state and 'sha256-256' here",
+    ),
     "length": ({"size": 24}, "samples is 23 in the state and 24 here"),
     "batch size": ({"batch_size": 5}, "batch_size is 4 in the state and 5 here"),
     "order": ({"order": "indexed"}, "order is 'documented' in the state and 'indexed' here"),
@@ -151,7 +161,8 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_foreign_state_is_refused(name):
-    """A state of another seed, scheme, length, batch size, order or world size is refused with both values; nothing changes."""
+    """A state of another seed, scheme, length, batch size, order or world size is refused with
+    both values; nothing changes."""
     options, message = CHANGED[name]
     loader = make()
     batches = iter(loader)
@@ -166,7 +177,10 @@ def test_a_foreign_state_is_refused(name):
     assert other.state_dict() == before
 
 
-@pytest.mark.skipif("in_order" not in torch.utils.data.DataLoader.__init__.__code__.co_varnames, reason="not in this torch")
+@pytest.mark.skipif(
+    "in_order" not in torch.utils.data.DataLoader.__init__.__code__.co_varnames,
+    reason="not in this torch",
+)
 def test_batches_that_come_as_they_are_ready():
     """With in_order=False there is no state, and the error says why."""
     with pytest.raises(LoaderStateError, match="in_order=False"):
@@ -216,7 +230,8 @@ class Counted(Items):
 
 
 def test_iterable_datasets():
-    """An iterable dataset resumes at an epoch's start, and anywhere with a state of its own; else the state says why not."""
+    """An iterable dataset resumes at an epoch's start, and anywhere with a state of its own;
+    else the state says why not."""
 
     def loader(data, **kwargs):
         return SeedRegistry(42).dataloader(data, batch_size=3, **kwargs)
@@ -284,7 +299,8 @@ def compiled(source):
 
 
 def test_a_new_process_ends_with_the_same_parameters(tmp_path):
-    """Training stopped in mid-epoch and resumed in a new process, with other workers, ends with equal parameters."""
+    """Training stopped in mid-epoch and resumed in a new process, with other workers, ends with
+    equal parameters."""
     train = compiled(TRAINING)
     expected = train(None, None, False, 0)
     for stop, before, after in ((4, 0, 1), (6, 1, 0), (11, 2, 0)):
@@ -293,12 +309,19 @@ def test_a_new_process_ends_with_the_same_parameters(tmp_path):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
         script = TRAINING + f"\nprint(train({str(path)!r}, None, True, {after}))"
         run = subprocess.run(
-            [sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-c", script],
+            cwd=HERE,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         assert run.stdout.strip() == expected
 
 
 def test_another_dropout_ends_elsewhere():
     """The test above can fail: with another dropout stream the parameters are others."""
-    other = TRAINING.replace('registry.stream("dropout", "training")', 'registry.stream("dropout", "other")')
+    other = TRAINING.replace(
+        'registry.stream("dropout", "training")', 'registry.stream("dropout", "other")'
+    )
     assert compiled(other)(None, None, False, 0) != compiled(TRAINING)(None, None, False, 0)

@@ -1,4 +1,5 @@
-"""MAGIC against finite differences of full retrainings, and what happens when a part of the recursion is wrong."""
+"""MAGIC against finite differences of full retrainings, and what happens when a part of the
+recursion is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +15,16 @@ from recipes import ADAM, SIZE, VARIANTS, Noisy, held_out, mlp, mlp_with_dropout
 from torch import nn
 
 from seedregistry import SeedRegistry
-from seedregistry.attribution import State, Training, losses_of, magic, margins_of, metagradients, metasmoothness, optimizers
+from seedregistry.attribution import (
+    State,
+    Training,
+    losses_of,
+    magic,
+    margins_of,
+    metagradients,
+    metasmoothness,
+    optimizers,
+)
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 TESTS = losses_of(*held_out())
@@ -23,7 +33,8 @@ STEP = 1e-4
 
 
 def differences(training: Training, measurement=TESTS) -> torch.Tensor:
-    """Central finite differences of full retrainings, of fourth order: shape (targets, len(EXAMPLES))."""
+    """Central finite differences of full retrainings, of fourth order: shape (targets,
+    len(EXAMPLES))."""
     columns = []
     for example in EXAMPLES:
         values = {}
@@ -44,7 +55,8 @@ def error(training: Training, scores: torch.Tensor, measurement=TESTS) -> float:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_scores_are_derivatives_of_retraining(name):
-    """Metagradients agree with finite differences of whole retrainings to a relative error of 1e-6, for every recipe."""
+    """Metagradients agree with finite differences of whole retrainings to a relative error of
+    1e-6, for every recipe."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS[name]))
     found = magic(training, TESTS)
     assert error(training, found.scores) < 1e-6
@@ -66,7 +78,8 @@ def test_margins_and_measurements_of_ones_own():
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 5, 100])
 def test_every_budget_gives_the_same_bits(keep, tmp_path):
-    """However few states are kept, in memory or in files, the scores are equal bits; the budget is kept, and no file stays."""
+    """However few states are kept, in memory or in files, the scores are equal bits; the budget
+    is kept, and no file stays."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
     expected = magic(training, TESTS).scores
     found = magic(training, TESTS, keep=keep)
@@ -79,24 +92,29 @@ def test_every_budget_gives_the_same_bits(keep, tmp_path):
 
 @pytest.mark.parametrize("name", ["momentum and weight decay", "adamw", "dropout", "norms"])
 def test_all_targets_at_once_or_one_by_one(name):
-    """Differentiating for all targets at once gives the scores of one by one; layers that cannot are done one by one."""
+    """Differentiating for all targets at once gives the scores of one by one; layers that cannot
+    are done one by one."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS[name]))
     one_by_one = magic(training, TESTS, vectorized=False).scores
     assert torch.allclose(magic(training, TESTS).scores, one_by_one, rtol=1e-10, atol=1e-14)
 
 
-# --- deliberately wrong -----------------------------------------------------------------------------------------------------
+# --- deliberately wrong ---------------------------------------------------------------------------
 
 
 def test_a_recursion_without_momentum_is_caught(monkeypatch):
-    """Leaving the momentum buffer's adjoint out of the recursion fails the test against finite differences."""
+    """Leaving the momentum buffer's adjoint out of the recursion fails the test against finite
+    differences."""
     training = Training(SeedRegistry(42), recipe())
     step = metagradients._Adjoint.step
 
     def forgetful(self, state) -> None:
         step(self, state)
         count = len(state.parameters)
-        self._adjoints = (*self._adjoints[:count], *(torch.zeros_like(adjoint) for adjoint in self._adjoints[count:]))
+        self._adjoints = (
+            *self._adjoints[:count],
+            *(torch.zeros_like(adjoint) for adjoint in self._adjoints[count:]),
+        )
 
     monkeypatch.setattr(metagradients._Adjoint, "step", forgetful)
     assert error(training, magic(training, TESTS).scores) > 1e-2
@@ -118,16 +136,21 @@ def test_a_rule_that_is_not_the_optimizers_is_caught(monkeypatch):
 
 @pytest.mark.parametrize("what", ["order", "dropout"])
 def test_a_replay_with_another_seed_is_caught(what, monkeypatch):
-    """Replaying with another order of the examples, or other dropout, fails the test against finite differences."""
+    """Replaying with another order of the examples, or other dropout, fails the test against
+    finite differences."""
     honest = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
-    other = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], order_id="other" if what == "order" else None))
+    other = Training(
+        SeedRegistry(42),
+        recipe(**VARIANTS["dropout"], order_id="other" if what == "order" else None),
+    )
     if what == "dropout":
         other._dropout = SeedRegistry(43).stream("dropout", "training")
     assert error(honest, magic(other, TESTS).scores) > 1e-2
 
 
 def test_adam_without_a_softened_root_says_so():
-    """Where a second moment is zero its root has no derivative: the error names the option that mends it."""
+    """Where a second moment is zero its root has no derivative: the error names the option that
+    mends it."""
 
     def half_dead() -> nn.Module:
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -141,7 +164,7 @@ def test_adam_without_a_softened_root_says_so():
     magic(Training(SeedRegistry(42), recipe(**adam, eps_root=1e-10)), TESTS)
 
 
-# --- going on after a kill --------------------------------------------------------------------------------------------
+# --- going on after a kill ------------------------------------------------------------------------
 
 SCRIPT = """
 import os, sys, torch
@@ -158,7 +181,8 @@ torch.save(found.scores, sys.argv[3])
 
 
 def test_a_walk_that_was_killed_goes_on(tmp_path):
-    """Killed with signal 9 in the backward pass and run again, the walk goes on where it was and gives the same bits."""
+    """Killed with signal 9 in the backward pass and run again, the walk goes on where it was and
+    gives the same bits."""
     command = [
         sys.executable,
         "-W",
@@ -176,11 +200,14 @@ def test_a_walk_that_was_killed_goes_on(tmp_path):
     assert int(again.stdout.splitlines()[0]) == 101
     assert not (tmp_path / "walk.pt").exists()
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], epochs=40))
-    assert torch.equal(torch.load(tmp_path / "scores.pt", weights_only=True), magic(training, TESTS).scores)
+    assert torch.equal(
+        torch.load(tmp_path / "scores.pt", weights_only=True), magic(training, TESTS).scores
+    )
 
 
 def test_progress_of_another_training_is_refused(tmp_path):
-    """A file of progress that belongs to another training, or another measurement, is refused and left alone."""
+    """A file of progress that belongs to another training, or another measurement, is refused
+    and left alone."""
     path = tmp_path / "walk.pt"
     training = Training(SeedRegistry(42), recipe(epochs=20))
 
@@ -191,7 +218,10 @@ def test_progress_of_another_training_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         magic(training, TESTS, resume=path, progress=stop)
     before = path.read_bytes()
-    for other, measurement in ((Training(SeedRegistry(43), recipe(epochs=20)), TESTS), (training, margins_of(*held_out()))):
+    for other, measurement in (
+        (Training(SeedRegistry(43), recipe(epochs=20)), TESTS),
+        (training, margins_of(*held_out())),
+    ):
         with pytest.raises(ReplayError, match="another training"):
             magic(other, measurement, resume=path)
     assert path.read_bytes() == before
@@ -215,11 +245,15 @@ def test_the_ledger_notes_what_was_attributed():
     training = Training(registry, recipe(epochs=1))
     found = magic(training, TESTS)
     assert found.fingerprint == training.fingerprint(0)
-    assert f"note magic training: run {training.initial_state().fingerprint()[:12]}, targets 5" in str(registry.ledger)
+    assert (
+        f"note magic training: run {training.initial_state().fingerprint()[:12]}, targets 5"
+        in str(registry.ledger)
+    )
 
 
 def test_a_layer_that_cannot_be_done_for_all_targets_is_said(caplog):
-    """Targets are done one by one then, with a warning in the log; asked for all at once, an error names the way out."""
+    """Targets are done one by one then, with a warning in the log; asked for all at once, an
+    error names the way out."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["norms"], epochs=1))
     magic(training, TESTS)
     if not caplog.records:
@@ -229,7 +263,7 @@ def test_a_layer_that_cannot_be_done_for_all_targets_is_said(caplog):
         magic(training, TESTS, vectorized=True)
 
 
-# --- wrong input ------------------------------------------------------------------------------------------------------
+# --- wrong input ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,7 +281,9 @@ def test_measurements_that_are_none(measurement, words):
         magic(Training(SeedRegistry(42), recipe(epochs=1)), measurement)
 
 
-@pytest.mark.parametrize("options", [{"keep": -1}, {"keep": 2.5}, {"keep": True}, {"vectorized": "yes"}])
+@pytest.mark.parametrize(
+    "options", [{"keep": -1}, {"keep": 2.5}, {"keep": True}, {"vectorized": "yes"}]
+)
 def test_options_that_are_none(options):
     """A wrong option is refused before anything is computed."""
     with pytest.raises(InvalidOptionError, match=next(iter(options))):
@@ -268,10 +304,17 @@ def test_predictions():
 
 def test_metasmoothness_tells_smooth_from_rough():
     """A gentle training is smooth; one with a wild learning rate is not, and gets advice."""
-    smooth = metasmoothness(Training(SeedRegistry(42), recipe(optimizer_options={"lr": 0.05})), TESTS)
+    smooth = metasmoothness(
+        Training(SeedRegistry(42), recipe(optimizer_options={"lr": 0.05})), TESTS
+    )
     assert smooth.value > 0.98
     assert smooth.advice == ""
-    rough = metasmoothness(Training(SeedRegistry(42), recipe(optimizer_options={"lr": 8.0, "momentum": 0.9}, epochs=6)), TESTS)
+    rough = metasmoothness(
+        Training(
+            SeedRegistry(42), recipe(optimizer_options={"lr": 8.0, "momentum": 0.9}, epochs=6)
+        ),
+        TESTS,
+    )
     assert rough.value < 0.9
     assert "learning rate" in rough.advice
     for wrong in ({"step": 0}, {"direction": torch.ones(3)}):
@@ -280,7 +323,8 @@ def test_metasmoothness_tells_smooth_from_rough():
 
 
 def test_walking_moves_no_generator():
-    """Attribution draws at positions alone: the default generators and the registry's streams are as before."""
+    """Attribution draws at positions alone: the default generators and the registry's streams
+    are as before."""
     training = Training(SeedRegistry(42), recipe(dataset=Noisy(), model=mlp_with_dropout))
     before = training.train().fingerprint()
     magic(training, TESTS)

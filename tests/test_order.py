@@ -32,25 +32,33 @@ class Huge:
 
 def make(order=None, *, scheme="sha256-31", seed=42, size=N, **kwargs):
     options = {"batch_size": 8, "shuffle": True, **kwargs}
-    return SeedRegistry(seed, scheme=scheme).dataloader(range(size), instance_id="training", order=order, **options)
+    return SeedRegistry(seed, scheme=scheme).dataloader(
+        range(size), instance_id="training", order=order, **options
+    )
 
 
 def test_defaults():
-    """The default order is the documented one under sha256-31 and the hashed one under sha256-256."""
+    """The default order is the documented one under sha256-31 and the hashed one under
+    sha256-256."""
     assert make().state_dict()["order"] == "documented"
     assert make(scheme="sha256-256").state_dict()["order"] == "hashed"
     assert make(scheme="sha256-256", order="documented").state_dict()["order"] == "documented"
     for scheme in ("sha256-31", "sha256-256"):
         loader = make("documented", scheme=scheme)
-        expected = torch.randperm(N, generator=torch.Generator().manual_seed(loader.stream.seed + 3))
+        expected = torch.randperm(
+            N, generator=torch.Generator().manual_seed(loader.stream.seed + 3)
+        )
         assert torch.equal(loader.indices(3), expected)
         hashed = make("hashed", scheme=scheme)
-        assert torch.equal(hashed.indices(3), torch.randperm(N, generator=hashed.stream.at(3).generator()))
+        assert torch.equal(
+            hashed.indices(3), torch.randperm(N, generator=hashed.stream.at(3).generator())
+        )
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_each_epoch_is_a_permutation(order):
-    """Every epoch has every index once, and is the same when it is asked for again, in any sequence, and after pickling."""
+    """Every epoch has every index once, and is the same when it is asked for again, in any
+    sequence, and after pickling."""
     loader = make(order)
     epochs = [loader.indices(epoch).tolist() for epoch in range(4)]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
@@ -64,9 +72,14 @@ def test_each_epoch_is_a_permutation(order):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_whether_runs_share_orders(order):
-    """(seed, epoch 1) and (seed + 1, epoch 0) share an order by the documented rule on plain seeds, and by no other."""
+    """(seed, epoch 1) and (seed + 1, epoch 0) share an order by the documented rule on plain
+    seeds, and by no other."""
     assert torch.equal(documented_order(N, 7, 1), documented_order(N, 8, 0))
-    orders = [tuple(make(order, seed=seed).indices(epoch).tolist()) for seed in range(42, 46) for epoch in range(4)]
+    orders = [
+        tuple(make(order, seed=seed).indices(epoch).tolist())
+        for seed in range(42, 46)
+        for epoch in range(4)
+    ]
     assert len(set(orders)) == 16
 
 
@@ -76,15 +89,20 @@ def test_whether_runs_share_orders(order):
 def test_small_datasets(size, order, drop_last):
     """Empty datasets and those around the batch size have the batches that torch's loader has."""
     loader = make(order, size=size, drop_last=drop_last)
-    plain = torch.utils.data.DataLoader(range(size), batch_size=8, drop_last=drop_last, generator=torch.Generator())
+    plain = torch.utils.data.DataLoader(
+        range(size), batch_size=8, drop_last=drop_last, generator=torch.Generator()
+    )
     assert len(loader) == len(plain)
     assert [len(batch) for batch in loader] == [len(batch) for batch in plain]
     assert loader.epoch == 1
 
 
 def test_the_middle_of_a_huge_epoch():
-    """With 10**12 samples, the first batch from the middle of epoch 7 takes little time and no memory that grows."""
-    loader = SeedRegistry(42).dataloader(Huge(), instance_id="training", batch_size=256, shuffle=True, order="indexed")
+    """With 10**12 samples, the first batch from the middle of epoch 7 takes little time and no
+    memory that grows."""
+    loader = SeedRegistry(42).dataloader(
+        Huge(), instance_id="training", batch_size=256, shuffle=True, order="indexed"
+    )
     state = {**loader.state_dict(), "epoch": 7, "batches_yielded": 10**9}
     list(zip(range(1), loader.steps(0)))
     tracemalloc.start()

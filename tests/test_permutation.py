@@ -1,4 +1,5 @@
-"""The indexed order: frozen vectors, bijection, random access and statistics, each also on a broken version."""
+"""The indexed order: frozen vectors, bijection, random access and statistics, each also on a
+broken version."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from seedregistry.data import permutation
 from seedregistry.data.permutation import IndexedPermutation
 from seedregistry.errors import InvalidOptionError, OutOfRangeError
 
-VECTORS = json.loads((Path(__file__).parent / "data" / "permutation.json").read_text(encoding="utf-8"))
+VECTORS = json.loads(
+    (Path(__file__).parent / "data" / "permutation.json").read_text(encoding="utf-8")
+)
 KEY = bytes(range(32))
 LARGEST = 2**62
 WALKED = 128 * 33  # a * b of the network for 4,097 elements
@@ -42,7 +45,9 @@ def key_number(number: int) -> bytes:
 
 
 def ref_words(key: bytes, size: int, count: int, width: int) -> list:
-    data = hashlib.shake_128(b"seedregistry/1/permutation" + key + size.to_bytes(8, "big")).digest(count * width)
+    data = hashlib.shake_128(b"seedregistry/1/permutation" + key + size.to_bytes(8, "big")).digest(
+        count * width
+    )
     return [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
 
 
@@ -83,30 +88,42 @@ def ref_take(key: bytes, size: int, positions: list) -> list:
     return found
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------------
+# --- vectors --------------------------------------------------------------------------------------
 
 
 def test_there_are_enough_vectors():
     """Frozen vectors stand for several keys and for every kind of size, the largest included."""
     assert len({vector["key"] for vector in VECTORS["orders"]}) >= 3
-    assert {1, 2, 10, 1000, 4096, 4097, 10**6, 10**12, LARGEST} <= {int(vector["size"]) for vector in VECTORS["orders"]}
+    assert {1, 2, 10, 1000, 4096, 4097, 10**6, 10**12, LARGEST} <= {
+        int(vector["size"]) for vector in VECTORS["orders"]
+    }
 
 
-@pytest.mark.parametrize("vector", VECTORS["orders"], ids=lambda vector: f"{vector['key'][:4]}-{vector['size']}")
+@pytest.mark.parametrize(
+    "vector", VECTORS["orders"], ids=lambda vector: f"{vector['key'][:4]}-{vector['size']}"
+)
 def test_vectors(vector):
     """The permutation gives the frozen indices, and so does its independent writing."""
     key, size = bytes.fromhex(vector["key"]), int(vector["size"])
     positions, indices = [int(p) for p in vector["positions"]], [int(i) for i in vector["indices"]]
     order = IndexedPermutation(key, size)
-    assert order.take(np.array(positions, np.int64)).tolist() == indices == ref_take(key, size, positions)
+    assert (
+        order.take(np.array(positions, np.int64)).tolist()
+        == indices
+        == ref_take(key, size, positions)
+    )
     assert order.position(np.array(indices, np.int64)).tolist() == positions
     if "sha256" in vector:
-        assert hashlib.sha256(order.slice(0, size).astype("<i8").tobytes()).hexdigest() == vector["sha256"]
+        assert (
+            hashlib.sha256(order.slice(0, size).astype("<i8").tobytes()).hexdigest()
+            == vector["sha256"]
+        )
 
 
 @given(keys, large_sizes, st.data())
 def test_the_network_is_its_independent_writing(key, size, data):
-    """For any key, large size and positions the vectorised network equals the one on Python's integers."""
+    """For any key, large size and positions the vectorised network equals the one on Python's
+    integers."""
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
     order = IndexedPermutation(key, size)
     indices = order.take(np.array(positions, np.int64))
@@ -117,7 +134,9 @@ def test_the_network_is_its_independent_writing(key, size, data):
 @given(keys, st.integers(0, 4096))
 def test_the_table_is_its_independent_writing(key, size):
     """For any key and small size the table equals the sorted words."""
-    assert IndexedPermutation(key, size).slice(0, size).tolist() == ref_take(key, size, list(range(size)))
+    assert IndexedPermutation(key, size).slice(0, size).tolist() == ref_take(
+        key, size, list(range(size))
+    )
 
 
 def test_equal_words_keep_their_order(monkeypatch):
@@ -133,14 +152,22 @@ def test_a_fresh_process_agrees():
         "from seedregistry.data.permutation import IndexedPermutation as P;"
         "print(P(bytes(range(32)), 10**12).slice(7, 12).tolist())"
     )
-    environment = {"PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(permutation.__file__).parents[2]), "PATH": ""}
+    environment = {
+        "PYTHONHASHSEED": "77",
+        "PYTHONPATH": str(Path(permutation.__file__).parents[2]),
+        "PATH": "",
+    }
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(run.stdout) == ref_take(KEY, 10**12, list(range(7, 12)))
 
 
-# --- bijection --------------------------------------------------------------------------------------------------------
+# --- bijection ------------------------------------------------------------------------------------
 
 
 def is_bijection(order: IndexedPermutation) -> bool:
@@ -156,20 +183,37 @@ def test_every_small_size_is_a_bijection():
 
 
 def test_the_network_is_a_bijection_at_every_size(monkeypatch):
-    """The network is a bijection at sizes far below those that it is used for, where it walks the most."""
+    """The network is a bijection at sizes far below those that it is used for, where it walks
+    the most."""
     monkeypatch.setattr(permutation, "_TABLE_SIZE", 1)
     assert all(is_bijection(IndexedPermutation(KEY, size)) for size in range(2, 1200))
 
 
 def test_random_sizes_are_bijections():
-    """Sizes up to a million, and those next to powers of two and to the table's bound, are bijections."""
+    """Sizes up to a million, and those next to powers of two and to the table's bound, are
+    bijections."""
     draw = random.Random(20)
-    sizes = [4095, 4096, 4097, 4098, WALKED - 1, WALKED, WALKED + 1, 65535, 65536, 65537, 2**19 + 1, 10**6]
+    sizes = [
+        4095,
+        4096,
+        4097,
+        4098,
+        WALKED - 1,
+        WALKED,
+        WALKED + 1,
+        65535,
+        65536,
+        65537,
+        2**19 + 1,
+        10**6,
+    ]
     sizes += [draw.randrange(4097, 10**6) for _ in range(12)]
     assert all(is_bijection(IndexedPermutation(key_number(size), size)) for size in sizes)
 
 
-@pytest.mark.parametrize("size", [LARGEST, LARGEST - 1, 2**61 + 1, 2**61, 2**61 - 1, 2**60 + 1, 10**18, 2**32, 2**32 + 1])
+@pytest.mark.parametrize(
+    "size", [LARGEST, LARGEST - 1, 2**61 + 1, 2**61, 2**61 - 1, 2**60 + 1, 10**18, 2**32, 2**32 + 1]
+)
 def test_the_ends_of_huge_sizes(size):
     """At huge sizes the first and last positions map into the range and back."""
     order = IndexedPermutation(KEY, size)
@@ -194,12 +238,13 @@ def test_a_broken_inverse_is_caught(monkeypatch):
     assert not is_bijection(order)
 
 
-# --- random access ----------------------------------------------------------------------------------------------------
+# --- random access --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, 4097, 3 * permutation._CHUNK + 5])
 def test_slices_agree_with_the_whole(size):
-    """A slice at any boundary, those of the chunks included, is that part of the whole, and so is what take returns."""
+    """A slice at any boundary, those of the chunks included, is that part of the whole, and so
+    is what take returns."""
     order = IndexedPermutation(KEY, size)
     whole = order.take(np.arange(size))
     edges = {
@@ -210,7 +255,9 @@ def test_slices_agree_with_the_whole(size):
         size,
         *(c + d for c in (0, permutation._CHUNK, 2 * permutation._CHUNK) for d in (-1, 0, 1)),
     }
-    for start, stop in itertools.combinations_with_replacement(sorted(edge for edge in edges if 0 <= edge <= size), 2):
+    for start, stop in itertools.combinations_with_replacement(
+        sorted(edge for edge in edges if 0 <= edge <= size), 2
+    ):
         part = order.slice(start, stop)
         assert part.dtype == np.int64
         assert np.array_equal(part, whole[start:stop])
@@ -228,12 +275,17 @@ def test_the_chunk_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize("size", [50, 5000])
 def test_shapes_and_dtypes(size):
-    """Results have the shape of the argument and int64 values, for any integer dtype and memory layout; arguments stay."""
+    """Results have the shape of the argument and int64 values, for any integer dtype and memory
+    layout; arguments stay."""
     order = IndexedPermutation(KEY, size)
     whole = order.slice(0, size)
     for dtype in (np.int8, np.uint8, np.int32, np.uint64, np.int64, ">i4", ">u8"):
         given_positions = np.arange(24).astype(dtype).reshape(2, 3, 4)
-        for positions in (given_positions, np.asfortranarray(given_positions), given_positions[::-1, :, ::2]):
+        for positions in (
+            given_positions,
+            np.asfortranarray(given_positions),
+            given_positions[::-1, :, ::2],
+        ):
             before = positions.copy()
             found = order.take(positions)
             assert found.dtype == np.int64
@@ -263,7 +315,8 @@ def test_memory_does_not_grow_with_the_size():
 
 
 def test_values():
-    """An instance has a size, a length and a repr without the key; copies and pickles are the same permutation."""
+    """An instance has a size, a length and a repr without the key; copies and pickles are the
+    same permutation."""
     order = IndexedPermutation(KEY, 10**12)
     assert order.size == len(order) == 10**12
     assert repr(order) == "IndexedPermutation(key=00010203..., size=1000000000000)"
@@ -275,7 +328,7 @@ def test_values():
     assert IndexedPermutation(KEY, 1).slice(0, 1).tolist() == [0]
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", [b"", b"\0" * 31, b"\0" * 33, "0" * 32, bytearray(32), None, 7])
@@ -295,9 +348,16 @@ def test_wrong_sizes(size):
 @pytest.mark.parametrize("size", [0, 10, 5000, 10**12])
 @pytest.mark.parametrize("method", ["take", "position"])
 def test_values_out_of_range(size, method):
-    """A position or index outside the range is refused with an IndexError that shows it, in every integer dtype."""
+    """A position or index outside the range is refused with an IndexError that shows it, in
+    every integer dtype."""
     look_up = getattr(IndexedPermutation(KEY, size), method)
-    wrong = [np.array([0, size]), np.array([-1]), np.array([2**64 - 1], np.uint64), np.array([2**63], np.uint64), [-(2**63)]]
+    wrong = [
+        np.array([0, size]),
+        np.array([-1]),
+        np.array([2**64 - 1], np.uint64),
+        np.array([2**63], np.uint64),
+        [-(2**63)],
+    ]
     for values in wrong:
         with pytest.raises(OutOfRangeError, match=f"< {size}, the size") as caught:
             look_up(values)
@@ -336,7 +396,8 @@ def deviation(counts: np.ndarray, expected: np.ndarray, freedom: int) -> float:
 
 
 def frequencies(orders: list) -> dict:
-    """Compare where indices fall, and how neighbours differ, with what is expected of uniform permutations."""
+    """Compare where indices fall, and how neighbours differ, with what is expected of uniform
+    permutations."""
     n, count = len(orders[0]), len(orders)
     stacked = np.stack(orders)
     positions = np.linspace(0, n - 1, 50).astype(int)
@@ -351,9 +412,13 @@ def frequencies(orders: list) -> dict:
     for step in (1, 2, 128):  # 128 is a, the number of left halves, at 5,000
         differences = (stacked[:, step:] - stacked[:, :-step]) % n
         table = np.bincount(differences.ravel(), minlength=n)[1:].astype(float)
-        found[f"neighbours, {step} apart"] = deviation(table, np.full(n - 1, table.sum() / (n - 1)), n - 2)
+        found[f"neighbours, {step} apart"] = deviation(
+            table, np.full(n - 1, table.sum() / (n - 1)), n - 2
+        )
         low, share = np.bincount(np.arange(1, n) % 128, table), np.bincount(np.arange(1, n) % 128)
-        found[f"neighbours, {step} apart, low part"] = deviation(low, share * table.sum() / (n - 1), 127)
+        found[f"neighbours, {step} apart, low part"] = deviation(
+            low, share * table.sum() / (n - 1), 127
+        )
     return found
 
 
@@ -362,7 +427,10 @@ SIZE, EPOCHS = 5000, 500
 
 def epoch_orders(scheme: str, size: int = SIZE, epochs: int = EPOCHS) -> list:
     stream = SeedRegistry(42, scheme=scheme).stream("dataloader", "x")
-    return [IndexedPermutation(stream.at("order", epoch).key, size).slice(0, size) for epoch in range(epochs)]
+    return [
+        IndexedPermutation(stream.at("order", epoch).key, size).slice(0, size)
+        for epoch in range(epochs)
+    ]
 
 
 def worst(found: dict) -> float:
@@ -370,7 +438,8 @@ def worst(found: dict) -> float:
 
 
 def test_epochs_of_the_network_look_uniform():
-    """Over the epochs of a loader, indices and neighbours fall as those of uniform permutations do."""
+    """Over the epochs of a loader, indices and neighbours fall as those of uniform permutations
+    do."""
     found = frequencies(epoch_orders("sha256-256"))
     assert worst(found) < LIMIT, found
 
@@ -389,13 +458,21 @@ def test_epochs_of_the_table_look_uniform():
 
 def test_neighbouring_keys_look_uniform():
     """The same holds over keys that are small integers, of which two differ in a few bits."""
-    found = frequencies([IndexedPermutation(n.to_bytes(32, "big"), SIZE).slice(0, SIZE) for n in range(EPOCHS)])
+    found = frequencies(
+        [IndexedPermutation(n.to_bytes(32, "big"), SIZE).slice(0, SIZE) for n in range(EPOCHS)]
+    )
     assert worst(found) < LIMIT, found
 
 
 def test_randperm_measures_alike():
-    """The figures of torch.randperm, over generators with seeds of their own, stay below the same limit."""
-    found = frequencies([torch.randperm(SIZE, generator=torch.Generator().manual_seed(s)).numpy() for s in range(EPOCHS)])
+    """The figures of torch.randperm, over generators with seeds of their own, stay below the
+    same limit."""
+    found = frequencies(
+        [
+            torch.randperm(SIZE, generator=torch.Generator().manual_seed(s)).numpy()
+            for s in range(EPOCHS)
+        ]
+    )
     assert worst(found) < LIMIT, found
 
 
@@ -410,7 +487,9 @@ def test_too_few_rounds_are_caught(monkeypatch, rounds):
 def test_an_ignored_key_is_caught(monkeypatch):
     """The statistics notice a permutation that is the same in every epoch."""
     digest = permutation._digest
-    monkeypatch.setattr(permutation, "_digest", lambda key, size, count: digest(b"\0" * 32, size, count))
+    monkeypatch.setattr(
+        permutation, "_digest", lambda key, size, count: digest(b"\0" * 32, size, count)
+    )
     assert worst(frequencies(epoch_orders("sha256-256"))) > 100 * LIMIT
 
 
@@ -418,7 +497,9 @@ def orders_of_few(size: int, count: int = 24_000) -> float:
     number = {order: i for i, order in enumerate(itertools.permutations(range(size)))}
     counts = np.zeros(len(number))
     for key in range(count):
-        counts[number[tuple(IndexedPermutation(key_number(key), size).slice(0, size).tolist())]] += 1
+        counts[
+            number[tuple(IndexedPermutation(key_number(key), size).slice(0, size).tolist())]
+        ] += 1
     return deviation(counts, np.full(len(number), count / len(number)), len(number) - 1)
 
 
@@ -429,19 +510,22 @@ def test_all_orders_of_few_are_equally_frequent(size):
 
 
 def test_a_network_over_few_is_caught(monkeypatch):
-    """The frequencies of all permutations show a network of four rounds over five elements: why small sizes are a table."""
+    """The frequencies of all permutations show a network of four rounds over five elements: why
+    small sizes are a table."""
     monkeypatch.setattr(permutation, "_TABLE_SIZE", 1)
     monkeypatch.setattr(permutation, "_ROUNDS", 4)
     assert orders_of_few(5, 2_400) > 4 * LIMIT
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> tuple:
-    """Return how many positions agree, and the correlation of the indices in standard deviations."""
+    """Return how many positions agree, and the correlation of the indices in standard
+    deviations."""
     return int((a == b).sum()), float(np.corrcoef(a, b)[0, 1] * math.sqrt(len(a) - 1))
 
 
 def test_avalanche():
-    """Any flipped bit of the key gives an unrelated permutation: about one position agrees, and nothing correlates."""
+    """Any flipped bit of the key gives an unrelated permutation: about one position agrees, and
+    nothing correlates."""
     for size in (1000, 5000):
         base = IndexedPermutation(KEY, size).slice(0, size)
         agreeing, correlations = [], []
@@ -479,6 +563,7 @@ def parity(order: np.ndarray) -> int:
 
 
 def test_both_parities_occur():
-    """The network gives odd and even permutations about equally often, also where it never walks."""
+    """The network gives odd and even permutations about equally often, also where it never
+    walks."""
     odd = [parity(IndexedPermutation(key_number(n), WALKED).slice(0, WALKED)) for n in range(200)]
     assert abs(sum(odd) - 100) < LIMIT * math.sqrt(50)

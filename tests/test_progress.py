@@ -1,4 +1,5 @@
-"""Progress of long work: bars on a terminal, lines in a log, nothing for short work, and no generator moves."""
+"""Progress of long work: bars on a terminal, lines in a log, nothing for short work, and no
+generator moves."""
 
 from __future__ import annotations
 
@@ -48,16 +49,29 @@ def written(work, stream=None) -> str:
 TESTS = losses_of(*held_out())
 WORKS = {
     "attribute": (8, lambda training, report: magic(training, TESTS, progress=report)),
-    "retrain": (3, lambda training, report: retrain(training, TESTS, fractions=(0.1,), subsets=3, progress=report)),
-    "metasmoothness": (3, lambda training, report: metasmoothness(training, TESTS, progress=report)),
+    "retrain": (
+        3,
+        lambda training, report: retrain(
+            training, TESTS, fractions=(0.1,), subsets=3, progress=report
+        ),
+    ),
+    "metasmoothness": (
+        3,
+        lambda training, report: metasmoothness(training, TESTS, progress=report),
+    ),
 }
 
 
 @pytest.mark.parametrize("what", WORKS)
 def test_work_shows_itself(training, what):
-    """Without being asked, work that takes its time shows itself in lines; False is silent; a function is told each step."""
+    """Without being asked, work that takes its time shows itself in lines; False is silent; a
+    function is told each step."""
     total, work = WORKS[what]
-    assert written(lambda: work(training, True)).splitlines()[-1].endswith(f"s  {what}: {total} of {total}")
+    assert (
+        written(lambda: work(training, True))
+        .splitlines()[-1]
+        .endswith(f"s  {what}: {total} of {total}")
+    )
     assert written(lambda: work(training, False)) == ""
     told = []
     assert written(lambda: work(training, lambda done, whole: told.append((done, whole)))) == ""
@@ -81,7 +95,9 @@ def show(*parts) -> None:
 def test_a_log_has_a_line_for_each_tenth():
     """However many steps there are, each part of the work has about ten lines in a log."""
     lines = written(lambda: show(("retrain", 1000), ("attribute", 3))).splitlines()
-    assert [line.split("  ")[-1] for line in lines[-3:]] == [f"attribute: {done} of 3" for done in (1, 2, 3)]
+    assert [line.split("  ")[-1] for line in lines[-3:]] == [
+        f"attribute: {done} of 3" for done in (1, 2, 3)
+    ]
     assert len(lines) == 13
 
 
@@ -122,6 +138,7 @@ assert rng.fingerprint() == before
 
 
 def test_a_bar_moves_no_generator():
-    """Importing rich draws from python's generator, and drawing a bar may: neither shows in the process's state."""
+    """Importing rich draws from python's generator, and drawing a bar may: neither shows in the
+    process's state."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(Path(__file__).parent)]
     subprocess.run(command, check=True, capture_output=True)

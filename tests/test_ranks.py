@@ -73,7 +73,10 @@ def launch(world, path) -> list:
     }
     script = f"OPTIONS = {OPTIONS!r}\n{WORKER}"
     command = [sys.executable, "-c", script, str(path), f"{path}.store"]
-    ranks = [subprocess.Popen([*command, str(rank), str(world)], env=environment) for rank in range(world)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(world)], env=environment)
+        for rank in range(world)
+    ]
     try:
         assert [rank.wait(60) for rank in ranks] == [0] * world
     finally:
@@ -94,7 +97,8 @@ def union(ranks, name, epoch, step) -> list:
 
 @pytest.mark.parametrize("name", ["global", "global, dropped", "global, workers"])
 def test_global_steps_are_equal(found, name):
-    """With a global batch size every step of all ranks together is the same samples, bit for bit, the last included."""
+    """With a global batch size every step of all ranks together is the same samples, bit for
+    bit, the last included."""
     steps = 2 if "dropped" in name else 3
     for world, ranks in found.items():
         assert all(len(rank[name][0]) == steps for rank in ranks)
@@ -107,7 +111,8 @@ def test_global_steps_are_equal(found, name):
 
 
 def test_every_sample_is_seen_as_often_as_stated(found):
-    """Padding repeats the epoch's first positions with draws of their own, and dropping leaves out the last."""
+    """Padding repeats the epoch's first positions with draws of their own, and dropping leaves
+    out the last."""
     loader = SeedRegistry(42).dataloader(Augmented(22), instance_id="training", shuffle=True)
     order = loader.indices(0).tolist()
     for ranks in found.values():
@@ -119,7 +124,8 @@ def test_every_sample_is_seen_as_often_as_stated(found):
 
 
 def test_the_batch_size_of_a_rank(found):
-    """Without a global batch size, batch_size is per rank, and a last step is padded to a multiple of the ranks."""
+    """Without a global batch size, batch_size is per rank, and a last step is padded to a
+    multiple of the ranks."""
     for world, ranks in found.items():
         steps, samples = ranks[0]["per rank, length"][:2]
         rest = -(-(22 % (3 * world)) // world)
@@ -134,16 +140,24 @@ def test_the_batch_size_of_a_rank(found):
 
 
 def test_ranks_share_no_draws(found):
-    """No two ranks see the same draws of samples or of collate functions, and every epoch is another."""
+    """No two ranks see the same draws of samples or of collate functions, and every epoch is
+    another."""
     for ranks in found.values():
-        draws = [row[1] for rank in ranks for epoch in rank["global"] for batch in epoch for row in batch.tolist()]
+        draws = [
+            row[1]
+            for rank in ranks
+            for epoch in rank["global"]
+            for batch in epoch
+            for row in batch.tolist()
+        ]
         assert len(set(draws)) == len(draws)
         mixed = {rank["global, mixed"][0].tobytes() for rank in ranks}
         assert len(mixed) == len(ranks)
 
 
 def test_forgetting_to_say_is_an_error(found):
-    """Several ranks and no shard: an error that names both ways out; one rank, or shard=False, is fine."""
+    """Several ranks and no shard: an error that names both ways out; one rank, or shard=False,
+    is fine."""
     assert [len(batch) for batch in found[1][0]["not said"][0]] == [3] * 7 + [1]
     for world in (2, 4):
         for rank in found[world]:
@@ -162,7 +176,13 @@ def test_forgetting_to_say_is_an_error(found):
 def test_positions(samples, per_rank, world, tail):
     """Ranks share each step in equal blocks without overlap, and lengths add up."""
     ranks = [
-        Shards(samples=samples, global_batch_size=per_rank * world, tail=tail, rank=rank, world_size=world)
+        Shards(
+            samples=samples,
+            global_batch_size=per_rank * world,
+            tail=tail,
+            rank=rank,
+            world_size=world,
+        )
         for rank in range(world)
     ]
     steps = ranks[0].steps
@@ -171,18 +191,30 @@ def test_positions(samples, per_rank, world, tail):
         blocks = [rank.positions(step) for rank in ranks]
         assert len({stop - start for start, stop in blocks}) == 1
         positions = [p for start, stop in blocks for p in range(start, stop)]
-        assert positions == list(range(step * per_rank * world, step * per_rank * world + len(positions)))
+        assert positions == list(
+            range(step * per_rank * world, step * per_rank * world + len(positions))
+        )
         seen += positions
     assert sum(rank.length for rank in ranks) == len(seen)
     full = samples - samples % (per_rank * world)
-    expected = {"keep": samples + -samples % world, "pad": full + per_rank * world * (full < samples), "drop": full}[tail]
+    expected = {
+        "keep": samples + -samples % world,
+        "pad": full + per_rank * world * (full < samples),
+        "drop": full,
+    }[tail]
     assert len(seen) == expected
 
 
 def test_a_rank_by_hand():
     """shard=(rank, world size) needs no process group, and the state says which world it is of."""
     loaders = [
-        SeedRegistry(42).dataloader(Augmented(22), instance_id="training", shuffle=True, global_batch_size=8, shard=(rank, 2))
+        SeedRegistry(42).dataloader(
+            Augmented(22),
+            instance_id="training",
+            shuffle=True,
+            global_batch_size=8,
+            shard=(rank, 2),
+        )
         for rank in range(2)
     ]
     got = torch.cat([torch.cat(list(loader)) for loader in loaders])
@@ -195,11 +227,16 @@ def test_a_rank_by_hand():
 
 
 def test_the_ledger_does_not_depend_on_the_ranks():
-    """With a global batch size the ledgers of all ranks and of every number of ranks have one digest."""
+    """With a global batch size the ledgers of all ranks and of every number of ranks have one
+    digest."""
     digests = set()
     for shard in ((0, 1), (0, 2), (1, 2), (3, 4)):
         registry = SeedRegistry(42)
-        list(registry.dataloader(range(22), instance_id="training", shuffle=True, global_batch_size=8, shard=shard))
+        list(
+            registry.dataloader(
+                range(22), instance_id="training", shuffle=True, global_batch_size=8, shard=shard
+            )
+        )
         digests.add(registry.ledger.digest)
     assert len(digests) == 1
 
@@ -212,7 +249,8 @@ def test_bad_shards(shard):
 
 
 def test_bad_global_batch_sizes():
-    """A global batch size that is no int >= 1, stands beside batch_size, or cannot be divided is refused."""
+    """A global batch size that is no int >= 1, stands beside batch_size, or cannot be divided is
+    refused."""
     registry = SeedRegistry(42)
     for bad in (0, -1, 1.5, True, "8"):
         with pytest.raises(InvalidOptionError, match="global_batch_size"):

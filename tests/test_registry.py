@@ -48,13 +48,18 @@ def test_the_vectors_through_the_registry():
     assert registry.stream("model", "training").seed == 1958051794
 
 
-@given(order=st.permutations([*DESIGN, ("dropout", None), ("noise", 7), ("noise", "x")]), cut=st.integers(0, 8))
+@given(
+    order=st.permutations([*DESIGN, ("dropout", None), ("noise", 7), ("noise", "x")]),
+    cut=st.integers(0, 8),
+)
 def test_seeds_do_not_depend_on_order_or_company(order, cut):
     """Adding, removing or reordering streams changes no other stream's seed or key."""
     whole = SeedRegistry(42)
     expected = {name: whole.stream(*name).key for name in sorted(order, key=repr)}
     part = SeedRegistry(42)
-    assert {name: part.stream(*name).key for name in order[:cut]} == {name: expected[name] for name in order[:cut]}
+    assert {name: part.stream(*name).key for name in order[:cut]} == {
+        name: expected[name] for name in order[:cut]
+    }
 
 
 def test_components_do_not_disturb_each_other():
@@ -65,7 +70,9 @@ def test_components_do_not_disturb_each_other():
     registry.optimizer(torch.optim.SGD, other.parameters(), instance_id="other", lr=0.1)
     registry.generator("noise", "x")
     registry.dataloader([1, 2, 3], shuffle=True)
-    assert torch.equal(registry.model(torch.nn.Linear, 3, 2, instance_id="training").weight, alone.weight)
+    assert torch.equal(
+        registry.model(torch.nn.Linear, 3, 2, instance_id="training").weight, alone.weight
+    )
 
 
 BAD = [-1, 2**128, 3.9, True, "5", float("nan"), b"1", torch.tensor(3), np.float64(1.0)]
@@ -88,9 +95,12 @@ def test_bad_purposes(method, purpose):
     assert len(registry.ledger) == 1
 
 
-@pytest.mark.parametrize("instance_id", [True, 1.0, (1,), [1], {}, b"1", "\ud800", np.bool_(True)], ids=repr)
+@pytest.mark.parametrize(
+    "instance_id", [True, 1.0, (1,), [1], {}, b"1", "\ud800", np.bool_(True)], ids=repr
+)
 def test_bad_ids_do_not_reach_the_cache(instance_id):
-    """A bad id that equals a good one (True == 1 == 1.0) is refused even when the good one is cached."""
+    """A bad id that equals a good one (True == 1 == 1.0) is refused even when the good one is
+    cached."""
     registry = SeedRegistry(42)
     registry.seed("model", 1)
     for method in (registry.seed, registry.stream, registry.generator):
@@ -109,7 +119,8 @@ def test_numpy_integers_are_recorded_as_ints():
 
 
 def test_a_missing_seed_is_drawn_recorded_and_logged(caplog):
-    """Without a master seed 128 bits come from the operating system, and the log has the line to paste."""
+    """Without a master seed 128 bits come from the operating system, and the log has the line to
+    paste."""
     with caplog.at_level("INFO", logger="seedregistry"):
         registry = SeedRegistry()
     assert f"SeedRegistry({registry.master_seed})" in caplog.text
@@ -136,11 +147,12 @@ def test_the_registry_is_a_container():
     assert repr(registry) == "<SeedRegistry 42, sha256-256: 5 streams, 1 child, 7 records>"
 
 
-# --- collisions -------------------------------------------------------------------------------------------------------
+# --- collisions -----------------------------------------------------------------------------------
 
 
 def test_the_first_collision_is_refused():
-    """Two streams with one 31-bit seed are refused, naming both; the first stays usable and nothing is recorded."""
+    """Two streams with one 31-bit seed are refused, naming both; the first stays usable and
+    nothing is recorded."""
     registry = SeedRegistry(42)
     first = registry.seed("model", "lds_23202")
     with pytest.raises(SeedCollisionError, match=r"lds_23202.*lds_29047.*sha256-256") as caught:
@@ -155,7 +167,8 @@ def test_the_first_collision_is_refused():
 
 
 def test_ids_that_differ_in_type_only_are_refused_with_a_word():
-    """7 and "7" hash one text under the documented scheme; the message says that they differ in type."""
+    """7 and "7" hash one text under the documented scheme; the message says that they differ in
+    type."""
     registry = SeedRegistry(42)
     registry.seed("model", 7)
     with pytest.raises(SeedCollisionError, match="type of the instance id only"):
@@ -168,19 +181,32 @@ def test_ids_that_differ_in_type_only_are_refused_with_a_word():
 def test_the_other_scheme_has_no_such_collisions():
     """Under sha256-256 the same words have different keys and are accepted."""
     registry = SeedRegistry(42, scheme="sha256-256")
-    names = [("model", 7), ("model", "7"), ("model_a", "b"), ("model", "a_b"), ("model", "lds_23202"), ("model", "lds_29047")]
+    names = [
+        ("model", 7),
+        ("model", "7"),
+        ("model_a", "b"),
+        ("model", "a_b"),
+        ("model", "lds_23202"),
+        ("model", "lds_29047"),
+    ]
     assert len({registry.stream(*name).key for name in names}) == len(names)
 
 
 def test_a_child_shares_the_map_of_seeds(monkeypatch):
-    """A stream of a child that has the seed of a parent's stream is refused, naming the relation."""
+    """A stream of a child that has the seed of a parent's stream is refused, naming the
+    relation."""
     registry = SeedRegistry(42)
     child = registry.child("fold", 0)
     taken = registry.seed("model", "training")
     monkeypatch.setattr(
         child,
         "_scheme",
-        derivation.Scheme(name="sha256-31", derive=lambda *words: taken, full_width=False, refuses_shared_seeds=True),
+        derivation.Scheme(
+            name="sha256-31",
+            derive=lambda *words: taken,
+            full_width=False,
+            refuses_shared_seeds=True,
+        ),
     )
     with pytest.raises(SeedCollisionError, match="related registry of master seed 42"):
         child.seed("model", "training")
@@ -256,21 +282,26 @@ def test_two_hundred_thousand_full_width_streams_differ():
     master = registry.master_seed
     first_words = set()
     for i in range(200_000):
-        # The first words of the state itself: building 200,000 generators takes ten times as long and shows the same.
+        # The first words of the state itself: building 200,000 generators takes ten times as long
+        # and shows the same.
         first_words.add(derivation.mt19937_words(derivation.stream_key(master, "model", i))[:16])
     assert len(first_words) == 200_000
     sample = [registry.generator("model", i) for i in range(0, 200_000, 4001)]
-    outputs = {tuple(torch.randint(0, 2**32, (4,), dtype=torch.int64, generator=g).tolist()) for g in sample}
+    outputs = {
+        tuple(torch.randint(0, 2**32, (4,), dtype=torch.int64, generator=g).tolist())
+        for g in sample
+    }
     assert len(outputs) == len(sample)
 
 
 def test_integer_seeds_of_torch_do_collide():
-    """What the full state avoids: torch's CPU generator uses the low 32 bits of an integer seed only."""
+    """What the full state avoids: torch's CPU generator uses the low 32 bits of an integer seed
+    only."""
     one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1 + 2**32)
     assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=other))
 
 
-# --- purposes ---------------------------------------------------------------------------------------------------------
+# --- purposes -------------------------------------------------------------------------------------
 
 
 def test_a_slip_in_a_purpose_warns_once():
@@ -309,11 +340,14 @@ def test_one_edit(first, second, near):
 
 
 def test_a_closed_set_of_purposes():
-    """With a closed set, another purpose is an error that names the set and the nearest; the library's own two are in."""
+    """With a closed set, another purpose is an error that names the set and the nearest; the
+    library's own two are in."""
     registry = SeedRegistry(42, purposes={"model", "dropout"})
     registry.seed("dropout")
     registry.split(range(10), [5, 5])
-    with pytest.raises(UnknownPurposeError, match=r"'droput'.*'dropout', 'model'.*Did you mean 'dropout'"):
+    with pytest.raises(
+        UnknownPurposeError, match=r"'droput'.*'dropout', 'model'.*Did you mean 'dropout'"
+    ):
         registry.seed("droput")
     with pytest.raises(UnknownPurposeError):
         registry.optimizer(torch.optim.SGD, [torch.zeros(1)], lr=0.1)
@@ -325,21 +359,25 @@ def test_a_closed_set_of_purposes():
             SeedRegistry(1, purposes=bad)
 
 
-# --- reuse ------------------------------------------------------------------------------------------------------------
+# --- reuse ----------------------------------------------------------------------------------------
 
 
 def test_a_stream_without_an_id_used_twice_warns_with_both_lines():
-    """A second use of a stream without an instance id is a StreamReuseWarning that shows both call sites."""
+    """A second use of a stream without an instance id is a StreamReuseWarning that shows both
+    call sites."""
     registry = SeedRegistry(42)
     registry.model(torch.nn.Linear, 2, 2)
-    with pytest.warns(StreamReuseWarning, match=r"test_registry\.py:\d+.*test_registry\.py:\d+") as caught:
+    with pytest.warns(
+        StreamReuseWarning, match=r"test_registry\.py:\d+.*test_registry\.py:\d+"
+    ) as caught:
         registry.model(torch.nn.Linear, 2, 2)
     assert caught[0].filename == __file__
     assert registry.ledger.find(Warned)[0].category == "StreamReuseWarning"
 
 
 def test_a_stream_with_an_id_is_shared():
-    """With an instance id a second use is sharing: no warning, equal products, and every use is in the ledger."""
+    """With an instance id a second use is sharing: no warning, equal products, and every use is
+    in the ledger."""
     registry = SeedRegistry(42)
     models = [registry.model(torch.nn.Linear, 2, 2, instance_id="shared") for _ in range(3)]
     assert torch.equal(models[0].weight, models[2].weight)
@@ -348,7 +386,8 @@ def test_a_stream_with_an_id_is_shared():
 
 
 def test_generators_of_one_line_warn():
-    """A loop that takes a new generator from one line restarts its noise, and is warned about even with an id."""
+    """A loop that takes a new generator from one line restarts its noise, and is warned about
+    even with an id."""
     registry = SeedRegistry(42)
     with pytest.warns(StreamReuseWarning, match="starts over"):
         for _ in range(2):
@@ -384,7 +423,10 @@ def test_the_order_of_uses_changes_no_digest():
     digests = []
     for order in ((0, 1), (1, 0)):
         registry = SeedRegistry(42)
-        uses = [lambda: registry.stream("noise", "x").scope(), lambda: registry.generator("noise", "x")]  # noqa: B023
+        uses = [
+            lambda: registry.stream("noise", "x").scope(),
+            lambda: registry.generator("noise", "x"),
+        ]  # noqa: B023
         for i in order:
             uses[i]()
         digests.append(registry.ledger.digest)
@@ -448,11 +490,12 @@ def test_bad_on_reuse():
         SeedRegistry(1, on_reuse="never")
 
 
-# --- streams and children -----------------------------------------------------------------------------------------------
+# --- streams and children -------------------------------------------------------------------------
 
 
 def test_streams_are_cached_values():
-    """The same words give the same stream object; looking it up is no use; streams with equal words are equal."""
+    """The same words give the same stream object; looking it up is no use; streams with equal
+    words are equal."""
     registry = SeedRegistry(42)
     stream = registry.stream("dropout", "training")
     assert registry.stream("dropout", "training") is stream
@@ -464,7 +507,10 @@ def test_streams_are_cached_values():
     assert other.at(1, "a") == stream.at(1, "a")
     assert pickle.loads(pickle.dumps(stream.at(1, "a"))).key == stream.at(1, "a").key
     assert len(registry.ledger.find(HandedOut)) == 0
-    assert repr(stream.at(1, "a")) == "Stream('dropout', 'training', seed=2038404106, scheme='sha256-31').at(1, 'a')"
+    assert (
+        repr(stream.at(1, "a"))
+        == "Stream('dropout', 'training', seed=2038404106, scheme='sha256-31').at(1, 'a')"
+    )
 
 
 def test_an_unpickled_stream_draws_the_same_and_records_nothing():
@@ -482,15 +528,20 @@ def test_an_unpickled_stream_draws_the_same_and_records_nothing():
 
 
 def test_generators_of_a_stream():
-    """Generators start at the stream's start: manual_seed(seed), PCG64 of the key, Random of its tagged hash."""
+    """Generators start at the stream's start: manual_seed(seed), PCG64 of the key, Random of its
+    tagged hash."""
     registry = SeedRegistry(42)
     stream = registry.stream("noise", "train")
     expected = torch.Generator().manual_seed(stream.seed)
     assert torch.equal(registry.generator("noise", "train").get_state(), expected.get_state())
     key = int.from_bytes(stream.key, "big")
-    assert registry.numpy("noise", "train").random() == np.random.Generator(np.random.PCG64(key)).random()
     assert (
-        registry.python("noise", "train").random() == __import__("random").Random(derivation.python_seed(stream.key)).random()
+        registry.numpy("noise", "train").random()
+        == np.random.Generator(np.random.PCG64(key)).random()
+    )
+    assert (
+        registry.python("noise", "train").random()
+        == __import__("random").Random(derivation.python_seed(stream.key)).random()
     )
     assert isinstance(registry.numpy("noise", "a"), np.random.Generator)
 
@@ -536,7 +587,8 @@ def test_position_needs_coordinates():
 
 
 def test_children():
-    """A child is the same object for the same words, has a master seed of its own and writes into the same ledger."""
+    """A child is the same object for the same words, has a master seed of its own and writes
+    into the same ledger."""
     registry = SeedRegistry(42)
     fold = registry.child("fold", 0)
     assert registry.child("fold", 0) is fold
@@ -550,11 +602,12 @@ def test_children():
     assert fold.seed("model") == SeedRegistry(fold.master_seed).seed("model")
 
 
-# --- copies, threads, processes -------------------------------------------------------------------------------------------
+# --- copies, threads, processes -------------------------------------------------------------------
 
 
 def test_pickle_and_deepcopy_are_independent():
-    """A pickled or deep-copied registry has the same seeds, records and guards, and goes on by itself."""
+    """A pickled or deep-copied registry has the same seeds, records and guards, and goes on by
+    itself."""
     registry = SeedRegistry(42)
     registry.model(torch.nn.Linear, 2, 2, instance_id="a")
     generator = registry.generator("noise", "x")
@@ -607,7 +660,8 @@ def build_in_child(registry: SeedRegistry) -> tuple:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_agree(method):
-    """Forked and spawned processes get the same seeds, weights and draws from a registry that was sent to them."""
+    """Forked and spawned processes get the same seeds, weights and draws from a registry that
+    was sent to them."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
     context = multiprocessing.get_context(method)
@@ -626,17 +680,25 @@ print(model.weight.tolist(), registry.ledger.digest)
 
 
 def test_fresh_interpreters_agree():
-    """Fresh interpreters with different PYTHONHASHSEED build the same weights and the same ledger digest."""
+    """Fresh interpreters with different PYTHONHASHSEED build the same weights and the same
+    ledger digest."""
     outputs = set()
     for seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        run = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", FRESH],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         outputs.add(run.stdout)
     assert len(outputs) == 1
 
 
 def test_logging_has_structured_extra(caplog):
-    """Derivations are logged at debug, builds at info, with the words and the seed as attributes; nothing is printed."""
+    """Derivations are logged at debug, builds at info, with the words and the seed as
+    attributes; nothing is printed."""
     with caplog.at_level("DEBUG", logger="seedregistry"):
         registry = SeedRegistry(42)
         registry.model(torch.nn.Linear, 1, 1, instance_id="training")

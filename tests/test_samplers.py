@@ -21,7 +21,11 @@ from torch.utils.data import (
 
 from seedregistry import DeterministicSampler, SeedRegistry
 from seedregistry.data import find_generators
-from seedregistry.errors import DatasetGeneratorWarning, InvalidOptionError, UnrepeatableSamplerError
+from seedregistry.errors import (
+    DatasetGeneratorWarning,
+    InvalidOptionError,
+    UnrepeatableSamplerError,
+)
 from seedregistry.ledger import EpochStarted, Warned
 from seedregistry.testing import assert_rng_untouched
 
@@ -89,9 +93,15 @@ def contents(batches) -> list:
 SAMPLERS = {
     "weighted": lambda: {"sampler": WeightedRandomSampler([1.0, 5.0] * 6, 20), "batch_size": 3},
     "subset": lambda: {"sampler": SubsetRandomSampler(range(3, 9)), "batch_size": 3},
-    "replacement": lambda: {"sampler": RandomSampler(range(N), replacement=True, num_samples=30), "batch_size": 3},
+    "replacement": lambda: {
+        "sampler": RandomSampler(range(N), replacement=True, num_samples=30),
+        "batch_size": 3,
+    },
     "some": lambda: {"sampler": RandomSampler(range(N), num_samples=5), "batch_size": 3},
-    "distributed": lambda: {"sampler": DistributedSampler(range(N), num_replicas=2, rank=1, seed=3), "batch_size": 3},
+    "distributed": lambda: {
+        "sampler": DistributedSampler(range(N), num_replicas=2, rank=1, seed=3),
+        "batch_size": 3,
+    },
     "own": lambda: {"sampler": Shuffled(), "batch_size": 3},
     "list": lambda: {"sampler": [3, 1, 2], "batch_size": 2},
     "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(range(N)), 5, drop_last=True)},
@@ -104,18 +114,23 @@ STILL = {"list"}
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("by_factory", [False, True], ids=["dataset", "factory"])
 def test_samplers_are_functions_of_the_epoch(name, by_factory):
-    """A sampler's epochs repeat from run to run and differ, resume in the middle, and move no default generator."""
+    """A sampler's epochs repeat from run to run and differ, resume in the middle, and move no
+    default generator."""
 
     def build(**extra):
         options = {**SAMPLERS[name](), **extra}
         if by_factory:
-            return SeedRegistry(42).dataloader(lambda: DataLoader(Augmented(N), **options), instance_id="training")
+            return SeedRegistry(42).dataloader(
+                lambda: DataLoader(Augmented(N), **options), instance_id="training"
+            )
         return make(**options)
 
     with assert_rng_untouched():
         loader = build()
         epochs = [contents(loader) for _ in range(2)]
-        assert epochs == [contents(batch for _, batch in build().steps(epoch)) for epoch in range(2)]
+        assert epochs == [
+            contents(batch for _, batch in build().steps(epoch)) for epoch in range(2)
+        ]
         assert epochs[0] != epochs[1]
         assert (loader.indices(0).tolist() == loader.indices(1).tolist()) is (name in STILL)
         assert contents(b for _, b in build(num_workers=1).steps(1)) == epochs[1]
@@ -129,7 +144,8 @@ def test_samplers_are_functions_of_the_epoch(name, by_factory):
 
 
 def test_a_weighted_sampler_is_torchs_with_the_positions_generator():
-    """The indices are those of torch's sampler with the generator of the position (epoch,), under every scheme."""
+    """The indices are those of torch's sampler with the generator of the position (epoch,),
+    under every scheme."""
     for scheme in ("sha256-31", "sha256-256"):
         registry = SeedRegistry(42, scheme=scheme)
         sampler = WeightedRandomSampler([1.0, 5.0] * 6, 20)
@@ -156,10 +172,18 @@ def test_padding_counts_repetitions_on():
 
 def test_samplers_that_mean_the_loaders_own_order():
     """SequentialSampler and RandomSampler without options are shuffle=False and shuffle=True."""
-    assert make(sampler=RandomSampler(range(N))).indices(0).tolist() == make(shuffle=True).indices(0).tolist()
+    assert (
+        make(sampler=RandomSampler(range(N))).indices(0).tolist()
+        == make(shuffle=True).indices(0).tolist()
+    )
     assert make(sampler=SequentialSampler(range(N))).indices(0).tolist() == list(range(N))
     ours = DeterministicSampler(N, seed=5)
-    assert SeedRegistry(42).dataloader(lambda: DataLoader(Augmented(N), sampler=ours)).state_dict()["order"] == "documented"
+    assert (
+        SeedRegistry(42)
+        .dataloader(lambda: DataLoader(Augmented(N), sampler=ours))
+        .state_dict()["order"]
+        == "documented"
+    )
 
 
 def test_keys_that_are_no_ints():
@@ -170,7 +194,9 @@ def test_keys_that_are_no_ints():
             return super().__getitem__(key[1])
 
     def run() -> list:
-        loader = SeedRegistry(42).dataloader(Rows(N), instance_id="training", sampler=Keys(), batch_size=5)
+        loader = SeedRegistry(42).dataloader(
+            Rows(N), instance_id="training", sampler=Keys(), batch_size=5
+        )
         assert loader.indices(0)[0][0] == "row"
         return contents(loader)
 
@@ -178,7 +204,8 @@ def test_keys_that_are_no_ints():
 
 
 def test_lists_of_indices_as_keys():
-    """A batch sampler passed as sampler=, with batch_size=None, makes the dataset fetch its batches itself."""
+    """A batch sampler passed as sampler=, with batch_size=None, makes the dataset fetch its
+    batches itself."""
 
     class Rows(Augmented):
         def __getitem__(self, indices):
@@ -186,7 +213,9 @@ def test_lists_of_indices_as_keys():
 
     def run(**extra) -> list:
         sampler = BatchSampler(RandomSampler(range(N)), 5, drop_last=False)
-        loader = SeedRegistry(42).dataloader(Rows(N), instance_id="training", sampler=sampler, batch_size=None, **extra)
+        loader = SeedRegistry(42).dataloader(
+            Rows(N), instance_id="training", sampler=sampler, batch_size=None, **extra
+        )
         return [contents(loader) for _ in range(2)]
 
     first = run()
@@ -204,10 +233,13 @@ def test_a_loader_of_ours_from_a_factory():
 
 
 def test_samplers_that_cannot_be_repeated():
-    """A generator that goes on between epochs and a sampler without an end are refused with the way out."""
+    """A generator that goes on between epochs and a sampler without an end are refused with the
+    way out."""
     with pytest.raises(UnrepeatableSamplerError, match=r"sampler\.rng.*set_epoch"):
         make(sampler=Own())
-    with pytest.raises(UnrepeatableSamplerError, match=r"no length.*stream\.at\(epoch\)\.generator\(\)"):
+    with pytest.raises(
+        UnrepeatableSamplerError, match=r"no length.*stream\.at\(epoch\)\.generator\(\)"
+    ):
         make(sampler=Endless())
     with pytest.raises(UnrepeatableSamplerError, match=r"sampler\.sampler\.rng"):
         make(batch_sampler=Buckets(Own()))
@@ -221,7 +253,8 @@ def test_samplers_that_cannot_be_repeated():
 
 
 def test_options_that_exclude_each_other():
-    """Two things that decide the order are refused, and so is dividing a batch sampler or ordering an iterable."""
+    """Two things that decide the order are refused, and so is dividing a batch sampler or
+    ordering an iterable."""
     sampler, batches = Shuffled(), BatchSampler(RandomSampler(range(N)), 5, drop_last=True)
     for options in (
         {"sampler": sampler, "shuffle": True},
@@ -234,12 +267,17 @@ def test_options_that_exclude_each_other():
     ):
         with pytest.raises(InvalidOptionError):
             make(**options)
-    for options in ({"shuffle": True}, {"order": "indexed"}, {"global_batch_size": 4}, {"sampler": sampler}):
+    for options in (
+        {"shuffle": True},
+        {"order": "indexed"},
+        {"global_batch_size": 4},
+        {"sampler": sampler},
+    ):
         with pytest.raises(InvalidOptionError, match="iterable"):
             SeedRegistry(42).dataloader(Items(), **options)
 
 
-# --- generators that a dataset holds ------------------------------------------------------------------------------------
+# --- generators that a dataset holds --------------------------------------------------------------
 
 
 class Transform:
@@ -259,7 +297,8 @@ class Holder(Augmented):
 
 
 def test_generators_of_a_dataset_are_reported():
-    """Every generator that a dataset holds is named with its path, as a warning and in the ledger."""
+    """Every generator that a dataset holds is named with its path, as a warning and in the
+    ledger."""
     registry = SeedRegistry(42)
     with pytest.warns(DatasetGeneratorWarning) as caught:
         registry.dataloader(Holder(), instance_id="x")
@@ -277,7 +316,8 @@ def test_generators_of_a_dataset_are_reported():
 
 
 def test_the_walk_ends():
-    """Cycles, large containers, functions and properties that raise do not stop the walk, and nothing is called."""
+    """Cycles, large containers, functions and properties that raise do not stop the walk, and
+    nothing is called."""
 
     class Trap:
         @property
@@ -289,7 +329,9 @@ def test_the_walk_ends():
     root.many = list(range(10**6))
     root.function = test_the_walk_ends
     root.deep = [[[[np.random.default_rng(1)]]]]
-    assert find_generators(root, "r") == [("r.deep[0][0][0][0]", "numpy.random._generator.Generator")]
+    assert find_generators(root, "r") == [
+        ("r.deep[0][0][0][0]", "numpy.random._generator.Generator")
+    ]
 
 
 def test_collate_functions_are_walked_too():
@@ -303,20 +345,25 @@ def test_collate_functions_are_walked_too():
         make(collate_fn=collate)
 
 
-# --- the ledger ---------------------------------------------------------------------------------------------------------
+# --- the ledger -----------------------------------------------------------------------------------
 
 
 def test_the_ledger_has_each_epochs_indices():
-    """An epoch's indices are digested once, when it starts, alike for workers and ranks; another order is another digest."""
+    """An epoch's indices are digested once, when it starts, alike for workers and ranks; another
+    order is another digest."""
 
     def digests(seed=42, repeats=1, **kwargs) -> list:
         registry = SeedRegistry(seed)
-        loader = registry.dataloader(Augmented(N), instance_id="training", batch_size=4, shuffle=True, **kwargs)
+        loader = registry.dataloader(
+            Augmented(N), instance_id="training", batch_size=4, shuffle=True, **kwargs
+        )
         for _ in range(repeats):
             next(iter(loader))
         list(loader)
         list(loader)
-        return [(record.epoch, record.indices_digest) for record in registry.ledger.find(EpochStarted)]
+        return [
+            (record.epoch, record.indices_digest) for record in registry.ledger.find(EpochStarted)
+        ]
 
     expected = digests()
     assert [epoch for epoch, _ in expected] == [0, 1]

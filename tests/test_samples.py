@@ -7,8 +7,27 @@ import random
 import numpy as np
 import pytest
 import torch
-from augmented import Augmented, Broken, Dicts, Dies, DividedItems, InBatches, Items, Slow, draw, mixup
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, SequentialSampler, Subset, TensorDataset, default_collate
+from augmented import (
+    Augmented,
+    Broken,
+    Dicts,
+    Dies,
+    DividedItems,
+    InBatches,
+    Items,
+    Slow,
+    draw,
+    mixup,
+)
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from seedregistry import SeedRegistry
 from seedregistry.data import draws_nothing
@@ -19,7 +38,9 @@ from seedregistry.testing import assert_rng_untouched
 def make(data=None, *, seed=42, scheme="sha256-31", **kwargs):
     options = {"batch_size": 4, "shuffle": True, **kwargs}
     registry = SeedRegistry(seed, scheme=scheme)
-    return registry.dataloader(Augmented() if data is None else data, instance_id="training", **options)
+    return registry.dataloader(
+        Augmented() if data is None else data, instance_id="training", **options
+    )
 
 
 def epochs(loader, count=2) -> list:
@@ -47,7 +68,8 @@ def reference(request):
     ids=str,
 )
 def test_equal_over_workers(reference, options):
-    """Two epochs of batches are equal bytes for every number of workers, persistent or not, and every prefetch factor."""
+    """Two epochs of batches are equal bytes for every number of workers, persistent or not, and
+    every prefetch factor."""
     scheme, expected = reference
     loader = make(scheme=scheme, collate_fn=mixup, **options)
     assert epochs(loader) == expected
@@ -69,7 +91,8 @@ def test_pinning_changes_nothing():
 
 @pytest.mark.parametrize("scheme", ["sha256-31", "sha256-256"])
 def test_equal_over_batch_sizes(scheme):
-    """A sample of an epoch has the same values at every batch size and with both settings of drop_last."""
+    """A sample of an epoch has the same values at every batch size and with both settings of
+    drop_last."""
     expected = rows(make(scheme=scheme))
     assert len(expected) == 23
     for batch_size in (1, 3, 7, 23, 50):
@@ -83,7 +106,8 @@ def test_equal_over_batch_sizes(scheme):
 
 @pytest.mark.parametrize("scheme", ["sha256-31", "sha256-256"])
 def test_a_sample_is_what_its_scope_gives(scheme):
-    """Sample i of epoch e is dataset[i] in the scope of ("sample", e, i), and the k-th repetition in ("sample", e, i, k)."""
+    """Sample i of epoch e is dataset[i] in the scope of ("sample", e, i), and the k-th
+    repetition in ("sample", e, i, k)."""
     data = Augmented(5)
     registry = SeedRegistry(42, scheme=scheme)
     loader = registry.dataloader(data, instance_id="training", shuffle=True, global_batch_size=4)
@@ -111,7 +135,8 @@ def test_a_batch_is_what_its_scope_gives():
 
 
 def test_epochs_and_runs_differ():
-    """Epochs differ in order and in augmentation; runs of neighbouring seeds share neither under the indexed order."""
+    """Epochs differ in order and in augmentation; runs of neighbouring seeds share neither under
+    the indexed order."""
     loader = make(order="indexed")
     one, two = rows(loader), rows(loader)
     assert loader.indices(0).tolist() != loader.indices(1).tolist()
@@ -129,7 +154,9 @@ def test_libraries_have_words_of_their_own():
     assert all(len(set(row)) == 4 for row in rows(make()).values())
 
 
-@pytest.mark.parametrize("data", [InBatches(), Subset(Augmented(), range(23)), ConcatDataset([Augmented()])], ids=type)
+@pytest.mark.parametrize(
+    "data", [InBatches(), Subset(Augmented(), range(23)), ConcatDataset([Augmented()])], ids=type
+)
 def test_kinds_of_datasets(data):
     """__getitems__, Subset and ConcatDataset give the samples that the dataset itself gives."""
     assert rows(make(data)) == rows(make())
@@ -141,16 +168,23 @@ def test_dicts_and_tuples():
     expected = rows(make())
     for workers in (0, 1):
         for batch in make(Dicts(), num_workers=workers):
-            assert [tuple(row) for row in batch["x"][0].tolist()] == [expected[i] for i in batch["i"].tolist()]
+            assert [tuple(row) for row in batch["x"][0].tolist()] == [
+                expected[i] for i in batch["i"].tolist()
+            ]
 
 
 def test_nothing_changes_a_training_batch():
-    """Validation, peeks, abandoned iterators, zip, other loaders and models change no batch, and no default generator moves."""
+    """Validation, peeks, abandoned iterators, zip, other loaders and models change no batch, and
+    no default generator moves."""
     expected = epochs(make(num_workers=0), 3)
     with assert_rng_untouched():
         registry = SeedRegistry(42)
-        loader = registry.dataloader(Augmented(), instance_id="training", batch_size=4, shuffle=True)
-        validation = registry.dataloader(Augmented(), instance_id="validation", batch_size=4, num_workers=1)
+        loader = registry.dataloader(
+            Augmented(), instance_id="training", batch_size=4, shuffle=True
+        )
+        validation = registry.dataloader(
+            Augmented(), instance_id="validation", batch_size=4, num_workers=1
+        )
         got = []
         for epoch in range(3):
             next(iter(loader))
@@ -190,7 +224,9 @@ def test_the_epoch_rule():
     assert loader.epoch == 2
     for _ in zip(range(3), loader.steps(2)):
         pass
-    assert [batch.numpy().tobytes() for _, batch in loader.steps(2)] == expected[2]  # said by name: no warning
+    assert [batch.numpy().tobytes() for _, batch in loader.steps(2)] == expected[
+        2
+    ]  # said by name: no warning
     loader.epoch = 3
     assert epochs(loader, 1) == expected[3:4]
     repeating = make(epochs="repeat")
@@ -216,8 +252,13 @@ def test_random_access(num_workers):
     """batch(e, step) and indices(e, step) are what iteration gives, and move nothing."""
     loader = make(collate_fn=mixup, num_workers=num_workers)
     with assert_rng_untouched():
-        assert [loader.batch(1, k).numpy().tobytes() for k in range(6)] == epochs(make(collate_fn=mixup))[1]
-        assert torch.cat([loader.indices(1, k) for k in range(6)]).tolist() == loader.indices(1).tolist()
+        assert [loader.batch(1, k).numpy().tobytes() for k in range(6)] == epochs(
+            make(collate_fn=mixup)
+        )[1]
+        assert (
+            torch.cat([loader.indices(1, k) for k in range(6)]).tolist()
+            == loader.indices(1).tolist()
+        )
     assert loader.indices(1).dtype == torch.int64
     assert loader.epoch == 0
     for bad in ((0, 6), (0, -1), (-1, 0), (0, 1.5), (0, True)):
@@ -229,7 +270,8 @@ def test_random_access(num_workers):
 
 
 def test_plain_indices_are_refused():
-    """An index without an address is a typed error with the way out, never epoch 0; so are samples for a collate function."""
+    """An index without an address is a typed error with the way out, never epoch 0; so are
+    samples for a collate function."""
     loader = make(collate_fn=mixup)
     with assert_rng_untouched():
         for bad in (3, "a", None, (1, 2), torch.tensor(1)):
@@ -245,7 +287,8 @@ def test_plain_indices_are_refused():
 
 
 def test_datasets_that_draw_nothing():
-    """TensorDataset, lists and declared datasets are not seeded, and a declaration that is not true is an error."""
+    """TensorDataset, lists and declared datasets are not seeded, and a declaration that is not
+    true is an error."""
 
     class Declared(Augmented):
         draws_random_numbers = False
@@ -262,14 +305,17 @@ def test_datasets_that_draw_nothing():
     assert not draws_nothing(Augmented())
     assert not draws_nothing(Subset(Augmented(), [1]))
     assert [batch.tolist() for batch in make(Quiet(5), shuffle=False)] == [[0, 1, 2, 3], [4]]
-    with assert_rng_untouched(), pytest.raises(UndeclaredRandomnessError, match="drew from numpy, python, torch"):
+    with assert_rng_untouched(), pytest.raises(
+        UndeclaredRandomnessError, match="drew from numpy, python, torch"
+    ):
         list(make(Declared()))
     with pytest.raises(UndeclaredRandomnessError):
         list(make(Declared(), batch_size=None))
 
 
 def test_iterable_datasets():
-    """Items repeat from run to run, differ between epochs and workers, and move nothing in this process."""
+    """Items repeat from run to run, differ between epochs and workers, and move nothing in this
+    process."""
 
     def run(data, **kwargs):
         loader = SeedRegistry(42).dataloader(data, instance_id="x", batch_size=2, **kwargs)
@@ -279,7 +325,9 @@ def test_iterable_datasets():
         one = run(Items())
         assert all(torch.equal(a, b) for a, b in zip(one, run(Items())))
     assert all(torch.equal(a, b) for a, b in zip(one, run(Items(), num_workers=1)))
-    assert all(torch.equal(a, b) for a, b in zip(one, run(Items(), num_workers=1, persistent_workers=True)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one, run(Items(), num_workers=1, persistent_workers=True))
+    )
     assert not set(one[0][:, 2].tolist()) & set(one[1][:, 2].tolist())
     two = run(Items(), num_workers=2)[0]
     assert len(two) == 22
@@ -294,13 +342,17 @@ def test_iterable_datasets_and_collate_functions():
     """A collate function draws from the position of the batch's first item."""
 
     def run(workers):
-        loader = SeedRegistry(42).dataloader(Items(), batch_size=3, collate_fn=mixup, num_workers=workers)
+        loader = SeedRegistry(42).dataloader(
+            Items(), batch_size=3, collate_fn=mixup, num_workers=workers
+        )
         return [batch.numpy().tobytes() for batch in loader]
 
     assert run(0) == run(1)
     assert len(set(run(0))) == 4
     loader = SeedRegistry(42).dataloader(Items(), batch_size=11, collate_fn=draw, num_workers=2)
-    assert len(set(loader)) == 2  # workers that yield the same items do not repeat each other's draws
+    assert (
+        len(set(loader)) == 2
+    )  # workers that yield the same items do not repeat each other's draws
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -323,10 +375,15 @@ def test_a_worker_that_times_out():
 
 
 def test_frameworks_can_make_the_loader_again():
-    """A loader made from the attributes of ours has its order and samples: with its class, and as a plain DataLoader."""
+    """A loader made from the attributes of ours has its order and samples: with its class, and
+    as a plain DataLoader."""
     loader = make(collate_fn=mixup)
     expected = epochs(make(collate_fn=mixup))
-    options = {"dataset": loader.dataset, "collate_fn": loader.collate_fn, "generator": loader.generator}
+    options = {
+        "dataset": loader.dataset,
+        "collate_fn": loader.collate_fn,
+        "generator": loader.generator,
+    }
     again = type(loader)(sampler=loader.sampler, batch_size=loader.batch_size, **options)
     assert epochs(again) == expected
     loader.epoch = 1
@@ -345,14 +402,18 @@ def test_the_collate_function_is_left_alone_where_it_draws_nothing():
     assert loader.collate_fn is default_collate
     assert isinstance(loader.dataset.dataset, Augmented)
     built = BatchSampler(SequentialSampler(range(4)), 2, drop_last=False)
-    assert [batch.tolist() for batch in make([1, 2, 3, 4], shuffle=False, batch_size=1, batch_sampler=built)] == [
+    assert [
+        batch.tolist()
+        for batch in make([1, 2, 3, 4], shuffle=False, batch_size=1, batch_sampler=built)
+    ] == [
         [1, 2],
         [3, 4],
     ]
 
 
 def test_the_state_of_this_process_is_put_back_once_a_batch():
-    """In this process a batch is one scope: the caller's draws between batches go on as if nothing had been fetched."""
+    """In this process a batch is one scope: the caller's draws between batches go on as if
+    nothing had been fetched."""
     state = random.Random(3), np.random.RandomState(3)
     captured = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -45,7 +45,8 @@ def untouched(before: dict) -> bool:
 
 
 def test_state_is_back_on_return(any_stream):
-    """After a scope every default generator is as it was, and inside it draws the same at every visit."""
+    """After a scope every default generator is as it was, and inside it draws the same at every
+    visit."""
     before = rng.fingerprint()
     with any_stream.scope(1, 2):
         first = draw_all()
@@ -57,7 +58,9 @@ def test_state_is_back_on_return(any_stream):
     assert untouched(before)
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError])
+@pytest.mark.parametrize(
+    "error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError]
+)
 def test_state_is_back_on_exceptions(stream, error):
     """An exception of any kind in the body leaves every generator byte as it was, and goes on."""
     before = rng.fingerprint()
@@ -88,9 +91,14 @@ def test_state_is_back_on_close_and_throw(stream):
     assert untouched(before)
 
 
-@given(depths=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=5))
+@given(
+    depths=st.lists(
+        st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=5
+    )
+)
 def test_any_nesting_and_any_failure_restore(depths):
-    """Five scopes deep, with draws anywhere and a failure at any depth, every level finds its state again."""
+    """Five scopes deep, with draws anywhere and a failure at any depth, every level finds its
+    state again."""
     registry = SeedRegistry(7)
     before = rng.fingerprint()
 
@@ -123,7 +131,8 @@ def test_any_nesting_and_any_failure_restore(depths):
 
 @pytest.mark.moves_global_state
 def test_the_cached_normal_of_numpy_survives(stream):
-    """A normal that NumPy has cached before a scope is the next one after it, and is not seen inside."""
+    """A normal that NumPy has cached before a scope is the next one after it, and is not seen
+    inside."""
     np.random.seed(3)
     np.random.randn()
     expected = np.random.RandomState(3)
@@ -144,7 +153,9 @@ def test_the_cached_normal_of_numpy_survives(stream):
 @pytest.mark.moves_global_state
 def test_a_swap_without_the_cached_normal_is_caught(stream, monkeypatch):
     """The test above fails when the cached normal is not put back."""
-    monkeypatch.setattr(numpy_state, "swap_out", lambda cached: np.random.set_bit_generator(cached[0]))
+    monkeypatch.setattr(
+        numpy_state, "swap_out", lambda cached: np.random.set_bit_generator(cached[0])
+    )
     np.random.seed(3)
     np.random.randn()
     before = rng.fingerprint()
@@ -216,13 +227,19 @@ def test_scope_and_generators_agree(any_stream):
 
 
 def test_the_libraries_share_no_words(any_stream):
-    """Inside a scope python, NumPy and torch draw different 32-bit words, where one integer seed gives NumPy torch's."""
+    """Inside a scope python, NumPy and torch draw different 32-bit words, where one integer seed
+    gives NumPy torch's."""
     for coordinates in ((), (0,), (5, 7)):
         with any_stream.scope(*coordinates):
             from_torch = {int(word) for word in torch.randint(0, 2**32, (624,), dtype=torch.int64)}
             from_numpy = {int(word) for word in np.random.randint(0, 2**32, 624, dtype=np.uint32)}
             from_python = {random.getrandbits(32) for _ in range(624)}
-        assert len(from_torch & from_numpy) + len(from_torch & from_python) + len(from_numpy & from_python) <= 2
+        assert (
+            len(from_torch & from_numpy)
+            + len(from_torch & from_python)
+            + len(from_numpy & from_python)
+            <= 2
+        )
 
 
 def test_one_integer_for_all_is_caught():
@@ -233,7 +250,8 @@ def test_one_integer_for_all_is_caught():
 
 
 def test_decorator_returns_the_value(stream):
-    """As a decorator every call runs in a new scope at the same position, and the function's value comes back."""
+    """As a decorator every call runs in a new scope at the same position, and the function's
+    value comes back."""
 
     @stream.scope(1)
     def noise(count: int, *, scale: float = 1.0) -> list:
@@ -258,7 +276,8 @@ def test_decorator_allows_recursion(stream):
 
 
 def test_decorator_refuses_bodies_that_run_later(stream):
-    """Generator functions, async functions and classes are refused: their bodies run outside the scope."""
+    """Generator functions, async functions and classes are refused: their bodies run outside the
+    scope."""
 
     def generator():
         yield
@@ -287,7 +306,8 @@ def test_decorator_refuses_hidden_generators_and_descriptors(stream):
 
 
 def test_other_threads_meet_no_probe(stream):
-    """While a scope is being entered, other threads read and seed NumPy's global state as always."""
+    """While a scope is being entered, other threads read and seed NumPy's global state as
+    always."""
     import sys
 
     failures = []
@@ -317,7 +337,8 @@ def test_other_threads_meet_no_probe(stream):
 
 
 def test_a_probe_left_behind_is_seen_through(stream):
-    """If an interrupt left the probe in NumPy's place, the next scope finds the generator behind it."""
+    """If an interrupt left the probe in NumPy's place, the next scope finds the generator behind
+    it."""
     before = rng.fingerprint()
     actual = np.random.get_bit_generator()
     probe = numpy_state._CachedNormalOnly(0)
@@ -344,7 +365,8 @@ def test_a_thread_that_ends_inside_a_scope(stream):
 
 
 def test_state_is_refused_while_another_thread_is_in_a_scope():
-    """States and global seeds are refused while any thread is in a scope: they would be the scope's."""
+    """States and global seeds are refused while any thread is in a scope: they would be the
+    scope's."""
     registry = SeedRegistry(42)
     state = registry.state_dict()
     entered, leave = threading.Event(), threading.Event()
@@ -358,7 +380,11 @@ def test_state_is_refused_while_another_thread_is_in_a_scope():
     thread.start()
     entered.wait(20)
     try:
-        for call in (registry.state_dict, lambda: registry.load_state_dict(state), registry.set_global_state):
+        for call in (
+            registry.state_dict,
+            lambda: registry.load_state_dict(state),
+            registry.set_global_state,
+        ):
             with pytest.raises(ScopeError, match="another thread"):
                 call()
     finally:
@@ -376,7 +402,8 @@ def test_a_scope_is_one_block(stream):
 
 
 def test_leaving_out_of_order_restores_the_outermost(stream):
-    """A scope that is left while another is innermost puts the outermost state back and says so; the other closes quietly."""
+    """A scope that is left while another is innermost puts the outermost state back and says so;
+    the other closes quietly."""
     before = rng.fingerprint()
     outer, inner = stream.scope(0), stream.scope(1)
     outer.__enter__()
@@ -392,7 +419,8 @@ def test_leaving_out_of_order_restores_the_outermost(stream):
 
 
 def test_leaving_in_another_thread_is_an_error(stream):
-    """A scope that another thread leaves is closed, the state is back, and the error names the holder."""
+    """A scope that another thread leaves is closed, the state is back, and the error names the
+    holder."""
     before = rng.fingerprint()
     scope = stream.scope(0)
     scope.__enter__()
@@ -414,7 +442,8 @@ def test_leaving_in_another_thread_is_an_error(stream):
 
 
 def test_a_thread_that_waits_too_long_is_told_who_holds(stream):
-    """A thread waits for another's scope, and after timeout_s it gets the holder's name and line."""
+    """A thread waits for another's scope, and after timeout_s it gets the holder's name and
+    line."""
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -427,7 +456,9 @@ def test_a_thread_that_waits_too_long_is_told_who_holds(stream):
     entered.wait(20)
     started = time.monotonic()
     try:
-        with pytest.raises(ScopeError, match=r"holder-of-the-scope.*test_scope\.py:\d+"), stream.scope(1, timeout_s=0.2):
+        with pytest.raises(
+            ScopeError, match=r"holder-of-the-scope.*test_scope\.py:\d+"
+        ), stream.scope(1, timeout_s=0.2):
             pass
         assert 0.1 < time.monotonic() - started < 10
         assert not rng.in_scope()
@@ -468,7 +499,8 @@ def test_threads_take_turns(stream):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_while_another_thread_holds_a_scope(stream):
-    """A child forked while another thread is in a scope can enter scopes at once, and is not inside the other's."""
+    """A child forked while another thread is in a scope can enter scopes at once, and is not
+    inside the other's."""
     entered, leave = threading.Event(), threading.Event()
     before = rng.fingerprint()
 
@@ -518,7 +550,8 @@ def test_fork_inside_a_scope_keeps_it(stream):
 
 
 def test_ranks_must_be_told_apart(stream, monkeypatch):
-    """With more than one rank, silence is an error that names both ways; rank=None is shared, rank=r is a rank's own."""
+    """With more than one rank, silence is an error that names both ways; rank=None is shared,
+    rank=r is a rank's own."""
     from seedregistry.common import ranks
 
     with stream.scope(0):
@@ -532,10 +565,15 @@ def test_ranks_must_be_told_apart(stream, monkeypatch):
     for rank in range(2):
         with stream.scope(0, rank=rank):
             draws.append(torch.rand(3))
-        assert torch.equal(draws[-1], torch.rand(3, generator=stream.at(0, "rank", rank).generator()))
+        assert torch.equal(
+            draws[-1], torch.rand(3, generator=stream.at(0, "rank", rank).generator())
+        )
     assert not torch.equal(*draws)
     registry = SeedRegistry(42)
-    assert torch.equal(registry.model(torch.nn.Linear, 2, 2).weight, SeedRegistry(42).model(torch.nn.Linear, 2, 2).weight)
+    assert torch.equal(
+        registry.model(torch.nn.Linear, 2, 2).weight,
+        SeedRegistry(42).model(torch.nn.Linear, 2, 2).weight,
+    )
 
 
 @pytest.mark.parametrize("rank", [-1, True, "0", 1.0])
@@ -553,7 +591,8 @@ def test_bad_timeouts_are_refused(stream, timeout_s):
 
 
 def test_a_failure_while_entering_leaves_nothing_open(stream, monkeypatch):
-    """An error in the middle of entering, an interrupt too, puts back what was set and frees the place."""
+    """An error in the middle of entering, an interrupt too, puts back what was set and frees the
+    place."""
     before = rng.fingerprint()
     for error in (RuntimeError, KeyboardInterrupt):
 

@@ -26,7 +26,8 @@ def test_a_moved_generator_is_named(draw, name):
 
 
 def test_untouched_passes():
-    """Draws in scopes and from own generators pass, and an exception of the block is not replaced."""
+    """Draws in scopes and from own generators pass, and an exception of the block is not
+    replaced."""
     registry = SeedRegistry(1)
     with assert_rng_untouched():
         with registry.stream("x").scope(0):
@@ -42,7 +43,11 @@ def test_replays():
 
     def step(scale):
         with registry.stream("noise", "x").scope(3):
-            return {"loss": torch.rand(2) * scale, "list": [np.random.rand(), (1, "a", None)], "model": torch.nn.Linear(2, 2)}
+            return {
+                "loss": torch.rand(2) * scale,
+                "list": [np.random.rand(), (1, "a", None)],
+                "model": torch.nn.Linear(2, 2),
+            }
 
     assert set(assert_replays(step, 2.0, times=3)) == {"loss", "list", "model"}
 
@@ -61,7 +66,8 @@ def test_replays():
     ],
 )
 def test_what_does_not_replay_is_found(function, place):
-    """A result that differs in a tensor, an array, a float's bits, a length or a type is an error that says where."""
+    """A result that differs in a tensor, an array, a float's bits, a length or a type is an
+    error that says where."""
     with pytest.raises(AssertionError, match=f"does not replay.*{place}"):
         assert_replays(function)
 
@@ -93,6 +99,13 @@ def test_the_fixture_in_a_users_suite(pytester):
     for _ in range(2):
         result = pytester.runpytest_subprocess("-s", "-p", "no:cacheprovider")
         result.assert_outcomes(passed=2)
-        runs.append([word for line in result.outlines for word in line.split() if word.isdigit() and len(word) > 20])
+        runs.append(
+            [
+                word
+                for line in result.outlines
+                for word in line.split()
+                if word.isdigit() and len(word) > 20
+            ]
+        )
     assert len(set(runs[0])) == 2
     assert runs[0] == runs[1]

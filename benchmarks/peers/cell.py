@@ -1,4 +1,5 @@
-"""One test of one peer, or one rank's share of it, in a process of its own: ``python -m peers.cell PEER WHAT``."""
+"""One test of one peer, or one rank's share of it, in a process of its own: ``python -m
+peers.cell PEER WHAT``."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def answer(peer: Peer, what: str, work: Work) -> Any:
 
 
 def main() -> None:
-    """Write the outcome as JSON: passes, fails, nothing of the kind, or broken, with what was seen."""
+    """Write the outcome as JSON: passes, fails, nothing of the kind, or broken, with what was
+    seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer")
     parser.add_argument("what", help="number of a test, or what a rank is to do")
@@ -50,7 +52,10 @@ def main() -> None:
     result: Dict[str, Any] = {}
     try:
         peer = load(options.peer)
-        result = {"title": peer.title, "versions": {name: metadata.version(name) for name in ("torch", *peer.packages)}}
+        result = {
+            "title": peer.title,
+            "versions": {name: metadata.version(name) for name in ("torch", *peer.packages)},
+        }
         result.update(outcome="passes", seen="", found=answer(peer, options.what, Work(**given)))
     except Failed as failure:
         result.update(outcome="fails", seen=str(failure))
@@ -60,7 +65,9 @@ def main() -> None:
         result.update(outcome="broken", seen=traceback.format_exc())
     options.out.write_text(json.dumps(result), encoding="utf-8")
     sys.stdout.flush()
-    os._exit(1 if result["outcome"] == "broken" and not options.what.isdigit() else 0)  # some peers' threads never end
+    os._exit(
+        1 if result["outcome"] == "broken" and not options.what.isdigit() else 0
+    )  # some peers' threads never end
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Stand-ins for accelerators that this machine lacks: what ``torch.xpu`` and ``torch.mps`` have to seed, save and restore.
+"""Stand-ins for accelerators that this machine lacks.
 
-The generators behind them are the CPU's; what is tested is which functions a peer calls, and those are the real ones' names.
+What ``torch.xpu`` and ``torch.mps`` have to seed, save and restore.
+
+The generators behind them are the CPU's; what is tested is which functions a peer calls, and those
+are the real ones' names.
 """
 
 from __future__ import annotations
@@ -68,8 +71,12 @@ def standing_in(peer: Peer) -> Iterator[Dict[str, Kind]]:
     with contextlib.ExitStack() as stack:
         for name, kind in kinds.items():
             for function, stand_in in kind.functions(name).items():
-                stack.enter_context(mock.patch.object(getattr(torch, name), function, stand_in, create=True))
-        discover = getattr(peer, "discover", None)  # a peer that looks for devices when it is imported looks again
+                stack.enter_context(
+                    mock.patch.object(getattr(torch, name), function, stand_in, create=True)
+                )
+        discover = getattr(
+            peer, "discover", None
+        )  # a peer that looks for devices when it is imported looks again
         if discover is not None:
             stack.enter_context(discover())
         yield kinds

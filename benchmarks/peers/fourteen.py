@@ -1,4 +1,5 @@
-"""The fourteen tests. Each takes a peer, and raises ``Failed`` with what it saw, or ``NotOffered``."""
+"""The fourteen tests. Each takes a peer, and raises ``Failed`` with what it saw, or
+``NotOffered``."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def _expect(holds: object, otherwise: str) -> None:
 def _generators() -> Dict[str, Any]:
     """Return the states of the default generators."""
     kind, keys, *rest = np.random.get_state()
-    return {"python": random.getstate(), "numpy": (kind, keys.tobytes(), *rest), "torch": torch.get_rng_state().tolist()}
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tobytes(), *rest),
+        "torch": torch.get_rng_state().tolist(),
+    }
 
 
 def _moved(before: Dict[str, Any]) -> str:
@@ -65,13 +70,18 @@ def _train(peer: Peer, work: Work) -> List[Step]:
     return peer.train(work)
 
 
-# --- generators -------------------------------------------------------------------------------------------------------
+# --- generators -----------------------------------------------------------------------------------
 
 
-@_test(1, "a scope gives every library's generator back, also after an exception, nested and on one rank")
+@_test(
+    1,
+    "a scope gives every library's generator back, also after an exception, nested and on one rank",
+)
 def scopes_restore(peer: Peer) -> None:
     before = _generators()
-    _expect(peer.in_scope(7, lambda: (_draw(), "value")[1]) == "value", "the function's value is lost")
+    _expect(
+        peer.in_scope(7, lambda: (_draw(), "value")[1]) == "value", "the function's value is lost"
+    )
     moved = _moved(before)
     _expect(not moved, f"not restored: {moved}")
 
@@ -95,7 +105,9 @@ def scopes_restore(peer: Peer) -> None:
 
     alone = peer.in_scope(7, lambda: [*_draw(), *_draw()])
     if alone == peer.in_scope(7, lambda: [*_draw(), *_draw()]):  # a peer whose scopes also seed
-        _expect(peer.in_scope(7, nested) == alone, "an inner scope changes what the outer one draws")
+        _expect(
+            peer.in_scope(7, nested) == alone, "an inner scope changes what the outer one draws"
+        )
     on_ranks(peer, "scope_on_one_rank")
 
 
@@ -107,26 +119,50 @@ def scope_on_one_rank(peer: Peer, rank: int) -> None:
     _expect(not _moved(before), "on one rank not restored")
 
 
-@_test(2, "a run resumed in mid-epoch has the same batches, augmentation and dropout, for any number of workers")
+@_test(
+    2,
+    (
+        "a run resumed in mid-epoch has the same batches, augmentation and dropout, for any number "
+        "of workers"
+    ),
+)
 def resumes(peer: Peer) -> None:
     at, failures = 9, []
-    for workers, persistent, then in ((0, False, 0), (2, False, 2), (2, True, 2), (0, False, 2), (2, False, 0)):
-        what = f"{workers}{' persistent' if persistent else ''} workers" + (f", then {then}" if then != workers else "")
+    for workers, persistent, then in (
+        (0, False, 0),
+        (2, False, 2),
+        (2, True, 2),
+        (0, False, 2),
+        (2, False, 0),
+    ):
+        what = f"{workers}{' persistent' if persistent else ''} workers" + (
+            f", then {then}" if then != workers else ""
+        )
         with tempfile.TemporaryDirectory() as folder:
             work = Work(workers=workers, persistent=persistent, folder=Path(folder), resumable=True)
             whole = _train(peer, work)
             _expect(len(whole) == 12, f"{what}: {len(whole)} steps instead of 12")
             started = _train(peer, attrs.evolve(work, stop_after=at))
-            _expect(len(started) == at, f"{what}: {len(started)} steps before the stop instead of {at}")
+            _expect(
+                len(started) == at, f"{what}: {len(started)} steps before the stop instead of {at}"
+            )
             try:
-                resumed = _train(peer, attrs.evolve(work, resume=True, workers=then, persistent=persistent and then > 0))
+                resumed = _train(
+                    peer,
+                    attrs.evolve(
+                        work, resume=True, workers=then, persistent=persistent and then > 0
+                    ),
+                )
             except Exception as error:
                 if then == workers:
                     raise
                 failures.append(f"{what}: {type(error).__name__}")
                 continue
         expected = whole[at:]
-        _expect(len(resumed) == len(expected), f"{what}: {len(resumed)} steps after the resume instead of {len(expected)}")
+        _expect(
+            len(resumed) == len(expected),
+            f"{what}: {len(resumed)} steps after the resume instead of {len(expected)}",
+        )
         differing = [
             part
             for position, part in enumerate(("indices", "augmentation", "dropout"))
@@ -138,7 +174,11 @@ def resumes(peer: Peer) -> None:
 
 
 @_test(
-    3, "runs of neighbouring seeds share no epoch's order, and no sample of any rank, worker and epoch draws what another drew"
+    3,
+    (
+        "runs of neighbouring seeds share no epoch's order, and no sample of any rank, worker and "
+        "epoch draws what another drew"
+    ),
 )
 def nothing_is_shared(peer: Peer) -> None:
     traces = {seed: on_ranks(peer, "train", work=Work(seed=seed, workers=2)) for seed in (5, 6)}
@@ -171,11 +211,22 @@ def augmentation_differs(peer: Peer) -> None:
             for index, row in zip(indices, rows):
                 by_sample.setdefault(index, []).append(row)
         for library, name in enumerate(("random", "numpy", "torch")):
-            equal = [index for index, (one, other) in by_sample.items() if one[library] == other[library]]
-            _expect(not equal, f"{name} draws the same in both epochs, {workers} workers: {len(equal)} samples")
+            equal = [
+                index for index, (one, other) in by_sample.items() if one[library] == other[library]
+            ]
+            _expect(
+                not equal,
+                f"{name} draws the same in both epochs, {workers} workers: {len(equal)} samples",
+            )
 
 
-@_test(5, "a validation pass, a peek at a loader, another loader or model changes no number of the training")
+@_test(
+    5,
+    (
+        "a validation pass, a peek at a loader, another loader or model changes no number of the "
+        "training"
+    ),
+)
 def nothing_disturbs(peer: Peer) -> None:
     for workers in (0, 2):
         work = Work(workers=workers)
@@ -183,7 +234,10 @@ def nothing_disturbs(peer: Peer) -> None:
         _expect(_train(peer, work) == expected, f"{workers} workers: two runs differ")
         for what in ("validate", "disturb"):
             found = _train(peer, attrs.evolve(work, **{what: True}))
-            done = {"validate": "a validation pass", "disturb": "a peek at a loader, another loader and model"}[what]
+            done = {
+                "validate": "a validation pass",
+                "disturb": "a peek at a loader, another loader and model",
+            }[what]
             _expect(found == expected, f"{workers} workers: {done} changes the training")
 
 
@@ -197,7 +251,10 @@ def components_are_independent(peer: Peer) -> None:
         "adding one": [("extra", None), *names],
     }.items():
         found = peer.build(order)
-        _expect(all(found[name] == expected[name] for name in names if name in found), f"{what} changes the others")
+        _expect(
+            all(found[name] == expected[name] for name in names if name in found),
+            f"{what} changes the others",
+        )
 
 
 @_test(7, "a seed that is none is refused by a typed error before any generator has moved")
@@ -231,12 +288,24 @@ def names_are_injective(peer: Peer) -> None:
         (("model", composed), ("model", unicodedata.normalize("NFD", composed))),
     )
     for one, other in pairs:
-        _expect(peer.named_stream(*one) != peer.named_stream(*other), f"{one} and {other} are one stream")
+        _expect(
+            peer.named_stream(*one) != peer.named_stream(*other),
+            f"{one} and {other} are one stream",
+        )
     with contextlib.suppress(TypeError, ValueError):  # refused
-        _expect(peer.named_stream("model", 1) != peer.named_stream("model", bool(1)), "1 and True are one stream")
+        _expect(
+            peer.named_stream("model", 1) != peer.named_stream("model", bool(1)),
+            "1 and True are one stream",
+        )
 
 
-@_test(9, "determinism switches return to the caller's values, and what the launcher set is reported, not overwritten")
+@_test(
+    9,
+    (
+        "determinism switches return to the caller's values, and what the launcher set is "
+        "reported, not overwritten"
+    ),
+)
 def switches_return(peer: Peer) -> None:
     def switches() -> Dict[str, Any]:
         return {
@@ -253,8 +322,14 @@ def switches_return(peer: Peer) -> None:
     before = switches()
     report, revert = peer.set_switches()
     _expect(switches() != before, "nothing was set")
-    _expect(os.environ.get("CUBLAS_WORKSPACE_CONFIG") == ":0:0", "CUBLAS_WORKSPACE_CONFIG of the launcher is overwritten")
-    _expect("CUBLAS_WORKSPACE_CONFIG" in report, "CUBLAS_WORKSPACE_CONFIG that is not deterministic is not reported")
+    _expect(
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG") == ":0:0",
+        "CUBLAS_WORKSPACE_CONFIG of the launcher is overwritten",
+    )
+    _expect(
+        "CUBLAS_WORKSPACE_CONFIG" in report,
+        "CUBLAS_WORKSPACE_CONFIG that is not deterministic is not reported",
+    )
     if revert is None:
         raise Failed("no way back")
     revert()
@@ -263,10 +338,16 @@ def switches_return(peer: Peer) -> None:
     _expect(not changed, f"not given back: {', '.join(changed)}")
 
 
-# --- checkpoints ------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
-@_test(10, "a generator state that is missing or cut short is an error that names it, and nothing has moved")
+@_test(
+    10,
+    (
+        "a generator state that is missing or cut short is an error that names it, and nothing has "
+        "moved"
+    ),
+)
 def damaged_states_are_refused(peer: Peer) -> None:
     for library, damage in (("numpy", peer.without_numpy), ("torch", peer.with_short_torch)):
         state = damage(peer.rng_state())
@@ -276,13 +357,18 @@ def damaged_states_are_refused(peer: Peer) -> None:
             peer.set_rng_state(state)
         except Exception as error:  # noqa: BLE001 - any error is looked at
             named = library in f"{type(error).__name__} {error}".lower()
-            _expect(named or library == "torch", f"{library}: {type(error).__name__}: {error} does not name it")
+            _expect(
+                named or library == "torch",
+                f"{library}: {type(error).__name__}: {error} does not name it",
+            )
             _expect(not _moved(before), f"{library} damaged: {_moved(before)} set before the error")
         else:
             raise Failed(f"{library} damaged: accepted")
 
 
-@_test(11, "a loader state of another batch size, seed, dataset or sampler is refused with both values")
+@_test(
+    11, "a loader state of another batch size, seed, dataset or sampler is refused with both values"
+)
 def other_loaders_are_refused(peer: Peer) -> None:
     accepted = []
     for change, values in (
@@ -300,7 +386,10 @@ def other_loaders_are_refused(peer: Peer) -> None:
                 raise
             except Exception as error:  # noqa: BLE001 - any error is looked at
                 shown = all(value in str(error) for value in values)
-                _expect(shown, f"another {next(iter(change))}: the error does not say both values: {error}")
+                _expect(
+                    shown,
+                    f"another {next(iter(change))}: the error does not say both values: {error}",
+                )
             else:
                 accepted.append(next(iter(change)).replace("_", " "))
     _expect(not accepted, f"accepted: another {', '.join(accepted)}")

@@ -47,7 +47,8 @@ class Peer:
         self._nothing("no scope")
 
     def build(self, names: Sequence[Tuple[str, Any]]) -> Dict[Tuple[str, Any], List[float]]:
-        """Build one thing for each name, in this order, and return what each was initialised with."""
+        """Build one thing for each name, in this order, and return what each was initialised
+        with."""
         del names
         self._nothing("no components")
 
@@ -57,11 +58,13 @@ class Peer:
         self._nothing("no streams with names")
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        """Return draws of two streams of different names or seeds that are one on the device, if that can be had."""
+        """Return draws of two streams of different names or seeds that are one on the device, if
+        that can be had."""
         self._nothing("one global stream")
 
     def set_switches(self) -> Tuple[str, Optional[Callable[[], None]]]:
-        """Ask for deterministic algorithms; return what was reported, and how to give the caller's values back."""
+        """Ask for deterministic algorithms; return what was reported, and how to give the
+        caller's values back."""
         self._nothing("no switches")
 
     def rng_state(self) -> Any:

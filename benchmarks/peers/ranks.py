@@ -33,7 +33,17 @@ def on_ranks(peer: Peer, action: str, *, work: Optional[Work] = None) -> List[An
         asked = json.dumps(None if work is None else attrs.asdict(work, value_serializer=_plain))
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "peers.cell", peer.name, action, "--work", asked, "--out", str(outs[rank])],
+                [
+                    sys.executable,
+                    "-m",
+                    "peers.cell",
+                    peer.name,
+                    action,
+                    "--work",
+                    asked,
+                    "--out",
+                    str(outs[rank]),
+                ],
                 env={**os.environ, **_environment(rank, port)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -44,7 +54,9 @@ def on_ranks(peer: Peer, action: str, *, work: Optional[Work] = None) -> List[An
         try:
             said = [process.communicate(timeout=_SECONDS)[0] for process in processes]
         except subprocess.TimeoutExpired as error:
-            raise Failed(f"{action.replace('_', ' ')}: one rank waits for the other for ever") from error
+            raise Failed(
+                f"{action.replace('_', ' ')}: one rank waits for the other for ever"
+            ) from error
         finally:
             for process in processes:
                 process.kill()

@@ -1,7 +1,10 @@
-"""Run the fourteen tests against every peer and print the table: ``python benchmarks/peers/table.py [--write]``.
+"""Run the fourteen tests against every peer and print the table.
 
-A peer that needs an environment of its own gets it by ``--python NAME=PATH``. ``--write`` puts the table between the markers
-of ``benchmarks/README.md`` and of ``README.md``; ``--peers NAME ...`` runs some of them, and then nothing is written.
+``python benchmarks/peers/table.py [--write]``.
+
+A peer that needs an environment of its own gets it by ``--python NAME=PATH``. ``--write`` puts the
+table between the markers of ``benchmarks/README.md`` and of ``README.md``; ``--peers NAME ...``
+runs some of them, and then nothing is written.
 """
 
 from __future__ import annotations
@@ -38,9 +41,19 @@ def measure(peer: str, number: int, python: str) -> Cell:
         out = Path(folder) / "cell.json"
         env = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
         command = [python, "-m", "peers.cell", peer, str(number), "--out", str(out)]
-        run = subprocess.run(command, env=env, cwd=folder, timeout=_SECONDS, check=False, capture_output=True, text=True)
+        run = subprocess.run(
+            command,
+            env=env,
+            cwd=folder,
+            timeout=_SECONDS,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if not out.exists():
-            raise RuntimeError(f"{peer}, test {number}, ended without an answer:\n{run.stdout}\n{run.stderr}")
+            raise RuntimeError(
+                f"{peer}, test {number}, ended without an answer:\n{run.stdout}\n{run.stderr}"
+            )
         cell: Cell = json.loads(out.read_text(encoding="utf-8"))
     if cell["outcome"] == "broken":
         raise RuntimeError(f"{peer}, test {number}:\n{cell['seen']}")
@@ -48,7 +61,8 @@ def measure(peer: str, number: int, python: str) -> Cell:
 
 
 def measure_all(peers: List[str], pythons: Dict[str, str]) -> Dict[Tuple[str, int], Cell]:
-    """Run every test of every peer, as many at a time as there are cores; a line for each that is done."""
+    """Run every test of every peer, as many at a time as there are cores; a line for each that
+    is done."""
     found = {}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         asked = {
@@ -61,7 +75,10 @@ def measure_all(peers: List[str], pythons: Dict[str, str]) -> Dict[Tuple[str, in
             if done.exception() is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
             cell = found[peer, number] = done.result()
-            print(f"[{count}/{len(asked)}] {peer} {number}: {cell['outcome']} {cell['seen']}", flush=True)
+            print(
+                f"[{count}/{len(asked)}] {peer} {number}: {cell['outcome']} {cell['seen']}",
+                flush=True,
+            )
     return found
 
 
@@ -71,8 +88,13 @@ def table(peers: List[str], cells: Dict[Tuple[str, int], Cell]) -> str:
     lines = [f"| | | {' | '.join(heads)} |", f"|---|---|{'---|' * len(peers)}"]
     for number, title in TITLES.items():
         signs = [SIGNS[cells[peer, number]["outcome"]] for peer in peers]
-        lines.append(f"| {number} | {title} | {' | '.join(f'**{sign}**' if sign == 'yes' else sign for sign in signs)} |")
-    counts = [str(sum(cells[peer, number]["outcome"] == "passes" for number in TITLES)) for peer in peers]
+        lines.append(
+            f"| {number} | {title} | "
+            f"{' | '.join(f'**{sign}**' if sign == 'yes' else sign for sign in signs)} |"
+        )
+    counts = [
+        str(sum(cells[peer, number]["outcome"] == "passes" for number in TITLES)) for peer in peers
+    ]
     return "\n".join([*lines, f"| | passed | {' | '.join(counts)} |"])
 
 
@@ -86,8 +108,17 @@ def evidence(peers: List[str], cells: Dict[Tuple[str, int], Cell]) -> str:
             if cells[peer, number]["outcome"] != "passes"
         ]
         lines += [f"- Test {number}", *seen] if seen else []
-    versions = sorted({f"{name} {version}" for cell in cells.values() for name, version in cell["versions"].items()})
-    when = f"{dt.datetime.now(tz=dt.timezone.utc).date()}, CPython {platform.python_version()}, CPU: {', '.join(versions)}."
+    versions = sorted(
+        {
+            f"{name} {version}"
+            for cell in cells.values()
+            for name, version in cell["versions"].items()
+        }
+    )
+    when = (
+        f"{dt.datetime.now(tz=dt.timezone.utc).date()}, CPython {platform.python_version()}, "
+        f"CPU: {', '.join(versions)}."
+    )
     return "\n".join([when, "", *lines])
 
 
@@ -104,7 +135,13 @@ def main() -> None:
     """Measure, print, and write where asked to; fail where the library does not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="interpreter that has a peer")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="interpreter that has a peer",
+    )
     parser.add_argument("--write", action="store_true", help="put the table into the pages")
     options = parser.parse_args()
     cells = measure_all(options.peers, dict(given.split("=", 1) for given in options.python))

@@ -1,4 +1,5 @@
-"""What every peer is asked to train: data that draws from every library, and a model that writes down what it saw."""
+"""What every peer is asked to train: data that draws from every library, and a model that writes
+down what it saw."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 Step = Tuple[List[int], List[List[float]], List[float]]
-"""The indices of a batch, what each sample drew from (random, numpy, torch), and the dropout mask."""
+"""The indices of a batch, what each sample drew from (random, numpy, torch), and the dropout
+mask."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +34,8 @@ class Work:
         stop_after: save everything after that many batches, and return.
         resume: go on from what was saved.
         folder: where it was.
-        disturb: take a batch and leave the iterator, build a model and a loader that nobody uses, before the training.
+        disturb: take a batch and leave the iterator, build a model and a loader that nobody uses,
+            before the training.
         validate: run over other data after each epoch.
     """
 
@@ -61,7 +64,9 @@ class Drawing(Dataset):
         return self.size
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+        return torch.tensor(
+            [index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64
+        )
 
 
 class Net(nn.Module):
@@ -81,7 +86,8 @@ class Net(nn.Module):
 
 
 def disturb(loader: Any) -> None:
-    """Do what must change no number: peek at a batch, build a model, build and peek at another loader."""
+    """Do what must change no number: peek at a batch, build a model, build and peek at another
+    loader."""
     next(iter(loader))
     nn.Linear(4, 4)
     next(iter(torch.utils.data.DataLoader(Drawing(8), shuffle=True)))

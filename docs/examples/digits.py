@@ -1,9 +1,10 @@
 """Train a small classifier of handwritten digits from one registry, twice, and check that the runs are equal.
 
-Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the batches and the dropout of
-each step. The ledger says what was derived and built; its digest and the weights of the second run must be those of the
-first, bit for bit. The data are the 1,797 images of 8 x 8 pixels that come with scikit-learn, so nothing is downloaded.
-The ledger, a table for a paper and a statement in words are left in a folder.
+Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the
+batches and the dropout of each step. The ledger says what was derived and built; its digest and the
+weights of the second run must be those of the first, bit for bit. The data are the 1,797 images of
+8 x 8 pixels that come with scikit-learn, so nothing is downloaded. The ledger, a table for a paper
+and a statement in words are left in a folder.
 
     python docs/examples/digits.py --seed 42 --epochs 20 --out out
 """
@@ -29,7 +30,8 @@ BAR_WIDTH = 30
 
 
 class Run(NamedTuple):
-    """What one training leaves: its registry, its model, and the share of test images that it gets right."""
+    """What one training leaves: its registry, its model, and the share of test images that it
+    gets right."""
 
     registry: SeedRegistry
     model: nn.Module
@@ -50,7 +52,9 @@ class Progress:
         if self.is_terminal:
             filled = BAR_WIDTH * (step + 1) // self.steps
             bar = "#" * filled + "." * (BAR_WIDTH - filled)
-            print(f"\r{self.title}  epoch {epoch + 1:2d}/{self.epochs}  [{bar}]", end="", flush=True)
+            print(
+                f"\r{self.title}  epoch {epoch + 1:2d}/{self.epochs}  [{bar}]", end="", flush=True
+            )
 
     def epoch(self, epoch: int, loss: float, seconds: float) -> None:
         """Show that an epoch is done."""
@@ -79,16 +83,25 @@ def measure_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tenso
 
 
 def train(seed: int, epochs: int, title: str) -> Run:
-    """Train once. Everything that is drawn comes from the registry, and the audit would raise if something did not."""
+    """Train once. Everything that is drawn comes from the registry, and the audit would raise if
+    something did not."""
     registry = SeedRegistry(seed)
     registry.note(epochs=epochs, batch_size=BATCH_SIZE)
     training, test = registry.split(load_dataset(), [1500, 297], instance_id="digits")
 
-    loader = registry.dataloader(training, instance_id="training", batch_size=BATCH_SIZE, shuffle=True)
+    loader = registry.dataloader(
+        training, instance_id="training", batch_size=BATCH_SIZE, shuffle=True
+    )
     model = registry.model(build_model, 128, instance_id="training")
-    optimizer = registry.optimizer(torch.optim.AdamW, model.parameters(), instance_id="training", lr=1e-3)
+    optimizer = registry.optimizer(
+        torch.optim.AdamW, model.parameters(), instance_id="training", lr=1e-3
+    )
     scheduler = registry.scheduler(
-        "OneCycleLR", optimizer, instance_id="training", max_lr=1e-2, total_steps=epochs * len(loader)
+        "OneCycleLR",
+        optimizer,
+        instance_id="training",
+        max_lr=1e-2,
+        total_steps=epochs * len(loader),
     )
     dropout = registry.stream("dropout", "training")
 
@@ -114,11 +127,14 @@ def train(seed: int, epochs: int, title: str) -> Run:
 def is_equal(first: nn.Module, second: nn.Module) -> bool:
     """Return whether two models have the same parameters and buffers, bit for bit."""
     here, there = first.state_dict(), second.state_dict()
-    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+    return here.keys() == there.keys() and all(
+        torch.equal(here[name], there[name]) for name in here
+    )
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> Verification:
-    """Save a ledger and what a paper needs of it, and verify the file as a reader of the paper would."""
+    """Save a ledger and what a paper needs of it, and verify the file as a reader of the paper
+    would."""
     folder.mkdir(parents=True, exist_ok=True)
     ledger.save(folder / "ledger.jsonl")
     (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
@@ -130,10 +146,16 @@ def write_ledger(ledger: Ledger, folder: Path) -> Verification:
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description="Train on digits from one registry, twice, and compare.")
+    parser = argparse.ArgumentParser(
+        description="Train on digits from one registry, twice, and compare."
+    )
     parser.add_argument("--seed", type=int, default=42, help="master seed (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of each run (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="epochs of each run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error("--epochs must be at least 1")
@@ -143,7 +165,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Train, show and write the ledger, train again, compare; return the exit status."""
     arguments = parse_arguments()
-    torch.set_num_threads(1)  # a model this small gains nothing from more, and sums depend on how many there are
+    torch.set_num_threads(
+        1
+    )  # a model this small gains nothing from more, and sums depend on how many there are
     first = train(arguments.seed, arguments.epochs, "first run ")
     print(f"test accuracy {first.accuracy:.4f}\n\n{first.registry.ledger}\n")
 
@@ -153,7 +177,9 @@ def main() -> int:
     has_same_digest = second.registry.ledger.digest == first.registry.ledger.digest
     has_same_weights = is_equal(first.model, second.model)
     print(f"\ndigest of the second ledger: {'equal' if has_same_digest else 'DIFFERENT'}")
-    print(f"weights of the second model: {'equal, bit for bit' if has_same_weights else 'DIFFERENT'}")
+    print(
+        f"weights of the second model: {'equal, bit for bit' if has_same_weights else 'DIFFERENT'}"
+    )
     difference = first.registry.ledger.diff(second.registry.ledger)
     if difference:
         print(difference)

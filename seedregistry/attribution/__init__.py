@@ -1,14 +1,28 @@
 """Data attribution: MAGIC's exact metagradients, and retraining on subsets, on the streams of one registry."""
 
 from seedregistry.attribution import baselines, bridges
-from seedregistry.attribution.datasets import ReloadableTensors, get_cifar10_dataloader, load_cifar10, load_digits
+from seedregistry.attribution.datasets import (
+    ReloadableTensors,
+    get_cifar10_dataloader,
+    load_cifar10,
+    load_digits,
+)
 from seedregistry.attribution.measurements import losses_of, margins_of
 from seedregistry.attribution.metagradients import Attribution, magic
-from seedregistry.attribution.models import GroupNorm, construct_digits_cnn, construct_digits_mlp, construct_rn9
+from seedregistry.attribution.models import (
+    GroupNorm,
+    construct_digits_cnn,
+    construct_digits_mlp,
+    construct_rn9,
+)
 from seedregistry.attribution.recipe import Recipe, cross_entropy
 from seedregistry.attribution.retraining import PROTOCOLS, Retrainings, drop_sets, retrain
 from seedregistry.attribution.scoring import LdsScore, lds, noise_ceiling, score
-from seedregistry.attribution.setups import setup_lds_validation, setup_magic_training, setup_perfect_consistency
+from seedregistry.attribution.setups import (
+    setup_lds_validation,
+    setup_magic_training,
+    setup_perfect_consistency,
+)
 from seedregistry.attribution.smoothness import Metasmoothness, metasmoothness
 from seedregistry.attribution.states import Batch, State
 from seedregistry.attribution.training import Training

@@ -1,11 +1,14 @@
-"""Simpler scores, for the table beside MAGIC: gradient dot product, TracIn, influence function, random.
+"""Simpler scores, for the table beside MAGIC.
 
-All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape (targets, size).
-Training examples are looked at some at a time, so that memory does not grow with their number.
+Gradient dot product, TracIn, influence function, random.
 
-Source: G. Pruthi and others, Estimating Training Data Influence by Tracing Gradient Descent, 2020 (TracIn); P. W. Koh and P.
-Liang, Understanding Black-box Predictions via Influence Functions, 2017; J. Martens, New Insights and Perspectives on the
-Natural Gradient Method, 2020 (Gauss-Newton).
+All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each
+measurement, shape (targets, size). Training examples are looked at some at a time, so that memory
+does not grow with their number.
+
+Source: G. Pruthi and others, Estimating Training Data Influence by Tracing Gradient Descent, 2020
+(TracIn); P. W. Koh and P. Liang, Understanding Black-box Predictions via Influence Functions, 2017;
+J. Martens, New Insights and Perspectives on the Natural Gradient Method, 2020 (Gauss-Newton).
 """
 
 from __future__ import annotations
@@ -28,12 +31,17 @@ __all__ = ["gradient_dot_product", "influence_function", "random_scores", "traci
 
 _TOLERANCE = 1e-6
 _MOST_NUMBERS = 2**26
-"""Numbers in the gradients of the examples that are looked at together: they grow with the model."""
+"""Numbers in the gradients of the examples that are looked at together.
+
+They grow with the model.
+"""
 _MOST_INPUTS = 2**22
 """Numbers in the inputs that are looked at together, counted once for each vector."""
 
 
-def gradient_dot_product(training: Training, measurement: Measurement, state: State) -> torch.Tensor:
+def gradient_dot_product(
+    training: Training, measurement: Measurement, state: State
+) -> torch.Tensor:
     """Return minus the dot product of the measurement's gradient and each example's, after the training."""
     with torch_threads(training.recipe.threads):
         return -_dot_products(training, state, _flat(_measured(training, measurement, state))).cpu()
@@ -45,7 +53,8 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
     Args:
         training: what is attributed.
         measurement: what is measured.
-        states: such as those after each epoch; the learning rate is that of the last step before each.
+        states: such as those after each epoch; the learning rate is that of the last step before
+            each.
     """
     with torch_threads(training.recipe.threads):
         total = torch.zeros((), device="cpu")
@@ -56,11 +65,17 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
 
 
 def influence_function(
-    training: Training, measurement: Measurement, state: State, *, damping: float = 0.1, iterations: int = 100
+    training: Training,
+    measurement: Measurement,
+    state: State,
+    *,
+    damping: float = 0.1,
+    iterations: int = 100,
 ) -> torch.Tensor:
     """Return minus the measurement's gradient times the inverse Gauss-Newton matrix times each example's gradient.
 
-    The matrix is damped. Solved by conjugate gradients, for all targets at once, with exact products.
+    The matrix is damped. Solved by conjugate gradients, for all targets at once, with exact
+    products.
 
     Args:
         training: what is attributed.
@@ -76,26 +91,44 @@ def influence_function(
         raise RecipeError(f"damping must be > 0; got {damping!r}.")
     with torch_threads(training.recipe.threads):
         product = _gauss_newton(training, state, damping)
-        solved = _conjugate_gradients(product, _flat(_measured(training, measurement, state)), iterations)
+        solved = _conjugate_gradients(
+            product, _flat(_measured(training, measurement, state)), iterations
+        )
         return (-_dot_products(training, state, solved) / training.size).cpu()
 
 
 def random_scores(training: Training, targets: int) -> torch.Tensor:
-    """Return scores that say nothing, from the stream ("random_scores", instance id): what chance alone would get."""
-    generator = training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()
-    return torch.randn(targets, training.size, generator=generator, dtype=training.recipe.dtype, device="cpu")
+    """Return scores that say nothing, from the stream ("random_scores", instance id).
+
+    What chance alone would get.
+    """
+    generator = (
+        training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()
+    )
+    return torch.randn(
+        targets, training.size, generator=generator, dtype=training.recipe.dtype, device="cpu"
+    )
 
 
 def _flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
-def _measured(training: Training, measurement: Measurement, state: State) -> Tuple[torch.Tensor, ...]:
+def _measured(
+    training: Training, measurement: Measurement, state: State
+) -> Tuple[torch.Tensor, ...]:
     """Return the gradients of each target, by parameter: shape (targets, ...)."""
     parameters = tuple(parameter.detach().requires_grad_() for parameter in state.parameters)
-    values = measure(training, measurement, state.with_tensors([*parameters, *state.tensors()[len(parameters) :]]))
+    values = measure(
+        training,
+        measurement,
+        state.with_tensors([*parameters, *state.tensors()[len(parameters) :]]),
+    )
     rows = [
-        torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True) for value in values
+        torch.autograd.grad(
+            value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for value in values
     ]
     return tuple(torch.stack(column) for column in zip(*rows))
 
@@ -110,23 +143,30 @@ def _pieces(training: Training, count: int) -> Iterator[Tuple[torch.Tensor, torc
 def _dot_products(training: Training, state: State, rows: torch.Tensor) -> torch.Tensor:
     """Return the products of flat rows with the gradient of each training example's loss in evaluation mode: (rows, size)."""
 
-    def loss(parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def loss(
+        parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor
+    ) -> torch.Tensor:
         return training.recipe.loss(training.call(parameters, one[None]), target[None])[0]
 
     with training.evaluating():
         found = [
-            rows @ _flat(vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)).T
+            rows
+            @ _flat(vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)).T
             for inputs, targets in _pieces(training, _MOST_NUMBERS // rows.shape[1])
         ]
     return torch.cat(found, dim=1)
 
 
-def _gauss_newton(training: Training, state: State, damping: float) -> Callable[[torch.Tensor], torch.Tensor]:
+def _gauss_newton(
+    training: Training, state: State, damping: float
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the product with the mean Gauss-Newton matrix plus damping, for rows of flat vectors."""
     shapes = [parameter.shape for parameter in state.parameters]
     sizes = [parameter.numel() for parameter in state.parameters]
 
-    def products(vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def products(
+        vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
         def outputs(*parameters: torch.Tensor) -> torch.Tensor:
             return training.call(parameters, inputs)
 
@@ -134,7 +174,9 @@ def _gauss_newton(training: Training, state: State, damping: float) -> Callable[
             return training.recipe.loss(found, targets).sum()
 
         def one(vector: torch.Tensor) -> torch.Tensor:
-            tangents = tuple(part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes))  # type: ignore[no-untyped-call]
+            tangents = tuple(
+                part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes)
+            )  # type: ignore[no-untyped-call]
             found, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
             _, curved = jvp(grad(of_loss), (found,), (along,))  # type: ignore[misc]
             _, pull = vjp(outputs, *state.parameters)  # type: ignore[misc]
@@ -155,7 +197,9 @@ def _gauss_newton(training: Training, state: State, damping: float) -> Callable[
     return product
 
 
-def _conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, iterations: int) -> torch.Tensor:
+def _conjugate_gradients(
+    product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, iterations: int
+) -> torch.Tensor:
     """Solve for each row of ``right``."""
     solution = torch.zeros_like(right)
     residual = right.clone()
@@ -166,7 +210,9 @@ def _conjugate_gradients(product: Callable[[torch.Tensor], torch.Tensor], right:
         if bool((size <= least).all()):
             break
         curved = product(direction)
-        step = size / (direction * curved).sum(1, keepdim=True).clamp(min=torch.finfo(right.dtype).tiny)
+        step = size / (direction * curved).sum(1, keepdim=True).clamp(
+            min=torch.finfo(right.dtype).tiny
+        )
         solution = solution + step * direction
         residual = residual - step * curved
         after = residual.square().sum(1, keepdim=True)

@@ -1,10 +1,15 @@
-"""Scores of other libraries, for the table beside MAGIC: dattri's influence function, traker's TRAK. Each needs its package.
+"""Scores of other libraries, for the table beside MAGIC.
 
-All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape (targets, size).
-What the libraries draw comes from streams of the registry, ("dattri", instance id) and ("traker", instance id).
+Dattri's influence function, traker's TRAK.
 
-Source: J. Deng and others, dattri: A Library for Efficient Data Attribution, 2024; S. M. Park and others, TRAK: Attributing
-Model Behavior at Scale, 2023.
+Each needs its package.
+
+All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each
+measurement, shape (targets, size). What the libraries draw comes from streams of the registry,
+("dattri", instance id) and ("traker", instance id).
+
+Source: J. Deng and others, dattri: A Library for Efficient Data Attribution, 2024; S. M. Park and
+others, TRAK: Attributing Model Behavior at Scale, 2023.
 """
 
 from __future__ import annotations
@@ -45,13 +50,22 @@ def require(*packages: str) -> None:
     Raises:
         RecipeError: one is not installed.
     """
-    missing = [package for package in packages or _MODULES if importlib.util.find_spec(_MODULES[package]) is None]
+    missing = [
+        package
+        for package in packages or _MODULES
+        if importlib.util.find_spec(_MODULES[package]) is None
+    ]
     if missing:
         raise RecipeError(f"This needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def dattri_influence(
-    training: Training, examples: Pair, state: State, *, regularization: float = 0.1, iterations: int = 10
+    training: Training,
+    examples: Pair,
+    state: State,
+    *,
+    regularization: float = 0.1,
+    iterations: int = 10,
 ) -> torch.Tensor:
     """Return dattri's influence function with conjugate gradients, for the losses of test examples.
 
@@ -60,7 +74,8 @@ def dattri_influence(
         examples: test inputs and targets, whose losses are measured.
         state: the final state.
         regularization: added to the diagonal of the Hessian.
-        iterations: of the conjugate gradients. dattri does all of them, and gets NaN where it had converged before.
+        iterations: of the conjugate gradients. dattri does all of them, and gets NaN where it had
+            converged before.
 
     Raises:
         RecipeError: dattri is not installed, the data are no tensors, or the scores are not finite.
@@ -82,24 +97,36 @@ def dattri_influence(
     with _quietly(training, "dattri"):
         task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
         device = str(state.parameters[0].device)
-        attributor = IFAttributorCG(task=task, device=device, regularization=regularization, max_iter=iterations)
+        attributor = IFAttributorCG(
+            task=task, device=device, regularization=regularization, max_iter=iterations
+        )
         attributor.cache(train)
         found: torch.Tensor = attributor.attribute(train, test).detach()
     if not torch.isfinite(found).all():
-        message = f"dattri's scores are not finite: its {iterations} iterations go on after they have converged. Take fewer."
+        message = (
+            f"dattri's scores are not finite: its {iterations} iterations go on after they "
+            "have converged. Take fewer."
+        )
         raise RecipeError(message)
     return -found.T.to(training.recipe.dtype).cpu() / training.size
 
 
 def traker_trak(
-    training: Training, examples: Pair, state: State, *, dimension: int = 512, regularization: float = 100.0
+    training: Training,
+    examples: Pair,
+    state: State,
+    *,
+    dimension: int = 512,
+    regularization: float = 100.0,
 ) -> torch.Tensor:
     """Return traker's TRAK scores of one model, for the margins of a classifier's test examples.
 
-    They are computed in float32, and their scale is traker's own: it divides the inverse kernel by its mean.
+    They are computed in float32, and their scale is traker's own: it divides the inverse kernel by
+    its mean.
 
     Args:
-        training: what is attributed; its data must be tensors, and its loss the cross-entropy of classes.
+        training: what is attributed; its data must be tensors, and its loss the cross-entropy of
+            classes.
         examples: test inputs and targets.
         state: the final state.
         dimension: of the random projection of the gradients.
@@ -130,10 +157,14 @@ def traker_trak(
         for batch in _batches(training, training.examples()):
             traker.featurize(batch=batch, num_samples=len(batch[0]))
         traker.finalize_features()
-        traker.start_scoring_checkpoint("test", model.state_dict(), model_id=0, num_targets=len(examples[0]))
+        traker.start_scoring_checkpoint(
+            "test", model.state_dict(), model_id=0, num_targets=len(examples[0])
+        )
         for batch in _batches(training, (training.place(examples[0]), training.place(examples[1]))):
             traker.score(batch=batch, num_samples=len(batch[0]))
-        scores = torch.tensor(traker.finalize_scores("test"))  # a copy: the file behind it goes with its folder
+        scores = torch.tensor(
+            traker.finalize_scores("test")
+        )  # a copy: the file behind it goes with its folder
     return -scores.T.to(training.recipe.dtype)
 
 
@@ -145,12 +176,17 @@ def _batches(training: Training, pair: Pair) -> Iterator[Pair]:
 
 @contextlib.contextmanager
 def _quietly(training: Training, purpose: str) -> Iterator[None]:
-    """Run another library's code: on a stream of the registry, without its progress bars, with the process's logging kept."""
+    """Run another library's code.
+
+    On a stream of the registry, without its progress bars, with the process's logging kept.
+    """
     root = logging.getLogger()
     handlers: Any = list(root.handlers)
     scope = training.registry.stream(purpose, training.recipe.instance_id).scope(0, rank=None)
     try:
-        with torch_threads(training.recipe.threads), scope, contextlib.redirect_stderr(io.StringIO()):
+        with torch_threads(training.recipe.threads), scope, contextlib.redirect_stderr(
+            io.StringIO()
+        ):
             yield
     finally:
         root.handlers[:] = handlers

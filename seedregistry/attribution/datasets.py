@@ -1,4 +1,7 @@
-"""Data for attribution: the digits that come with scikit-learn, and CIFAR-10 through torchvision."""
+"""Data for attribution.
+
+The digits that come with scikit-learn, and CIFAR-10 through torchvision.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,12 @@ Pair = Tuple[torch.Tensor, torch.Tensor]
 
 
 class ReloadableTensors(TensorDataset):
-    """Tensors that travel as the call that loads them: for data too large to be sent to every process of a cluster.
+    """Tensors that travel as the call that loads them.
 
-    ``Recipe(dataset=ReloadableTensors(load_cifar10, root))``: a process that retrains loads them itself, from the same place.
+    For data too large to be sent to every process of a cluster.
+
+    ``Recipe(dataset=ReloadableTensors(load_cifar10, root))``: a process that retrains loads them
+    itself, from the same place.
 
     Args:
         load: a function of a module; returns the tensors, the same ones each time.
@@ -34,7 +40,9 @@ class ReloadableTensors(TensorDataset):
         **kwargs: for it.
     """
 
-    def __init__(self, load: Callable[..., Sequence[torch.Tensor]], *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, load: Callable[..., Sequence[torch.Tensor]], *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*load(*args, **kwargs))
         self._call = functools.partial(load, *args, **kwargs)
 
@@ -51,13 +59,16 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
         train: number of training examples, below 1,797.
 
     Returns:
-        The pairs (inputs, targets) for training and for testing. Inputs are float64 in 0 to 1, shape (n, 64), and targets
-        int64, shape (n,).
+        The pairs (inputs, targets) for training and for testing. Inputs are float64 in 0 to 1,
+        shape (n, 64), and targets int64, shape (n,).
     """
     from sklearn.datasets import load_digits as load  # noqa: PLC0415 - an extra
 
     data = load()
-    inputs, targets = torch.from_numpy(data.data) / 16, torch.from_numpy(data.target).to(torch.int64)
+    inputs, targets = (
+        torch.from_numpy(data.data) / 16,
+        torch.from_numpy(data.target).to(torch.int64),
+    )
     if not 0 < train < len(inputs):
         raise RecipeError(f"train must be between 1 and {len(inputs) - 1}; got {train!r}.")
     parts = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
@@ -68,20 +79,28 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
 def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool) -> Any:
     try:
         from torchvision.datasets import CIFAR10  # noqa: PLC0415 - optional, and slow to import
-    except (ImportError, RuntimeError) as error:  # torch raises a RuntimeError where its version is not that of torchvision
-        message = f"CIFAR-10 needs torchvision, made for torch {torch.__version__}: pip install torchvision. It said: {error}"
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torch raises a RuntimeError where its version is not that of torchvision
+        message = (
+            f"CIFAR-10 needs torchvision, made for torch {torch.__version__}: pip install "
+            f"torchvision. It said: {error}"
+        )
         raise RecipeError(message) from error
     try:
         return CIFAR10(os.fspath(root), train=train, download=download)
     except RuntimeError as error:
         message = (
-            f"CIFAR-10 is not in {str(Path(root).resolve())!r}, or damaged: {error} Give the folder that has "
-            "cifar-10-batches-py, or download=True."
+            f"CIFAR-10 is not in {str(Path(root).resolve())!r}, or damaged: {error} Give the "
+            "folder that has cifar-10-batches-py, or download=True."
         )
         raise RecipeError(message) from error
 
 
-def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, download: bool = False) -> Pair:
+def load_cifar10(
+    root: Union[str, os.PathLike[str]], *, train: bool = True, download: bool = False
+) -> Pair:
     """Return CIFAR-10 as tensors, normalised by the training set's mean and deviation of each channel.
 
     Args:
@@ -93,11 +112,14 @@ def load_cifar10(root: Union[str, os.PathLike[str]], *, train: bool = True, down
         The inputs, float32, shape (n, 3, 32, 32), and the targets, int64, shape (n,).
 
     Raises:
-        RecipeError: torchvision is not installed or made for another torch, or the data are not there.
+        RecipeError: torchvision is not installed or made for another torch, or the data are not
+            there.
     """
     data = _cifar10(root, train=train, download=download)
     inputs = torch.from_numpy(data.data).permute(0, 3, 1, 2).to(torch.float32) / 255
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (_CIFAR_MEAN, _CIFAR_STD))
+    mean, deviation = (
+        torch.tensor(values).view(1, 3, 1, 1) for values in (_CIFAR_MEAN, _CIFAR_STD)
+    )
     return (inputs - mean) / deviation, torch.tensor(data.targets, dtype=torch.int64)
 
 
@@ -134,9 +156,12 @@ def get_cifar10_dataloader(
         download: fetch the data when they are not there.
 
     Raises:
-        RecipeError: torchvision is not installed or made for another torch, the data are not there, or another split.
+        RecipeError: torchvision is not installed or made for another torch, the data are not there,
+            or another split.
     """
     if split not in {"train", "test"}:
         raise RecipeError(f"split must be 'train' or 'test'; got {split!r}.")
     pair = load_cifar10(root, train=split == "train", download=download)
-    return DataLoader(_Tensors(pair), batch_size=batch_size, shuffle=shuffle, num_workers=num_workers)
+    return DataLoader(
+        _Tensors(pair), batch_size=batch_size, shuffle=shuffle, num_workers=num_workers
+    )

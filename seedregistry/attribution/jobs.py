@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.attribution.states import State
 
-__all__ = ["Chunk", "Job", "Outcome", "check_workers", "process_pool", "retraining_id", "run_chunks"]
+__all__ = [
+    "Chunk",
+    "Job",
+    "Outcome",
+    "check_workers",
+    "process_pool",
+    "retraining_id",
+    "run_chunks",
+]
 
 
 Outcome = Tuple[List[float], str]
@@ -45,8 +53,9 @@ class Job:
 
 
 _CANNOT_BE_SENT = (
-    "The recipe or the measurement cannot be sent to other processes: {}. Define model, loss and measurement as "
-    "functions of a module, or retrain in this process: workers=1. In a notebook, that module is a file beside it."
+    "The recipe or the measurement cannot be sent to other processes: {}. Define model, loss and "
+    "measurement as functions of a module, or retrain in this process: workers=1. In a notebook, "
+    "that module is a file beside it."
 )
 
 _received = b""
@@ -56,7 +65,10 @@ _unpacked: Dict[str, Tuple[Any, Any]] = {}
 """The last job of this process, by the digest of its bytes."""
 
 _one_at_a_time = threading.Lock()
-"""Held while a retraining runs: an executor may have threads, and they share torch's generators, threads and models."""
+"""Held while a retraining runs.
+
+An executor may have threads, and they share torch's generators, threads and models.
+"""
 
 
 def _receive(payload: bytes) -> None:
@@ -66,12 +78,17 @@ def _receive(payload: bytes) -> None:
 
 
 def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[Outcome]:
-    """Retrain, once for each index; in whatever process. Without a payload the job is the one that was received."""
+    """Retrain, once for each index; in whatever process.
+
+    Without a payload the job is the one that was received.
+    """
     with _one_at_a_time:
         return _work_alone(payload or _received, name, indices, dropped)
 
 
-def _work_alone(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[Outcome]:
+def _work_alone(
+    payload: bytes, name: str, indices: List[int], dropped: List[List[int]]
+) -> List[Outcome]:
     digest = hashlib.sha256(payload).hexdigest()
     job, training = _unpacked.get(digest, (None, None))
     if job is None:
@@ -93,29 +110,42 @@ def _shake_hands(here: Mapping[str, str], there: Mapping[str, str]) -> None:
     """
     different = [name for name in there if here.get(name) != there[name]]
     if different:
-        values = "; ".join(f"{name} is {here.get(name)} here and {there[name]} in the main process" for name in different)
+        values = "; ".join(
+            f"{name} is {here.get(name)} here and {there[name]} in the main process"
+            for name in different
+        )
         message = (
-            f"This process does not repeat the run: {values}. Use one type of machine and one set of versions. What your "
-            "program sets, such as the precision of matrix products, set in the recipe's module, which every process imports."
+            f"This process does not repeat the run: {values}. Use one type of machine and one set "
+            "of versions. What your program sets, such as the precision of matrix products, set "
+            "in the recipe's module, which every process imports."
         )
         raise ReplayError(message)
 
 
-def _retrain_all(job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor) -> List[Outcome]:
+def _retrain_all(
+    job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor
+) -> List[Outcome]:
     """Return the outcome of each retraining: of one after the other, or of all at once."""
     if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
         return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
-    weights = torch.ones(len(indices), training.size, dtype=job.recipe.dtype, device="cpu").scatter_(1, dropped, 0.0)
+    weights = torch.ones(
+        len(indices), training.size, dtype=job.recipe.dtype, device="cpu"
+    ).scatter_(1, dropped, 0.0)
     states = training.train_many(weights, cuts=job.protocol == "cut")
     started = training.initial_state().fingerprint()
-    return [(_measure(job, training, state, f"{name}_{index}"), started) for index, state in zip(indices, states)]
+    return [
+        (_measure(job, training, state, f"{name}_{index}"), started)
+        for index, state in zip(indices, states)
+    ]
 
 
 def _measure(job: Job, training: Training, state: State, name: str) -> List[float]:
     with torch_threads(training.recipe.threads):
         values = measure(training, job.measurement, state, is_differentiated=False)
     if not torch.isfinite(values).all():
-        raise RecipeError(f"Retraining {name} ended in values that are not finite: {values.tolist()[:5]} ...")
+        raise RecipeError(
+            f"Retraining {name} ended in values that are not finite: {values.tolist()[:5]} ..."
+        )
     return [float(value) for value in values]
 
 
@@ -170,17 +200,24 @@ def check_workers(workers: object) -> None:
     """
     is_number = isinstance(workers, int) and not isinstance(workers, bool) and workers > 0
     if not is_number and not isinstance(workers, concurrent.futures.Executor):
-        raise InvalidOptionError(f"workers must be an int > 0 or an executor of concurrent.futures; got {workers!r}.")
+        raise InvalidOptionError(
+            f"workers must be an int > 0 or an executor of concurrent.futures; got {workers!r}."
+        )
 
 
 def process_pool(workers: int, payload: bytes = b"") -> concurrent.futures.ProcessPoolExecutor:
     """Return a pool of processes that were not forked, each with a job that its tasks need not bring."""
     context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_receive, initargs=(payload,))
+    return concurrent.futures.ProcessPoolExecutor(
+        workers, context, initializer=_receive, initargs=(payload,)
+    )
 
 
 def run_chunks(
-    job: Job, training: Training, chunks: Sequence[Chunk], workers: Union[int, concurrent.futures.Executor]
+    job: Job,
+    training: Training,
+    chunks: Sequence[Chunk],
+    workers: Union[int, concurrent.futures.Executor],
 ) -> Generator[Tuple[Chunk, List[Outcome]], None, None]:
     """Yield each chunk with its outcomes, as they come.
 
@@ -201,13 +238,16 @@ def run_chunks(
     futures: Dict[concurrent.futures.Future[List[Outcome]], Chunk] = {}
     try:
         for chunk in chunks:
-            futures[executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist())] = chunk
+            futures[
+                executor.submit(_work, payload, chunk.name, chunk.indices, chunk.dropped.tolist())
+            ] = chunk
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], future.result()
     except concurrent.futures.BrokenExecutor as error:
         message = (
-            "A process that retrained has ended before its work was done: out of memory, or started by a script that is read "
-            "from standard input or starts processes outside `if __name__ == '__main__':`. What is in the store is kept."
+            "A process that retrained has ended before its work was done: out of memory, or "
+            "started by a script that is read from standard input or starts processes outside "
+            "`if __name__ == '__main__':`. What is in the store is kept."
         )
         raise ReplayError(message) from error
     finally:

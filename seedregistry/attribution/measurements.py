@@ -16,7 +16,10 @@ from seedregistry.errors import RecipeError
 __all__ = ["Identity", "Measurement", "identify", "losses_of", "margins_of", "measure"]
 
 Measurement = Callable[[Training, State], torch.Tensor]
-"""From a training and its final state to the measured values: shape (targets,), differentiable in the state's tensors."""
+"""From a training and its final state to the measured values.
+
+Shape (targets,), differentiable in the state's tensors.
+"""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -45,7 +48,9 @@ def losses_of(inputs: Any, targets: torch.Tensor) -> Measurement:
 
 
 def margins_of(inputs: Any, targets: torch.Tensor) -> Measurement:
-    """Return the measurement of the margin of each of some examples: its class's output minus the log-sum-exp of the others.
+    """Return the measurement of the margin of each of some examples.
+
+    Its class's output minus the log-sum-exp of the others.
 
     Args:
         inputs: of the model, as a batch of the training has them.
@@ -54,14 +59,18 @@ def margins_of(inputs: Any, targets: torch.Tensor) -> Measurement:
     return _ExampleLosses(inputs=inputs, targets=targets, is_margin=True)
 
 
-def measure(training: Training, measurement: Measurement, state: State, *, is_differentiated: bool = True) -> torch.Tensor:
+def measure(
+    training: Training, measurement: Measurement, state: State, *, is_differentiated: bool = True
+) -> torch.Tensor:
     """Return the measured values of a state: shape (targets,).
 
     Args:
         training: what is measured.
         measurement: how.
-        state: of the training; its parameters require gradients where the values are differentiated.
-        is_differentiated: keep what is needed to differentiate the values by the state's parameters.
+        state: of the training; its parameters require gradients where the values are
+            differentiated.
+        is_differentiated: keep what is needed to differentiate the values by the state's
+            parameters.
 
     Raises:
         RecipeError: the measurement fails, or is no vector that depends on the state's parameters.
@@ -72,13 +81,20 @@ def measure(training: Training, measurement: Measurement, state: State, *, is_di
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"The measurement failed on the state before step {state.step}: {error}") from error
+        raise RecipeError(
+            f"The measurement failed on the state before step {state.step}: {error}"
+        ) from error
     is_vector = isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) > 0
     if not is_vector or (is_differentiated and not values.requires_grad):
-        shape = f"shape {tuple(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+        shape = (
+            f"shape {tuple(values.shape)}"
+            if isinstance(values, torch.Tensor)
+            else type(values).__name__
+        )
         flat = " without a gradient" if is_vector else ""
         message = (
-            f"A measurement returns a tensor of shape (targets,) that depends on the state's parameters; got {shape}{flat}."
+            "A measurement returns a tensor of shape (targets,) that depends on the state's "
+            f"parameters; got {shape}{flat}."
         )
         raise RecipeError(message)
     return values
@@ -89,8 +105,8 @@ class Identity:
     """What a measurement is known by.
 
     Attributes:
-        digest: SHA-256 over what it measures on two states at the beginning, and over its data where it is one of ours: 64
-            hexadecimal digits.
+        digest: SHA-256 over what it measures on two states at the beginning, and over its data
+            where it is one of ours: 64 hexadecimal digits.
         targets: int > 0, how many values it has.
     """
 
@@ -98,8 +114,12 @@ class Identity:
     targets: int
 
 
-def identify(training: Training, measurement: Measurement, *, is_differentiated: bool = True) -> Identity:
-    """Try a measurement on the initial state and on one beside it: one that fails, fails here and not after the training.
+def identify(
+    training: Training, measurement: Measurement, *, is_differentiated: bool = True
+) -> Identity:
+    """Try a measurement on the initial state and on one beside it.
+
+    One that fails, fails here and not after the training.
 
     Args:
         training: what is measured.
@@ -110,18 +130,22 @@ def identify(training: Training, measurement: Measurement, *, is_differentiated:
         RecipeError: as for :func:`measure`; or no gradient reaches the state.
     """
     initial = training.initial_state()
-    state = initial.with_tensors([tensor.detach().requires_grad_(is_differentiated) for tensor in initial.tensors()])
+    state = initial.with_tensors(
+        [tensor.detach().requires_grad_(is_differentiated) for tensor in initial.tensors()]
+    )
     with torch_threads(training.recipe.threads):
         values = measure(training, measurement, state, is_differentiated=is_differentiated)
         if is_differentiated:
             reached = torch.autograd.grad(values.sum(), state.parameters, allow_unused=True)
             if all(gradient is None for gradient in reached):
                 message = (
-                    "No gradient reaches the state from the measurement: it measured a copy of the model. Compute with "
-                    "training.outputs(state, inputs), or from state.parameters."
+                    "No gradient reaches the state from the measurement: it measured a copy of "
+                    "the model. Compute with training.outputs(state, inputs), or from "
+                    "state.parameters."
                 )
                 raise RecipeError(message)
-        # A last layer of zeros measures the same on any examples, so once more with every parameter moved a little.
+        # A last layer of zeros measures the same on any examples, so once more with every parameter
+        # moved a little.
         moved = initial.with_tensors([_moved(tensor) for tensor in initial.tensors()])
         beside = measure(training, measurement, moved, is_differentiated=False)
     name = getattr(measurement, "__qualname__", type(measurement).__qualname__)

@@ -1,11 +1,12 @@
 """MAGIC: exact derivatives of what a training ends in, with respect to the weight of every training example.
 
-The training is walked backwards. At each step the step itself is run once more, this time differentiably, and the adjoint of
-the state after it becomes the adjoint of the state before it: momentum, weight decay, schedules and clipping are
-differentiated with everything else, since they are part of the step.
+The training is walked backwards. At each step the step itself is run once more, this time
+differentiably, and the adjoint of the state after it becomes the adjoint of the state before it:
+momentum, weight decay, schedules and clipping are differentiated with everything else, since they
+are part of the step.
 
-Source: A. Ilyas and L. Engstrom, MAGIC: Near-Optimal Data Attribution for Deep Learning, 2025; L. Engstrom and others,
-Optimizing ML Training with Metagradient Descent, arXiv 2503.13751.
+Source: A. Ilyas and L. Engstrom, MAGIC: Near-Optimal Data Attribution for Deep Learning, 2025; L.
+Engstrom and others, Optimizing ML Training with Metagradient Descent, arXiv 2503.13751.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ class Attribution:
     """What MAGIC found.
 
     Attributes:
-        scores: derivative of each target's measurement by each training example's weight, at weight 1: shape (targets, size),
-            in the recipe's dtype. Leaving examples S out changes the measurement by about ``-scores[:, S].sum(1)``.
+        scores: derivative of each target's measurement by each training example's weight, at weight
+            1: shape (targets, size), in the recipe's dtype. Leaving examples S out changes the
+            measurement by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
-        fingerprint: of the training before its first step, by which retrainings of another one are told from it.
+        fingerprint: of the training before its first step, by which retrainings of another one are
+            told from it.
         state: the final state.
         states_kept: how many states were kept at one time, besides the first and the one at work.
     """
@@ -58,7 +61,10 @@ class Attribution:
     states_kept: int
 
     def predict(self, weights: torch.Tensor) -> torch.Tensor:
-        """Return the predicted measurements: shape (..., targets) for weights of shape (..., size)."""
+        """Return the predicted measurements.
+
+        Shape (..., targets) for weights of shape (..., size).
+        """
         return self.values + (weights.to(self.scores.dtype) - 1) @ self.scores.T
 
 
@@ -74,22 +80,27 @@ def magic(
 ) -> Attribution:
     """Return the exact metagradients of measurements with respect to the weight of every training example.
 
-    Every number of kept states gives the same bits. The training itself is part of the walk, and is not run in advance.
+    Every number of kept states gives the same bits. The training itself is part of the walk, and is
+    not run in advance.
 
     Args:
         training: what is attributed.
         measurement: such as ``losses_of(test_inputs, test_targets)``, or a function of yours.
-        keep: how many states may be kept, besides the first and the one at work; by default twice the binary logarithm of the
-            number of steps. Fewer take more time and give the same result.
+        keep: how many states may be kept, besides the first and the one at work; by default twice
+            the binary logarithm of the number of steps. Fewer take more time and give the same
+            result.
         spill: a folder for the kept states, instead of memory.
-        vectorized: differentiate for all targets at once; ``"auto"`` goes one by one where a layer of the model cannot.
-        resume: a file in which progress is kept, so that a walk that was killed goes on; removed at the end.
-        progress: show how many steps were walked back; see :data:`~seedregistry.attribution.progress.ProgressOption`.
+        vectorized: differentiate for all targets at once; ``"auto"`` goes one by one where a layer
+            of the model cannot.
+        resume: a file in which progress is kept, so that a walk that was killed goes on; removed at
+            the end.
+        progress: show how many steps were walked back; see
+            :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Raises:
         InvalidOptionError: an option is not one of its values.
-        RecipeError: the data, the step or the measurement would not do, which is found before anything is trained; the
-            measured values or the scores are not finite.
+        RecipeError: the data, the step or the measurement would not do, which is found before
+            anything is trained; the measured values or the scores are not finite.
         ReplayError: ``resume`` is of another training or measurement.
     """
     total = training.steps
@@ -102,7 +113,9 @@ def magic(
     identity = identify(training, measurement)
     adjoint = _Adjoint(training, identity.targets, vectorized=vectorized)
     progress_file = (
-        None if resume is None else _ProgressFile(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
+        None
+        if resume is None
+        else _ProgressFile(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
     )
     store = KeptStates(spill)
     try:
@@ -111,7 +124,8 @@ def magic(
             found = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
     finally:
         store.close()
-    # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever machine.
+    # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever
+    # machine.
     facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
     return found
@@ -165,7 +179,9 @@ class _Adjoint:
         self.scores = training.ones(targets * training.size).reshape(targets, training.size).zero_()
 
     def try_out(self) -> None:
-        """Differentiate the first step: a model that cannot be is refused before the training and not after it.
+        """Differentiate the first step.
+
+        A model that cannot be is refused before the training and not after it.
 
         Raises:
             RecipeError: an operator has no second derivative, or hides it.
@@ -175,25 +191,34 @@ class _Adjoint:
         batch = training.batch(0)
         tensors = [tensor.detach().requires_grad_() for tensor in state.tensors()]
         weights = training.ones(len(batch.indices), requires_grad=True)
-        gradients = training.gradients(state.with_tensors(tensors), weights, batch, create_graph=True)
-        # Gradients are linear in the weights: each product below is 1, and so must be its derivative along them.
+        gradients = training.gradients(
+            state.with_tensors(tensors), weights, batch, create_graph=True
+        )
+        # Gradients are linear in the weights: each product below is 1, and so must be its
+        # derivative along them.
         products = [
             (gradient * gradient.detach()).sum() / gradient.detach().square().sum()
             for gradient in gradients
             if gradient is not None and bool(gradient.detach().square().sum() > 0)
         ]
         problem = (
-            "its derivative by the examples' weights is lost on the way, as in an autograd.Function marked once_differentiable"
+            "its derivative by the examples' weights is lost on the way, as in an "
+            "autograd.Function marked once_differentiable"
         )
         try:
-            found = torch.autograd.grad(products, [weights, *tensors], allow_unused=True) if products else (weights,)
+            found = (
+                torch.autograd.grad(products, [weights, *tensors], allow_unused=True)
+                if products
+                else (weights,)
+            )
             lost = len(products) if found[0] is None else abs(float(found[0].sum()) - len(products))
         except RuntimeError as error:
             problem, lost = str(error), 1.0
         if products and not lost < _MOST_LOST:
             message = (
-                f"The step cannot be differentiated: {problem}. Operators need a second derivative. Fused attention has none: "
-                "run the model under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+                f"The step cannot be differentiated: {problem}. Operators need a second "
+                "derivative. Fused attention has none: run the model under "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
             )
             raise RecipeError(message)
 
@@ -202,9 +227,14 @@ class _Adjoint:
         tensors = [tensor.detach().requires_grad_() for tensor in final.tensors()]
         values = measure(self._training, measurement, final.with_tensors(tensors))
         if not torch.isfinite(values).all():
-            raise RecipeError(f"The measurement is not finite after the training: {values.detach().tolist()[:5]} ...")
+            raise RecipeError(
+                "The measurement is not finite after the training: "
+                f"{values.detach().tolist()[:5]} ..."
+            )
         rows = [
-            torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+            torch.autograd.grad(
+                value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
             for value in values
         ]
         self._adjoints = tuple(torch.stack(column) for column in zip(*rows))
@@ -220,19 +250,28 @@ class _Adjoint:
         after = training.step(state.with_tensors(tensors), weights, batch, create_graph=True)
         self._compare(after)
         self._after = state
-        outputs, adjoints = zip(*((out, adjoint) for out, adjoint in zip(after.tensors(), self._adjoints) if out.requires_grad))
+        outputs, adjoints = zip(
+            *(
+                (out, adjoint)
+                for out, adjoint in zip(after.tensors(), self._adjoints)
+                if out.requires_grad
+            )
+        )
         *before, by_weight = self._pull_back(outputs, [*tensors, weights], adjoints)
         self._adjoints = tuple(before)
         if not all(bool(torch.isfinite(adjoint).all()) for adjoint in (by_weight, *before)):
             message = (
-                f"The scores are not finite from step {state.step} back: the training has no derivative there. With Adam, set "
-                "eps_root=1e-10 in the recipe: the root of a second moment that is zero has an infinite derivative."
+                f"The scores are not finite from step {state.step} back: the training has no "
+                "derivative there. With Adam, set eps_root=1e-10 in the recipe: the root of a "
+                "second moment that is zero has an infinite derivative."
             )
             raise RecipeError(message)
         self.scores.index_add_(1, batch.indices.to(self.scores.device), by_weight)
 
     def _compare(self, after: State) -> None:
-        """Compare the state after a step with what it was when the step was run before: the same but for rounding.
+        """Compare the state after a step with what it was when the step was run before.
+
+        The same but for rounding.
 
         Raises:
             ReplayError: it was another one.
@@ -241,25 +280,39 @@ class _Adjoint:
             return
         for first, again in zip(self._after.tensors(), after.tensors()):
             tolerance = torch.finfo(first.dtype).eps ** 0.5
-            if not torch.allclose(again.detach(), first, rtol=tolerance, atol=tolerance * float(first.abs().max())):
+            if not torch.allclose(
+                again.detach(), first, rtol=tolerance, atol=tolerance * float(first.abs().max())
+            ):
                 message = (
-                    f"Step {after.step - 1} ended in another state when it was run again: the model, the loss or the dataset "
-                    "keeps or draws something that is no part of the state."
+                    f"Step {after.step - 1} ended in another state when it was run again: the "
+                    "model, the loss or the dataset keeps or draws something that is no part of "
+                    "the state."
                 )
                 raise ReplayError(message)
 
     def _pull_back(
-        self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], adjoints: Sequence[torch.Tensor]
+        self,
+        outputs: Sequence[torch.Tensor],
+        inputs: Sequence[torch.Tensor],
+        adjoints: Sequence[torch.Tensor],
     ) -> Tuple[torch.Tensor, ...]:
         """Return the adjoints of the inputs: for all targets at once, or one after the other."""
 
-        def pull(given: Sequence[torch.Tensor], *, is_batched: bool, keep: bool) -> Tuple[torch.Tensor, ...]:
+        def pull(
+            given: Sequence[torch.Tensor], *, is_batched: bool, keep: bool
+        ) -> Tuple[torch.Tensor, ...]:
             found = torch.autograd.grad(
-                outputs, inputs, given, retain_graph=keep, is_grads_batched=is_batched, allow_unused=True
+                outputs,
+                inputs,
+                given,
+                retain_graph=keep,
+                is_grads_batched=is_batched,
+                allow_unused=True,
             )
             batch = (len(given[0]),) if is_batched else ()
             return tuple(
-                own.new_zeros((*batch, *own.shape)) if gradient is None else gradient for own, gradient in zip(inputs, found)
+                own.new_zeros((*batch, *own.shape)) if gradient is None else gradient
+                for own, gradient in zip(inputs, found)
             )
 
         count = len(adjoints[0])
@@ -269,17 +322,22 @@ class _Adjoint:
             except RuntimeError as error:
                 if self._vectorized is True:
                     message = (
-                        f"A layer cannot be differentiated for {count} targets at once: {error}. nn.GroupNorm is one; "
-                        "seedregistry.attribution.GroupNorm can. Or go one by one: vectorized=False."
+                        f"A layer cannot be differentiated for {count} targets at once: {error}. "
+                        "nn.GroupNorm is one; seedregistry.attribution.GroupNorm can. Or go one "
+                        "by one: vectorized=False."
                     )
                     raise RecipeError(message) from error
                 self._vectorized = False
                 _log.warning(
-                    "A layer cannot be differentiated for %d targets at once: they are done one by one, which is slower. "
-                    "nn.GroupNorm is one such layer; seedregistry.attribution.GroupNorm is not.",
+                    "A layer cannot be differentiated for %d targets at once: they are done one "
+                    "by one, which is slower. nn.GroupNorm is one such layer; "
+                    "seedregistry.attribution.GroupNorm is not.",
                     count,
                 )
-        rows = [pull([adjoint[i] for adjoint in adjoints], is_batched=False, keep=i + 1 < count) for i in range(count)]
+        rows = [
+            pull([adjoint[i] for adjoint in adjoints], is_batched=False, keep=i + 1 < count)
+            for i in range(count)
+        ]
         return tuple(torch.stack(column) for column in zip(*rows))
 
     def save(self, step: int, final: State, values: torch.Tensor) -> dict[str, Any]:
@@ -296,7 +354,11 @@ class _Adjoint:
     def restore(self, saved: dict[str, Any], first: State) -> Tuple[int, State, torch.Tensor]:
         """Take up what ``save`` returned; return the step, the final state and the values."""
         self._adjoints, self.scores = tuple(saved["adjoints"]), saved["scores"]
-        final = attrs.evolve(first.with_tensors(saved["final"]), updates=tuple(saved["updates"]), step=self._training.steps)
+        final = attrs.evolve(
+            first.with_tensors(saved["final"]),
+            updates=tuple(saved["updates"]),
+            step=self._training.steps,
+        )
         return int(saved["step"]), final, saved["values"]
 
 
@@ -314,13 +376,18 @@ class _ProgressFile:
         try:
             saved: dict[str, Any] = torch.load(self._path, weights_only=True)
         except Exception as error:
-            message = f"{str(self._path)!r} is no progress of a walk, or damaged: {error}. Remove it, or name another file."
+            message = (
+                f"{str(self._path)!r} is no progress of a walk, or damaged: {error}. "
+                "Remove it, or name another file."
+            )
             raise ReplayError(message) from error
-        found = {name: saved.get(name) for name in self._identity} if isinstance(saved, dict) else {}
+        found = (
+            {name: saved.get(name) for name in self._identity} if isinstance(saved, dict) else {}
+        )
         if found != self._identity:
             message = (
-                f"{str(self._path)!r} holds the progress of another training: {found}, not {self._identity}. Remove it, or "
-                "name another file."
+                f"{str(self._path)!r} holds the progress of another training: {found}, not "
+                f"{self._identity}. Remove it, or name another file."
             )
             raise ReplayError(message)
         return saved

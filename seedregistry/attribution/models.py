@@ -11,7 +11,12 @@ from seedregistry.errors import InvalidOptionError
 
 __all__ = ["GroupNorm", "construct_digits_cnn", "construct_digits_mlp", "construct_rn9"]
 
-_ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 _POOLS: Dict[str, Callable[[int], nn.Module]] = {"average": nn.AvgPool2d, "max": nn.MaxPool2d}
 
 
@@ -66,19 +71,31 @@ class GroupNorm(nn.Module):
 
 
 def construct_digits_mlp(hidden: int = 64, activation: str = "gelu") -> nn.Module:
-    """Return a perceptron for the digits: 64 inputs, one hidden layer, 10 outputs. GELU, since a kink costs predictability."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), _activation(activation)(), nn.Linear(hidden, 10))
+    """Return a perceptron for the digits: 64 inputs, one hidden layer, 10 outputs.
+
+    GELU, since a kink costs predictability.
+    """
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, hidden), _activation(activation)(), nn.Linear(hidden, 10)
+    )
 
 
 def construct_digits_cnn(width: int = 16, activation: str = "gelu") -> nn.Module:
-    """Return a small residual network with group norm for the digits: inputs (batch, 64), 10 outputs."""
+    """Return a small residual network with group norm for the digits.
+
+    Inputs (batch, 64), 10 outputs.
+    """
     act = _activation(activation)
     return nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)),
         nn.Conv2d(1, width, 3, padding=1, bias=False),
         GroupNorm(4, width),
         act(),
-        _Residual(nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), GroupNorm(4, width), act())),
+        _Residual(
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False), GroupNorm(4, width), act()
+            )
+        ),
         nn.AvgPool2d(4),
         nn.Flatten(),
         nn.Linear(width * 4, 10),
@@ -96,9 +113,9 @@ def construct_rn9(
 ) -> nn.Module:
     """Return a ResNet-9 for images of 3 x 32 x 32.
 
-    The defaults are the smooth choices that MAGIC needs: GELU, group norm, average pooling, a scaled-down last layer.
-    ``norm="batch"`` with ``activation="relu"`` and ``pool="max"`` is the usual network, which a recipe refuses for its
-    running statistics.
+    The defaults are the smooth choices that MAGIC needs: GELU, group norm, average pooling, a
+    scaled-down last layer. ``norm="batch"`` with ``activation="relu"`` and ``pool="max"`` is the
+    usual network, which a recipe refuses for its running statistics.
 
     Args:
         num_classes: outputs.
@@ -113,21 +130,29 @@ def construct_rn9(
     """
     act, pooling = _activation(activation), _POOLS.get(pool)
     if pooling is None:
-        raise InvalidOptionError(f"pool must be one of {', '.join(map(repr, _POOLS))}; got {pool!r}.")
+        raise InvalidOptionError(
+            f"pool must be one of {', '.join(map(repr, _POOLS))}; got {pool!r}."
+        )
     norms: Dict[str, Callable[[int], nn.Module]] = {
         "group": lambda channels: GroupNorm(min(8, channels), channels),
         "batch": nn.BatchNorm2d,
         "none": lambda _: nn.Identity(),
     }
     if norm not in norms:
-        raise InvalidOptionError(f"norm must be one of {', '.join(map(repr, norms))}; got {norm!r}.")
+        raise InvalidOptionError(
+            f"norm must be one of {', '.join(map(repr, norms))}; got {norm!r}."
+        )
 
     def block(inputs: int, outputs: int, *, pooled: bool) -> nn.Module:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norms[norm](outputs), act()]
         return nn.Sequential(*layers, *([pooling(2)] if pooled and pooling is not None else []))
 
     def residual(channels: int) -> nn.Module:
-        return _Residual(nn.Sequential(block(channels, channels, pooled=False), block(channels, channels, pooled=False)))
+        return _Residual(
+            nn.Sequential(
+                block(channels, channels, pooled=False), block(channels, channels, pooled=False)
+            )
+        )
 
     return nn.Sequential(
         block(3, width, pooled=False),
@@ -146,5 +171,7 @@ def construct_rn9(
 def _activation(name: str) -> Callable[[], nn.Module]:
     found = _ACTIVATIONS.get(name)
     if found is None:
-        raise InvalidOptionError(f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}; got {name!r}.")
+        raise InvalidOptionError(
+            f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}; got {name!r}."
+        )
     return found

@@ -13,7 +13,10 @@ from seedregistry import rng
 __all__ = ["Display", "ProgressOption", "show_progress"]
 
 ProgressOption = Union[bool, Callable[[int, int], None]]
-"""How work shows its progress: True when it takes more than a few seconds, False never; a function is told (done, total)."""
+"""How work shows its progress: True when it takes more than a few seconds, False never.
+
+A function is told (done, total).
+"""
 
 _DELAY_S = 3.0
 _EVERY_S = 0.1
@@ -24,8 +27,9 @@ _LINES = 10
 class Display:
     """Bars or lines, one for each part of the work.
 
-    A bar needs rich and a terminal; without either there are lines. Nothing is shown before ``delay_s``, so that short work is
-    silent. Drawing a bar moves no generator: rich draws from python's when it is imported.
+    A bar needs rich and a terminal; without either there are lines. Nothing is shown before
+    ``delay_s``, so that short work is silent. Drawing a bar moves no generator: rich draws from
+    python's when it is imported.
 
     Args:
         delay_s: seconds, from the first part on.
@@ -49,7 +53,9 @@ class Display:
         now = time.monotonic()
         if now - self._started < self._delay_s or sys.stderr is None:
             return
-        if self._bars is not None or sys.stderr.isatty():  # rich puts a stream in its place that may say it is no terminal
+        if (
+            self._bars is not None or sys.stderr.isatty()
+        ):  # rich puts a stream in its place that may say it is no terminal
             if done < total and now - self._drawn < _EVERY_S:
                 return
             self._drawn = now
@@ -75,7 +81,9 @@ class Display:
                 progress.TimeElapsedColumn(),
             )
             # No thread of rich's own: it would draw while a step is in a scope.
-            self._bars = progress.Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+            self._bars = progress.Progress(
+                *columns, console=Console(stderr=True), auto_refresh=False
+            )
             self._bars.start()
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total)

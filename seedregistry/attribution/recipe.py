@@ -1,4 +1,7 @@
-"""A training run, described once: everything that training, retraining and attribution need to know, and nothing random."""
+"""A training run, described once.
+
+Everything that training, retraining and attribution need to know, and nothing random.
+"""
 
 from __future__ import annotations
 
@@ -27,36 +30,47 @@ def _options(value: Optional[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Recipe:
-    """A training run as a description. Immutable; pickles when its functions do, which those of a module do.
+    """A training run as a description.
 
-    The loss of a step is ``sum(w_i * l_i) / b`` over the batch, with the weights of its examples and its full size b, so that
-    an example of weight zero leaves the batch without changing anything else.
+    Immutable; pickles when its functions do, which those of a module do.
+
+    The loss of a step is ``sum(w_i * l_i) / b`` over the batch, with the weights of its examples
+    and its full size b, so that an example of weight zero leaves the batch without changing
+    anything else.
 
     Args:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
-        dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one length. It is sent to every
-            process that retrains, and with each task to an executor of yours. For tensors too large for that there is
+        dataset: a dataset of pairs (input, target), or a pair of tensors (inputs, targets) of one
+            length. It is sent to every process that retrains, and with each task to an executor of
+            yours. For tensors too large for that there is
             :class:`~seedregistry.attribution.datasets.ReloadableTensors`.
         loss: ``loss(outputs, targets)``, a tensor of one loss an example, shape (batch,).
         epochs: int > 0.
         batch_size: int > 0.
         optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
         optimizer_options: for it, such as ``{"lr": 0.1, "momentum": 0.9}``.
-        scheduler: a scheduler class or name as for ``registry.scheduler``, stepped once a step; None keeps the options.
-        scheduler_options: for it. ``total_steps`` and ``T_max`` may be ``"steps"``, the number of steps of the run.
-        parameter_groups: returns the optimizer's parameter groups for a model; None takes all parameters as one.
+        scheduler: a scheduler class or name as for ``registry.scheduler``, stepped once a step;
+            None keeps the options.
+        scheduler_options: for it. ``total_steps`` and ``T_max`` may be ``"steps"``, the number of
+            steps of the run.
+        parameter_groups: returns the optimizer's parameter groups for a model; None takes all
+            parameters as one.
         drop_last: leave a last batch that is not full out.
-        clip_norm: clip the gradients to this total norm before each step, as ``clip_grad_norm_`` does; None does not.
-        eps_root: added under the root of Adam and AdamW. Zero is torch's own arithmetic, whose derivative is infinite
-            where a second moment is zero; 1e-12 to 1e-8 mends it.
+        clip_norm: clip the gradients to this total norm before each step, as ``clip_grad_norm_``
+            does; None does not.
+        eps_root: added under the root of Adam and AdamW. Zero is torch's own arithmetic, whose
+            derivative is infinite where a second moment is zero; 1e-12 to 1e-8 mends it.
         dtype: floating dtype of parameters and inputs; float64 makes differences measurable.
-        instance_id: which training; the streams are ("model", id), ("dataloader", id), ("dropout", id), ...
-        model_id: instance id of the model alone, where its initial parameters are another training's; None takes
-            ``instance_id``.
-        order_id: instance id of the loader alone, where the order of the examples is another training's; None likewise.
+        instance_id: which training; the streams are ("model", id), ("dataloader", id), ("dropout",
+            id), ...
+        model_id: instance id of the model alone, where its initial parameters are another
+            training's; None takes ``instance_id``.
+        order_id: instance id of the loader alone, where the order of the examples is another
+            training's; None likewise.
         threads: threads of torch while it runs; sums on the CPU depend on it.
-        device: where it runs, such as ``"cuda"``. The model is built on the CPU and moved, so that its initial parameters are
-            the same on every device. Sums on a GPU may depend on the order in which they happen to be done;
+        device: where it runs, such as ``"cuda"``. The model is built on the CPU and moved, so that
+            its initial parameters are the same on every device. Sums on a GPU may depend on the
+            order in which they happen to be done;
             ``registry.set_global_state(deterministic="strict")`` excludes that.
 
     Raises:
@@ -84,7 +98,11 @@ class Recipe:
     device: Any = "cpu"
 
     def __attrs_post_init__(self) -> None:
-        problems = [*self._problems_of_kind(), *self._problems_of_value(), *self._problems_of_data()]
+        problems = [
+            *self._problems_of_kind(),
+            *self._problems_of_value(),
+            *self._problems_of_data(),
+        ]
         if problems:
             raise RecipeError(f"This is no recipe: {'; '.join(problems)}.")
 
@@ -103,7 +121,9 @@ class Recipe:
         if self.optimizer not in OPTIMIZERS:
             known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
             yield f"optimizer must be one of torch.optim's {known}; got {self.optimizer!r}"
-        if self.clip_norm is not None and not (isinstance(self.clip_norm, (int, float)) and self.clip_norm > 0):
+        if self.clip_norm is not None and not (
+            isinstance(self.clip_norm, (int, float)) and self.clip_norm > 0
+        ):
             yield f"clip_norm must be > 0 or None; got {self.clip_norm!r}"
         if self.eps_root < 0 or (self.eps_root and self.optimizer is torch.optim.SGD):
             yield f"eps_root is for Adam and AdamW, and >= 0; got {self.eps_root!r}"
@@ -119,7 +139,9 @@ class Recipe:
         pair = self.dataset
         if type(pair) in {TensorDataset, ReloadableTensors}:
             pair = pair.tensors
-        if isinstance(pair, tuple) or (isinstance(pair, list) and any(isinstance(item, torch.Tensor) for item in pair)):
+        if isinstance(pair, tuple) or (
+            isinstance(pair, list) and any(isinstance(item, torch.Tensor) for item in pair)
+        ):
             is_pair = [isinstance(item, torch.Tensor) for item in pair] == [True, True]
             return len(pair[0]) if is_pair and len(pair[0]) == len(pair[1]) > 0 else None
         try:
@@ -144,4 +166,8 @@ class Recipe:
 
     def cast(self, value: Any) -> Any:
         """Return a floating tensor in the recipe's dtype, and anything else as it is."""
-        return value.to(self.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        return (
+            value.to(self.dtype)
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            else value
+        )

@@ -1,9 +1,11 @@
 """Walking the states of a training backwards with few of them kept.
 
-With s states kept, the first one among them, and each step run at most r times, a run of up to C(s + r, s) steps can be
-walked: the binomial schedule, which needs the fewest steps for a number of states.
+With s states kept, the first one among them, and each step run at most r times, a run of up to C(s
++ r, s) steps can be walked: the binomial schedule, which needs the fewest steps for a number of
+states.
 
-Source: A. Griewank and A. Walther, Algorithm 799: revolve, ACM Transactions on Mathematical Software 26(1), 2000.
+Source: A. Griewank and A. Walther, Algorithm 799: revolve, ACM Transactions on Mathematical
+Software 26(1), 2000.
 """
 
 from __future__ import annotations
@@ -24,12 +26,18 @@ __all__ = ["KeptState", "KeptStates", "best_cut", "default_keep", "replayed_step
 
 
 def default_keep(steps: int) -> int:
-    """Return the number of states kept unless told otherwise: twice the binary logarithm of the number of steps."""
+    """Return the number of states kept unless told otherwise.
+
+    Twice the binary logarithm of the number of steps.
+    """
     return max(2, 2 * math.ceil(math.log2(steps + 1)))
 
 
 def best_cut(steps: int, keep: int) -> int:
-    """Return after how many of the steps the next state is kept, for the fewest steps in all; ``steps`` > 1, ``keep`` > 0."""
+    """Return after how many of the steps the next state is kept, for the fewest steps in all.
+
+    ``steps`` > 1, ``keep`` > 0.
+    """
     kept = keep + 1  # and the first
     repeats = 1
     while math.comb(kept + repeats, kept) < steps:
@@ -60,8 +68,8 @@ class KeptStates:
     """States that are kept: in memory, or in files of a folder.
 
     Args:
-        folder: where to write them; None keeps them in memory. The files are in a folder of their own in it, which ``close``
-            removes.
+        folder: where to write them; None keeps them in memory. The files are in a folder of their
+            own in it, which ``close`` removes.
 
     Attributes:
         most: how many were kept at one time, at most.
@@ -70,7 +78,9 @@ class KeptStates:
     def __init__(self, folder: Union[str, os.PathLike[str], None] = None) -> None:
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        self._folder = None if folder is None else tempfile.TemporaryDirectory(prefix="states-", dir=folder)
+        self._folder = (
+            None if folder is None else tempfile.TemporaryDirectory(prefix="states-", dir=folder)
+        )
         self._count = 0
         self._number = 0
         self.most = 0
@@ -84,7 +94,9 @@ class KeptStates:
             return KeptState(self, state, None)
         path = Path(self._folder.name) / f"{self._number}.pt"
         torch.save([tensor.detach() for tensor in state.tensors()], path)
-        return KeptState(self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path)
+        return KeptState(
+            self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path
+        )
 
     def forget(self) -> None:
         """Count one state less."""
@@ -106,7 +118,11 @@ class KeptState:
 
     def state(self) -> State:
         """Return the state."""
-        return self._state if self._path is None else self._state.with_tensors(torch.load(self._path, weights_only=True))
+        return (
+            self._state
+            if self._path is None
+            else self._state.with_tensors(torch.load(self._path, weights_only=True))
+        )
 
     def release(self) -> None:
         """Make room for another; the state is not asked for again."""
@@ -117,7 +133,12 @@ class KeptState:
 
 
 def walk_back(
-    first: State, stop: int, advance: Callable[[State, int], State], *, keep: int, store: Optional[KeptStates] = None
+    first: State,
+    stop: int,
+    advance: Callable[[State, int], State],
+    *,
+    keep: int,
+    store: Optional[KeptStates] = None,
 ) -> Iterator[State]:
     """Yield the states before the steps ``stop`` - 1, ``stop`` - 2, ..., that of ``first``, in this order.
 
@@ -129,7 +150,8 @@ def walk_back(
         store: where they are kept; memory by default.
     """
     store = KeptStates() if store is None else store
-    # Stretches that are yet to be walked, the last on top: the state before each, its end, how many states it may keep.
+    # Stretches that are yet to be walked, the last on top: the state before each, its end, how many
+    # states it may keep.
     stretches: List[Tuple[KeptState, int, int]] = [(KeptState(None, first, None), stop, keep)]
     while stretches:
         kept, end, free = stretches.pop()

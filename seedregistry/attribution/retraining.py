@@ -1,4 +1,7 @@
-"""Retraining on subsets: the run itself without some of its examples, in any number of processes."""
+"""Retraining on subsets.
+
+The run itself without some of its examples, in any number of processes.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,32 @@ import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import attrs
 import torch
 
 from seedregistry import determinism
-from seedregistry.attribution.jobs import Chunk, Job, Outcome, check_workers, retraining_id, run_chunks
+from seedregistry.attribution.jobs import (
+    Chunk,
+    Job,
+    Outcome,
+    check_workers,
+    retraining_id,
+    run_chunks,
+)
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
@@ -43,7 +65,10 @@ _OWN = {
     "own-init": ("model",),
     "fresh": ("dataloader", "dropout", "model", "optimizer", "scheduler"),
 }
-"""The purposes whose streams are each retraining's own; under the other protocols all are the run's."""
+"""The purposes whose streams are each retraining's own.
+
+Under the other protocols all are the run's.
+"""
 
 _FORMAT = "seedregistry.lds/1"
 
@@ -73,32 +98,51 @@ class Retrainings:
 
 
 def _plain(fraction: Any) -> Any:
-    """Return NumPy's floats as python's: how they are written depends on the version, and streams are known by it."""
+    """Return NumPy's floats as python's.
+
+    How they are written depends on the version, and streams are known by it.
+    """
     return float(fraction) if isinstance(fraction, float) else fraction
 
 
 def drop_sets(
-    registry: SeedRegistry, size: int, fraction: float, subsets: int, *, instance_id: Any = "training"
+    registry: SeedRegistry,
+    size: int,
+    fraction: float,
+    subsets: int,
+    *,
+    instance_id: Any = "training",
 ) -> torch.Tensor:
-    """Return which examples each retraining leaves out: int64 indices, shape (subsets, round(fraction * size)), sorted.
+    """Return which examples each retraining leaves out.
 
-    Each comes from a position of its own in the stream ("lds_subsets", instance_id): adding subsets or fractions changes none.
+    Int64 indices, shape (subsets, round(fraction * size)), sorted.
+
+    Each comes from a position of its own in the stream ("lds_subsets", instance_id): adding subsets
+    or fractions changes none.
 
     Raises:
         RecipeError: the fraction leaves out nothing or everything.
         InvalidOptionError: ``subsets`` is not an int > 1.
     """
     if not isinstance(fraction, float) or not 0 < fraction < 1:
-        raise RecipeError(f"A fraction to leave out must be a float between 0 and 1; got {fraction!r}.")
+        raise RecipeError(
+            f"A fraction to leave out must be a float between 0 and 1; got {fraction!r}."
+        )
     fraction = _plain(fraction)
     count = round(fraction * size)
     if not 0 < count < size:
-        raise RecipeError(f"Leaving out {fraction} of {size} examples leaves out {count}: nothing, or everything.")
+        raise RecipeError(
+            f"Leaving out {fraction} of {size} examples leaves out {count}: nothing, or everything."
+        )
     if not isinstance(subsets, int) or isinstance(subsets, bool) or subsets < 2:  # noqa: PLR2004 - a correlation needs two
         raise InvalidOptionError(f"subsets must be an int > 1; got {subsets!r}.")
     stream = registry.stream(SUBSETS_PURPOSE, instance_id)
     drawn = [
-        torch.randperm(size, generator=stream.at(repr(fraction), i).generator(), device="cpu")[:count].sort().values
+        torch.randperm(size, generator=stream.at(repr(fraction), i).generator(), device="cpu")[
+            :count
+        ]
+        .sort()
+        .values
         for i in range(subsets)
     ]
     return torch.stack(drawn)
@@ -119,46 +163,57 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
 ) -> Tuple[Retrainings, ...]:
     """Retrain on subsets, and measure each time.
 
-    The numbers are the same for any executor and any number of workers. Each process first repeats the beginning of the run and
-    compares its fingerprint, versions, threads and dtype with the main one's. Streams that are not the run's own are in the
-    ledger, derived before anything is trained.
+    The numbers are the same for any executor and any number of workers. Each process first repeats
+    the beginning of the run and compares its fingerprint, versions, threads and dtype with the main
+    one's. Streams that are not the run's own are in the ledger, derived before anything is trained.
 
     Args:
-        training: the run; its registry gives the subsets, and the ledger notes what was asked for, with a digest of the
-            subsets.
+        training: the run; its registry gives the subsets, and the ledger notes what was asked for,
+            with a digest of the subsets.
         measurement: as for ``magic``.
         fractions: shares of the training examples to leave out, each between 0 and 1.
         subsets: retrainings for each fraction.
         protocol: one of :data:`PROTOCOLS`.
-        replicate: int >= 0; another one has the same subsets and, where a protocol has seeds of its own, other ones. See
-            ``noise_ceiling``.
-        workers: number of processes, 1 for this one alone; or an executor, which may be a cluster's. The recipe must pickle
-            then.
-        at_once: how many models a process trains as one stack, under the protocols ``"weights"`` and ``"cut"``: several times
-            as fast for small models, and equal up to rounding instead of bit for bit. See ``Training.train_many``.
-        store: a folder in which each result is kept as it comes, so that retraining that was killed goes on.
-        progress: show how many were done; see :data:`~seedregistry.attribution.progress.ProgressOption`.
+        replicate: int >= 0; another one has the same subsets and, where a protocol has seeds of its
+            own, other ones. See ``noise_ceiling``.
+        workers: number of processes, 1 for this one alone; or an executor, which may be a
+            cluster's. The recipe must pickle then.
+        at_once: how many models a process trains as one stack, under the protocols ``"weights"``
+            and ``"cut"``: several times as fast for small models, and equal up to rounding instead
+            of bit for bit. See ``Training.train_many``.
+        store: a folder in which each result is kept as it comes, so that retraining that was killed
+            goes on.
+        progress: show how many were done; see
+            :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Returns:
         For each fraction, what came out.
 
     Raises:
         InvalidOptionError: an option is not one of its values.
-        RecipeError: a fraction leaves out nothing or everything, the data, the step or the measurement would not do, or the
-            recipe does not pickle; before anything is trained. Or a retraining diverged.
+        RecipeError: a fraction leaves out nothing or everything, the data, the step or the
+            measurement would not do, or the recipe does not pickle; before anything is trained. Or
+            a retraining diverged.
         ReplayError: a process does not repeat the run, or ``store`` is of another one.
-        SeedCollisionError: two retrainings would have one seed of their own; before anything is trained.
+        SeedCollisionError: two retrainings would have one seed of their own; before anything is
+            trained.
     """
     _check_options(protocol, replicate, workers, at_once)
     registry, recipe = training.registry, training.recipe
     if isinstance(fractions, (int, float)):
-        raise RecipeError(f"fractions are several shares, as in ({fractions!r},); got {fractions!r}.")
+        raise RecipeError(
+            f"fractions are several shares, as in ({fractions!r},); got {fractions!r}."
+        )
     wanted = {
-        fraction: drop_sets(registry, training.size, fraction, subsets, instance_id=recipe.instance_id)
+        fraction: drop_sets(
+            registry, training.size, fraction, subsets, instance_id=recipe.instance_id
+        )
         for fraction in map(_plain, fractions)
     }
     if not wanted:
-        raise RecipeError("fractions must name at least one share of the training examples to leave out.")
+        raise RecipeError(
+            "fractions must name at least one share of the training examples to leave out."
+        )
     training.check()
     measured = identify(training, measurement, is_differentiated=False)
     handshake = training.handshake()
@@ -173,9 +228,15 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         handshake=handshake,
     )
     prefix = "lds" if recipe.instance_id == "training" else f"{recipe.instance_id}_lds"
-    tasks = [(f"{prefix}_{fraction!r}", fraction, index) for fraction in wanted for index in range(subsets)]
+    tasks = [
+        (f"{prefix}_{fraction!r}", fraction, index)
+        for fraction in wanted
+        for index in range(subsets)
+    ]
     for purpose in _OWN.get(protocol, ()):
-        registry.reserve(purpose, [retraining_id(name, index, replicate) for name, _, index in tasks])
+        registry.reserve(
+            purpose, [retraining_id(name, index, replicate) for name, _, index in tasks]
+        )
     title = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
     _note(title, training, job, wanted, subsets)
     identity = {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate)}
@@ -208,7 +269,9 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
 
 def _check_options(protocol: str, replicate: int, workers: object, at_once: int) -> None:
     if protocol not in PROTOCOLS:
-        raise InvalidOptionError(f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}.")
+        raise InvalidOptionError(
+            f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}."
+        )
     check_workers(workers)
     if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
         raise InvalidOptionError(f"at_once must be an int > 0; got {at_once!r}.")
@@ -216,10 +279,14 @@ def _check_options(protocol: str, replicate: int, workers: object, at_once: int)
         raise InvalidOptionError(f"replicate must be an int >= 0; got {replicate!r}.")
 
 
-def _note(title: str, training: Training, job: Job, wanted: Mapping[float, torch.Tensor], subsets: int) -> None:
+def _note(
+    title: str, training: Training, job: Job, wanted: Mapping[float, torch.Tensor], subsets: int
+) -> None:
     """Put into the ledger what was asked for, and whether it has the streams of the run."""
     shared = "shared" if job.protocol in {"weights", "cut"} else "not those of the run"
-    digest = hashlib.sha256(b"".join(drawn.numpy().tobytes() for drawn in wanted.values())).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(drawn.numpy().tobytes() for drawn in wanted.values())
+    ).hexdigest()
     asked = {
         "fractions": [repr(fraction) for fraction in wanted],
         "subsets": subsets,
@@ -242,14 +309,19 @@ def _carry_out(
     at_once: int,
     tell: Callable[[int, int], None],
 ) -> Dict[_Task, Outcome]:
-    """Return the outcome of each retraining: of those that are kept, and of the others when they are done."""
+    """Return the outcome of each retraining.
+
+    Of those that are kept, and of the others when they are done.
+    """
     results: Dict[_Task, Outcome] = {}
     for task in tasks:
         known = kept.load(task[0], task[2], wanted[task[1]][task[2]])
         if known is not None:
             results[task] = known
     todo = [task for task in tasks if task not in results]
-    with contextlib.closing(run_chunks(job, training, list(_chunks(todo, wanted, at_once)), workers)) as outcomes:
+    with contextlib.closing(
+        run_chunks(job, training, list(_chunks(todo, wanted, at_once)), workers)
+    ) as outcomes:
         for chunk, found in outcomes:
             for index, own_dropped, outcome in zip(chunk.indices, chunk.dropped, found):
                 kept.save(chunk.name, index, own_dropped, outcome)
@@ -258,18 +330,24 @@ def _carry_out(
     return results
 
 
-def _chunks(tasks: Sequence[_Task], wanted: Mapping[float, torch.Tensor], size: int) -> Iterator[Chunk]:
+def _chunks(
+    tasks: Sequence[_Task], wanted: Mapping[float, torch.Tensor], size: int
+) -> Iterator[Chunk]:
     for fraction, dropped in wanted.items():
         own = [task for task in tasks if task[1] == fraction]
         for start in range(0, len(own), size):
             indices = [index for _, _, index in own[start : start + size]]
-            yield Chunk(name=own[0][0], fraction=fraction, indices=indices, dropped=dropped[indices])
+            yield Chunk(
+                name=own[0][0], fraction=fraction, indices=indices, dropped=dropped[indices]
+            )
 
 
 class _Store:
     """Results by retraining, a file each: whole, or not there."""
 
-    def __init__(self, folder: Union[str, os.PathLike[str], None], identity: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Union[str, os.PathLike[str], None], identity: Mapping[str, str]
+    ) -> None:
         self._folder = None if folder is None else Path(folder)
         self._identity = dict(identity)
         if self._folder is not None:
@@ -278,7 +356,10 @@ class _Store:
     def _path(self, name: str, index: int) -> Optional[Path]:
         if self._folder is None:
             return None
-        return self._folder / f"{self._identity['protocol']}-{self._identity['replicate']}-{name}-{index}.json"
+        return (
+            self._folder
+            / f"{self._identity['protocol']}-{self._identity['replicate']}-{name}-{index}.json"
+        )
 
     def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[Outcome]:
         path = self._path(name, index)
@@ -291,8 +372,14 @@ class _Store:
         expected = {**self._identity, "dropped": dropped.tolist()}
         different = [key for key in expected if saved.get(key) != expected[key]]
         if different:
-            both = (f"{key} {str(saved.get(key))[:12]} there and {str(expected[key])[:12]} here" for key in different)
-            message = f"{str(path)!r} holds a result of another training: {'; '.join(both)}. Name another folder, or remove it."
+            both = (
+                f"{key} {str(saved.get(key))[:12]} there and {str(expected[key])[:12]} here"
+                for key in different
+            )
+            message = (
+                f"{str(path)!r} holds a result of another training: {'; '.join(both)}. Name "
+                "another folder, or remove it."
+            )
             raise ReplayError(message)
         return saved["values"], saved["started"]
 
@@ -302,6 +389,11 @@ class _Store:
             return
         values, started = outcome
         temporary = path.with_suffix(".tmp")
-        content = {**self._identity, "dropped": dropped.tolist(), "values": values, "started": started}
+        content = {
+            **self._identity,
+            "dropped": dropped.tolist(),
+            "values": values,
+            "started": started,
+        }
         temporary.write_text(json.dumps(content), encoding="utf-8")
         temporary.replace(path)

@@ -1,4 +1,6 @@
-"""The linear datamodeling score: how well predicted outcomes of retrainings on subsets rank the real ones.
+"""The linear datamodeling score.
+
+How well predicted outcomes of retrainings on subsets rank the real ones.
 
 Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, section 2.
 """
@@ -37,7 +39,8 @@ class LdsScore:
         interval: 95% bootstrap interval of the mean, over subsets.
         spearman: for each target; NaN where the predictions or the values are all equal.
         pearson: mean Pearson correlation over the targets where it exists.
-        slope: of the real change by the predicted one, least squares over all targets; 1 where sizes are right too.
+        slope: of the real change by the predicted one, least squares over all targets; 1 where
+            sizes are right too.
         undefined: number of targets without a correlation.
         subsets: number of retrainings.
     """
@@ -54,27 +57,37 @@ class LdsScore:
 
 
 def lds(
-    training: Training, measurement: Measurement, scores: Union[torch.Tensor, Attribution], **options: Any
+    training: Training,
+    measurement: Measurement,
+    scores: Union[torch.Tensor, Attribution],
+    **options: Any,
 ) -> Tuple[LdsScore, ...]:
     """Retrain on subsets and return how well scores predict the outcomes: for each fraction.
 
     Args:
         training: the run.
         measurement: as for ``magic``.
-        scores: what ``magic`` returned; or scores of each target and training example, shape (targets, size).
+        scores: what ``magic`` returned; or scores of each target and training example, shape
+            (targets, size).
         **options: for ``retrain``.
 
     Raises:
-        RecipeError: as for ``retrain`` and :func:`score`; the scores are looked at before anything is trained.
+        RecipeError: as for ``retrain`` and :func:`score`; the scores are looked at before anything
+            is trained.
         InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
     targets = identify(training, measurement, is_differentiated=False).targets
     fingerprint = training.fingerprint(0) if isinstance(scores, Attribution) else ""
     _look_at(scores, targets, training.size, fingerprint)
-    return tuple(score(one, scores, registry=training.registry) for one in retrain(training, measurement, **options))
+    return tuple(
+        score(one, scores, registry=training.registry)
+        for one in retrain(training, measurement, **options)
+    )
 
 
-def _look_at(scores: Union[torch.Tensor, Attribution], targets: int, size: int, fingerprint: str) -> torch.Tensor:
+def _look_at(
+    scores: Union[torch.Tensor, Attribution], targets: int, size: int, fingerprint: str
+) -> torch.Tensor:
     """Return scores as a float64 tensor on the CPU.
 
     Raises:
@@ -84,34 +97,45 @@ def _look_at(scores: Union[torch.Tensor, Attribution], targets: int, size: int, 
     if isinstance(scores, Attribution):
         if scores.fingerprint != fingerprint:
             message = (
-                f"The scores are of another training: its fingerprint is {scores.fingerprint[:12]}, "
-                f"and that of the one that is retrained {fingerprint[:12]}. Attribute this one."
+                "The scores are of another training: its fingerprint is "
+                f"{scores.fingerprint[:12]}, and that of the one that is retrained "
+                f"{fingerprint[:12]}. Attribute this one."
             )
             raise ReplayError(message)
         scores = scores.scores
     if scores.shape != (targets, size):
-        raise RecipeError(f"scores must have shape ({targets}, {size}), targets and examples; got {tuple(scores.shape)}.")
+        raise RecipeError(
+            f"scores must have shape ({targets}, {size}), targets and examples; got "
+            f"{tuple(scores.shape)}."
+        )
     if not bool(torch.isfinite(scores).all()):
         raise RecipeError("scores must be finite numbers.")
     return scores.detach().to("cpu", torch.float64)
 
 
 def score(
-    retrainings: Retrainings, scores: Union[torch.Tensor, Attribution], *, registry: Optional[SeedRegistry] = None
+    retrainings: Retrainings,
+    scores: Union[torch.Tensor, Attribution],
+    *,
+    registry: Optional[SeedRegistry] = None,
 ) -> LdsScore:
     """Return how well scores predict retrainings.
 
     Args:
         retrainings: one of those that ``retrain`` returned.
-        scores: what ``magic`` returned, whose run is compared; or scores of each target and training example, shape (targets,
-            size): the effect of the example's weight on the measured value.
-        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None makes no interval.
+        scores: what ``magic`` returned, whose run is compared; or scores of each target and
+            training example, shape (targets, size): the effect of the example's weight on the
+            measured value.
+        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None
+            makes no interval.
 
     Raises:
         RecipeError: the scores have another shape, or are not finite.
         ReplayError: the scores are of another training.
     """
-    scores = _look_at(scores, retrainings.values.shape[1], retrainings.size, retrainings.fingerprint)
+    scores = _look_at(
+        scores, retrainings.values.shape[1], retrainings.size, retrainings.fingerprint
+    )
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
     ranked = ranks(predicted), ranks(actual)
@@ -121,7 +145,11 @@ def score(
     spread = float((centred[0] ** 2).sum())
     interval = (float("nan"), float("nan"))
     if registry is not None:
-        draws = registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}").at(0).numpy()
+        draws = (
+            registry.stream("lds_bootstrap", f"{retrainings.protocol} {retrainings.fraction!r}")
+            .at(0)
+            .numpy()
+        )
         chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
         # Not ranked anew: rows drawn twice would be ties, and lower every correlation.
         means = [_mean(_correlations(ranked[0][rows], ranked[1][rows])) for rows in chosen]
@@ -140,16 +168,22 @@ def score(
 
 
 def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
-    """Return how well two replicates of retraining predict each other: what no scores can be expected to exceed by much.
+    """Return how well two replicates of retraining predict each other.
 
-    Under the protocol ``"fresh"`` each retraining has seeds of its own, whose noise no attribution of a single run can know.
-    The figure is the mean Spearman correlation, over the targets, of the values of the one with those of the other.
+    What no scores can be expected to exceed by much.
+
+    Under the protocol ``"fresh"`` each retraining has seeds of its own, whose noise no attribution
+    of a single run can know. The figure is the mean Spearman correlation, over the targets, of the
+    values of the one with those of the other.
 
     Raises:
         RecipeError: the two have not left out the same examples.
     """
     if first.values.shape != second.values.shape or not torch.equal(first.dropped, second.dropped):
-        raise RecipeError("A noise ceiling compares two replicates of one retraining: these left other examples out.")
+        raise RecipeError(
+            "A noise ceiling compares two replicates of one retraining: these left other "
+            "examples out."
+        )
     return _mean(_correlations(ranks(first.values.numpy()), ranks(second.values.numpy())))
 
 

@@ -6,8 +6,9 @@ A configuration is any object with these attributes, of which all but ``SEED`` h
 - ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model, by default their factories' own;
 - ``LR``, ``MOMENTUM``: of SGD, 0.1 and 0.9 by default. Another optimizer gets ``LR`` alone.
 
-The documents build a ResNet-9 on CIFAR-10 with SGD. ``MODEL``, ``DATALOADER`` and ``OPTIMIZER`` name other factories, and
-``MODEL_PARAMS``, ``DATALOADER_PARAMS`` and ``OPTIMIZER_PARAMS`` have more keywords for them.
+The documents build a ResNet-9 on CIFAR-10 with SGD. ``MODEL``, ``DATALOADER`` and ``OPTIMIZER``
+name other factories, and ``MODEL_PARAMS``, ``DATALOADER_PARAMS`` and ``OPTIMIZER_PARAMS`` have more
+keywords for them.
 
 Source: the implementation patterns of the documents that the functions come from.
 """
@@ -47,30 +48,44 @@ def _arguments(config_or_registry: Any, config: Any) -> Tuple[Source, Any]:
     """Return where seeds come from, and the configuration.
 
     Raises:
-        InvalidOptionError: there is no configuration with a seed, or it has another seed than the registry.
+        InvalidOptionError: there is no configuration with a seed, or it has another seed than the
+            registry.
     """
     if not isinstance(config_or_registry, SeedRegistry):
         if config is not None:
             message = (
-                f"With two arguments the first is a SeedRegistry and the second a configuration; got {config_or_registry!r}."
+                "With two arguments the first is a SeedRegistry and the second a "
+                f"configuration; got {config_or_registry!r}."
             )
             raise InvalidOptionError(message)
         seed = getattr(config_or_registry, "SEED", None)
         if seed is None:
-            hint = " Make one of a dict by types.SimpleNamespace(**config)." if isinstance(config_or_registry, dict) else ""
-            raise InvalidOptionError(f"A configuration has an attribute SEED; {config_or_registry!r} has none.{hint}")
+            hint = (
+                " Make one of a dict by types.SimpleNamespace(**config)."
+                if isinstance(config_or_registry, dict)
+                else ""
+            )
+            raise InvalidOptionError(
+                f"A configuration has an attribute SEED; {config_or_registry!r} has none.{hint}"
+            )
         return seed, config_or_registry
     seed = getattr(config, "SEED", config_or_registry)
     master_seed = seed.master_seed if isinstance(seed, SeedRegistry) else seed
     if master_seed != config_or_registry.master_seed:
         registry_seed = config_or_registry.master_seed
-        message = f"The configuration has SEED {master_seed!r} and the registry has master seed {registry_seed}: use one."
+        message = (
+            f"The configuration has SEED {master_seed!r} and the registry has master seed "
+            f"{registry_seed}: use one."
+        )
         raise InvalidOptionError(message)
     return config_or_registry, config
 
 
 def _set_global_state(source: Source) -> None:
-    """Seed the default generators and set the switches, as the documented function does; also for seeds beyond its range."""
+    """Seed the default generators and set the switches, as the documented function does.
+
+    Also for seeds beyond its range.
+    """
     if isinstance(source, SeedRegistry):
         source.set_global_state(deterministic="warn", fill_uninitialized_memory=True)
     else:
@@ -78,31 +93,50 @@ def _set_global_state(source: Source) -> None:
 
 
 def _keywords(config: Any, params: str, **documented: str) -> Dict[str, Any]:
-    """Return keywords for a factory: those that the configuration has under their documented names, then its own."""
-    found = {keyword: getattr(config, name) for keyword, name in documented.items() if hasattr(config, name)}
+    """Return keywords for a factory.
+
+    Those that the configuration has under their documented names, then its own.
+    """
+    found = {
+        keyword: getattr(config, name)
+        for keyword, name in documented.items()
+        if hasattr(config, name)
+    }
     return {**found, **getattr(config, params, {})}
 
 
 def _loader(source: Source, config: Any) -> DataLoader[Any]:
     keywords = {"shuffle": True, **_keywords(config, "DATALOADER_PARAMS", batch_size="BATCH_SIZE")}
     factory = getattr(config, "DATALOADER", get_cifar10_dataloader)
-    loader: DataLoader[Any] = create_deterministic_dataloader(source, factory, _TRAINING, **keywords)
+    loader: DataLoader[Any] = create_deterministic_dataloader(
+        source, factory, _TRAINING, **keywords
+    )
     return loader
 
 
 def _model(source: Source, config: Any, instance_id: str) -> nn.Module:
     keywords = _keywords(config, "MODEL_PARAMS", num_classes="NUM_CLASSES")
-    model: nn.Module = create_deterministic_model(source, getattr(config, "MODEL", construct_rn9), instance_id, **keywords)
+    model: nn.Module = create_deterministic_model(
+        source, getattr(config, "MODEL", construct_rn9), instance_id, **keywords
+    )
     return model
 
 
-def _optimizer(source: Source, config: Any, model: nn.Module, instance_id: str) -> torch.optim.Optimizer:
+def _optimizer(
+    source: Source, config: Any, model: nn.Module, instance_id: str
+) -> torch.optim.Optimizer:
     cls = getattr(config, "OPTIMIZER", torch.optim.SGD)
     if cls is torch.optim.SGD:
-        keywords = {"lr": 0.1, "momentum": 0.9, **_keywords(config, "OPTIMIZER_PARAMS", lr="LR", momentum="MOMENTUM")}
+        keywords = {
+            "lr": 0.1,
+            "momentum": 0.9,
+            **_keywords(config, "OPTIMIZER_PARAMS", lr="LR", momentum="MOMENTUM"),
+        }
     else:
         keywords = _keywords(config, "OPTIMIZER_PARAMS", lr="LR")
-    optimizer: torch.optim.Optimizer = create_deterministic_optimizer(source, cls, model.parameters(), instance_id, **keywords)
+    optimizer: torch.optim.Optimizer = create_deterministic_optimizer(
+        source, cls, model.parameters(), instance_id, **keywords
+    )
     return optimizer
 
 
@@ -111,7 +145,8 @@ def setup_magic_training(
 ) -> Tuple[DataLoader[Any], nn.Module, torch.optim.Optimizer]:
     """Return loader, model and optimizer of the run that is attributed, all of instance id "training".
 
-    The default generators and the determinism switches are set first, as ``set_global_deterministic_state`` does.
+    The default generators and the determinism switches are set first, as
+    ``set_global_deterministic_state`` does.
 
     Args:
         config_or_registry: the configuration, or a registry.
@@ -131,13 +166,15 @@ def setup_lds_validation(
 ) -> Tuple[DataLoader[Any], List[nn.Module], List[torch.optim.Optimizer]]:
     """Return the shared loader, models and optimizers of retrainings, with the documented instance ids.
 
-    The loader is that of the run, of id "training"; models have "lds_0", "lds_1", ..., optimizers "lds_opt_0", ... The default
-    generators and the determinism switches are set first, as ``set_global_deterministic_state`` does. A registry's ledger
-    notes whether the models are those of the run.
+    The loader is that of the run, of id "training"; models have "lds_0", "lds_1", ..., optimizers
+    "lds_opt_0", ... The default generators and the determinism switches are set first, as
+    ``set_global_deterministic_state`` does. A registry's ledger notes whether the models are those
+    of the run.
 
-    With initial parameters of its own, which the documented ids mean, a retraining is not one of *the* run, and attribution of
-    a single model cannot predict it: the score falls from .99 to .1 in this library's demonstration. ``share_init=True`` takes
-    those of the run. Without it there is one warning.
+    With initial parameters of its own, which the documented ids mean, a retraining is not one of
+    *the* run, and attribution of a single model cannot predict it: the score falls from .99 to .1
+    in this library's demonstration. ``share_init=True`` takes those of the run. Without it there is
+    one warning.
 
     Args:
         config_or_registry: the configuration, or a registry, which the configuration follows.
@@ -152,17 +189,24 @@ def setup_lds_validation(
     config = rest.pop(0) if isinstance(config_or_registry, SeedRegistry) and rest else None
     count = num_models if num_models is not None else rest.pop(0) if rest else 5
     shares = share_init if share_init is not None else rest.pop(0) if rest else False
-    if rest or not isinstance(count, int) or isinstance(count, bool) or count < 1 or not isinstance(shares, bool):
+    if (
+        rest
+        or not isinstance(count, int)
+        or isinstance(count, bool)
+        or count < 1
+        or not isinstance(shares, bool)
+    ):
         message = (
-            f"setup_lds_validation takes (config, num_models, share_init), an int > 0 and a bool; got {count!r}, {shares!r}"
-            f"{', and more' if rest else ''}."
+            "setup_lds_validation takes (config, num_models, share_init), an int > 0 and a bool; "
+            f"got {count!r}, {shares!r}{', and more' if rest else ''}."
         )
         raise InvalidOptionError(message)
     source, own = _arguments(config_or_registry, config)
     if not shares:
         message = (
-            "The models of setup_lds_validation have initial parameters of their own, ('model', 'lds_i'): retrainings that "
-            "MAGIC, or any attribution of a single model, does not predict. Pass share_init=True to retrain the run itself."
+            "The models of setup_lds_validation have initial parameters of their own, ('model', "
+            "'lds_i'): retrainings that MAGIC, or any attribution of a single model, does not "
+            "predict. Pass share_init=True to retrain the run itself."
         )
         warnings.warn(message, UnsharedInitialParametersWarning, stacklevel=stack_level())
     if isinstance(source, SeedRegistry):
@@ -171,10 +215,16 @@ def setup_lds_validation(
     _set_global_state(source)
     loader = _loader(source, own)
     models = [_model(source, own, _TRAINING if shares else f"lds_{i}") for i in range(count)]
-    return loader, models, [_optimizer(source, own, model, f"lds_opt_{i}") for i, model in enumerate(models)]
+    return (
+        loader,
+        models,
+        [_optimizer(source, own, model, f"lds_opt_{i}") for i, model in enumerate(models)],
+    )
 
 
-def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_params: Any) -> Tuple[nn.Module, nn.Module]:
+def setup_perfect_consistency(
+    config_or_registry: Any, *arguments: Any, **model_params: Any
+) -> Tuple[nn.Module, nn.Module]:
     """Return two models with equal parameters, one for MAGIC and one for LDS.
 
     Called with ``(config, creator_func)`` or ``(registry, config, creator_func)``.
@@ -190,8 +240,13 @@ def setup_perfect_consistency(config_or_registry: Any, *arguments: Any, **model_
         InvalidOptionError: no ``SEED``, or one that is not the registry's, or no factory.
     """
     if not arguments or not callable(arguments[-1]) or len(arguments) > 2:  # noqa: PLR2004 - a configuration and a factory
-        raise InvalidOptionError("setup_perfect_consistency takes (config, creator_func) or (registry, config, creator_func).")
+        raise InvalidOptionError(
+            "setup_perfect_consistency takes (config, creator_func) or (registry, config, "
+            "creator_func)."
+        )
     creator: Callable[..., nn.Module] = arguments[-1]
     source, _ = _arguments(config_or_registry, *(arguments[:-1] or (None,)))
-    first, second = (create_deterministic_model(source, creator, _SHARED, **model_params) for _ in range(2))
+    first, second = (
+        create_deterministic_model(source, creator, _SHARED, **model_params) for _ in range(2)
+    )
     return first, second

@@ -38,7 +38,9 @@ class State:
         for own in self.slots:
             slots.append(tuple(rest[: len(own)]))
             del rest[: len(own)]
-        return attrs.evolve(self, parameters=tuple(tensors[: len(self.parameters)]), slots=tuple(slots))
+        return attrs.evolve(
+            self, parameters=tuple(tensors[: len(self.parameters)]), slots=tuple(slots)
+        )
 
     def fingerprint(self) -> str:
         """Return SHA-256 over step, dtypes, shapes and bytes: 64 hexadecimal digits."""

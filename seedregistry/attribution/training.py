@@ -1,4 +1,7 @@
-"""A recipe carried out: states, and steps that are pure functions of (state, step, example weights)."""
+"""A recipe carried out.
+
+States, and steps that are pure functions of (state, step, example weights).
+"""
 
 from __future__ import annotations
 
@@ -48,14 +51,17 @@ _SHOWN = 5
 
 
 class Training:
-    """A recipe on a registry. Every step is a pure function of the state, its number and the examples' weights.
+    """A recipe on a registry.
 
-    The model, the optimizer, the scheduler and the loader come from the registry and are in its ledger; what dropout draws in
-    step s of epoch e is a function of (("dropout", instance id), e, s). So any step can be run again, from its state, at any
-    time and in any process with the same versions and threads.
+    Every step is a pure function of the state, its number and the examples' weights.
 
-    Lifetime: as long as it is used; it keeps the data and no state. Not thread-safe: torch's default generators belong to the
-    process.
+    The model, the optimizer, the scheduler and the loader come from the registry and are in its
+    ledger; what dropout draws in step s of epoch e is a function of (("dropout", instance id), e,
+    s). So any step can be run again, from its state, at any time and in any process with the same
+    versions and threads.
+
+    Lifetime: as long as it is used; it keeps the data and no state. Not thread-safe: torch's
+    default generators belong to the process.
 
     Args:
         registry: where everything is derived and recorded.
@@ -66,8 +72,8 @@ class Training:
         size: number of training examples.
 
     Raises:
-        RecipeError: the model has batch norm statistics or other buffers that training changes, or an option of the optimizer
-            cannot be replayed.
+        RecipeError: the model has batch norm statistics or other buffers that training changes, or
+            an option of the optimizer cannot be replayed.
         DeviceError: the recipe's device is none, or not there.
     """
 
@@ -76,17 +82,25 @@ class Training:
         self.recipe = recipe
         self._device = rng.resolve_device(recipe.device)
         name = recipe.instance_id
-        model = registry.model(recipe.model, instance_id=name if recipe.model_id is None else recipe.model_id)
+        model = registry.model(
+            recipe.model, instance_id=name if recipe.model_id is None else recipe.model_id
+        )
         _refuse_running_statistics(model)
         self._model = model.to(self._device, recipe.dtype)
         self._model.train()
         named = list(self._model.named_parameters())
-        self._names = [parameter_name for parameter_name, parameter in named if parameter.requires_grad]
+        self._names = [
+            parameter_name for parameter_name, parameter in named if parameter.requires_grad
+        ]
         if not self._names:
-            raise RecipeError("The model has no parameter that requires a gradient: there is nothing to train.")
+            raise RecipeError(
+                "The model has no parameter that requires a gradient: there is nothing to train."
+            )
         self._buffers = dict(self._model.named_buffers())
         self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
-        self._initial = tuple(parameter.detach().clone() for _, parameter in named if parameter.requires_grad)
+        self._initial = tuple(
+            parameter.detach().clone() for _, parameter in named if parameter.requires_grad
+        )
         dataset = recipe.as_dataset()
         self.size = recipe.size
         self._loader = registry.dataloader(
@@ -97,7 +111,9 @@ class Training:
             drop_last=recipe.drop_last,
             shard=False,
         )
-        self._tensors = tuple(map(self.place, dataset.tensors)) if type(dataset) is TensorDataset else None
+        self._tensors = (
+            tuple(map(self.place, dataset.tensors)) if type(dataset) is TensorDataset else None
+        )
         self._data_hash: Optional[bytes] = None
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
@@ -105,25 +121,48 @@ class Training:
         self._orders: Dict[int, torch.Tensor] = {}
         self._group_of, self._hyper = self._schedule()
 
-    # --- what a step is made of ---------------------------------------------------------------------------------------
+    # --- what a step is made of -------------------------------------------------------------------
 
     def _schedule(self) -> Tuple[Tuple[int, ...], List[Tuple[Dict[str, Any], ...]]]:
-        """Return the group of each parameter, and the groups' options at each step: torch's optimizer and scheduler tell."""
+        """Return the group of each parameter, and the groups' options at each step.
+
+        Torch's optimizer and scheduler tell.
+        """
         recipe, registry = self.recipe, self.registry
-        groups = list(self._model.parameters()) if recipe.parameter_groups is None else recipe.parameter_groups(self._model)
-        optimizer = registry.optimizer(recipe.optimizer, groups, instance_id=recipe.instance_id, **recipe.optimizer_options)
+        groups = (
+            list(self._model.parameters())
+            if recipe.parameter_groups is None
+            else recipe.parameter_groups(self._model)
+        )
+        optimizer = registry.optimizer(
+            recipe.optimizer, groups, instance_id=recipe.instance_id, **recipe.optimizer_options
+        )
         check_options(recipe.optimizer, optimizer.param_groups)
         scheduler = None
         if recipe.scheduler is not None:
-            options = {name: self.steps if value == "steps" else value for name, value in recipe.scheduler_options.items()}
-            scheduler = registry.scheduler(recipe.scheduler, optimizer, instance_id=recipe.instance_id, **options)
+            options = {
+                name: self.steps if value == "steps" else value
+                for name, value in recipe.scheduler_options.items()
+            }
+            scheduler = registry.scheduler(
+                recipe.scheduler, optimizer, instance_id=recipe.instance_id, **options
+            )
         members = [
-            (id(parameter), index) for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]
+            (id(parameter), index)
+            for index, group in enumerate(optimizer.param_groups)
+            for parameter in group["params"]
         ]
-        trained = [id(parameter) for parameter in self._model.parameters() if parameter.requires_grad]
-        frozen = {id(parameter) for parameter in self._model.parameters() if not parameter.requires_grad}
+        trained = [
+            id(parameter) for parameter in self._model.parameters() if parameter.requires_grad
+        ]
+        frozen = {
+            id(parameter) for parameter in self._model.parameters() if not parameter.requires_grad
+        }
         if sorted(own for own, _ in members if own not in frozen) != sorted(trained):
-            message = "parameter_groups must have each of the model's parameters once; frozen ones may be left out."
+            message = (
+                "parameter_groups must have each of the model's parameters once; frozen "
+                "ones may be left out."
+            )
             raise RecipeError(message)
         group_of = dict(members)
         is_decoupled = recipe.optimizer is torch.optim.AdamW
@@ -132,7 +171,9 @@ class Training:
             row = []
             for group in optimizer.param_groups:
                 options = {key: value for key, value in group.items() if key != "params"}
-                options["is_decoupled"] = is_decoupled or bool(group.get("decoupled_weight_decay", False))
+                options["is_decoupled"] = is_decoupled or bool(
+                    group.get("decoupled_weight_decay", False)
+                )
                 row.append(options)
             table.append(tuple(row))
             optimizer.step()  # without gradients it changes nothing; a scheduler wants to see it
@@ -145,7 +186,8 @@ class Training:
             scheduler.step()
         except TypeError as error:
             message = (
-                f"{type(scheduler).__name__} cannot be stepped once a step without arguments: {error}. Use another schedule."
+                f"{type(scheduler).__name__} cannot be stepped once a step without "
+                f"arguments: {error}. Use another schedule."
             )
             raise RecipeError(message) from error
 
@@ -165,7 +207,10 @@ class Training:
             RecipeError: the data are no tensors.
         """
         if self._tensors is None:
-            raise RecipeError("This needs data given as two tensors: what a dataset draws while it fetches has no one value.")
+            raise RecipeError(
+                "This needs data given as two tensors: what a dataset draws while it fetches has "
+                "no one value."
+            )
         inputs, targets = self._tensors
         return inputs, targets
 
@@ -179,12 +224,19 @@ class Training:
             self._model.train()
 
     def place(self, value: Any) -> Any:
-        """Return a tensor on the recipe's device, a floating one in its dtype; anything else as it is."""
-        return self.recipe.cast(value).to(self._device) if isinstance(value, torch.Tensor) else value
+        """Return a tensor on the recipe's device, a floating one in its dtype.
+
+        Anything else as it is.
+        """
+        return (
+            self.recipe.cast(value).to(self._device) if isinstance(value, torch.Tensor) else value
+        )
 
     def ones(self, count: int, *, requires_grad: bool = False) -> torch.Tensor:
         """Return weights of 1 for some examples, shape (count,), on the recipe's device in its dtype."""
-        return torch.ones(count, dtype=self.recipe.dtype, device=self._device, requires_grad=requires_grad)
+        return torch.ones(
+            count, dtype=self.recipe.dtype, device=self._device, requires_grad=requires_grad
+        )
 
     def position(self, step: int) -> Tuple[int, int]:
         """Return (epoch, step in the epoch) of a step of the run."""
@@ -195,7 +247,11 @@ class Training:
         epoch, own = self.position(step)
         if self._tensors is None:
             inputs, targets = _pair(self._loader.batch(epoch, own))
-            return Batch(inputs=self.place(inputs), targets=self.place(targets), indices=self._loader.indices(epoch, own))
+            return Batch(
+                inputs=self.place(inputs),
+                targets=self.place(targets),
+                indices=self._loader.indices(epoch, own),
+            )
         order = self._orders.get(epoch)
         if order is None:
             self._orders.clear()  # walked backwards, one epoch after the other is looked at
@@ -213,12 +269,13 @@ class Training:
         )
         return State(parameters=self._initial, slots=slots, updates=(0,) * len(slots), step=0)
 
-    # --- steps --------------------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
         """Return the model's outputs in evaluation mode, differentiable in the state's parameters.
 
-        What the model draws in evaluation mode is the same each time, from the position ("evaluation",) of the dropout stream.
+        What the model draws in evaluation mode is the same each time, from the position
+        ("evaluation",) of the dropout stream.
         """
         with self.evaluating(), self._dropout.scope("evaluation", rank=None):
             return self.call(state.parameters, self.place(inputs))
@@ -235,7 +292,8 @@ class Training:
         """
         given = {**dict(zip(self._names, parameters)), **self._buffers}
         outputs: torch.Tensor = functional_call(self._model, given, (inputs,))
-        # A buffer that the model replaced is another tensor in `given`: torch puts there what the model ended with.
+        # A buffer that the model replaced is another tensor in `given`: torch puts there what the
+        # model ended with.
         changed = [
             name
             for name, buffer in self._buffers.items()
@@ -243,14 +301,17 @@ class Training:
         ]
         if changed:
             message = (
-                f"The model changes its buffers while it trains: {', '.join(changed)}. A step would depend on more than its "
-                "state. Make them parameters, or leave them alone."
+                f"The model changes its buffers while it trains: {', '.join(changed)}. A step "
+                "would depend on more than its state. Make them parameters, or leave them alone."
             )
             raise RecipeError(message)
         return outputs
 
     def losses(self, state: State, batch: Batch) -> torch.Tensor:
-        """Return the loss of each example of the step that comes next, in training mode: shape (batch,)."""
+        """Return the loss of each example of the step that comes next, in training mode.
+
+        Shape (batch,).
+        """
         epoch, own = self.position(state.step)
         try:
             with self._dropout.scope(epoch, own, rank=None):
@@ -259,9 +320,14 @@ class Training:
             if isinstance(error, RecipeError):
                 raise
             shapes = f"inputs {_describe(batch.inputs)}, targets {_describe(batch.targets)}"
-            raise RecipeError(f"Model or loss failed at step {state.step} on {shapes}: {error}") from error
+            raise RecipeError(
+                f"Model or loss failed at step {state.step} on {shapes}: {error}"
+            ) from error
         if losses.shape != (len(batch.indices),):
-            message = f"The loss must be one number an example, shape ({len(batch.indices)},); got shape {tuple(losses.shape)}."
+            message = (
+                f"The loss must be one number an example, shape ({len(batch.indices)},); "
+                f"got shape {tuple(losses.shape)}."
+            )
             raise RecipeError(f"{message} Use reduction='none'.")
         return losses
 
@@ -280,8 +346,10 @@ class Training:
             state: the state before.
             weights: of the examples of the batch, shape (batch,), in the recipe's dtype.
             batch: of the step, fetched where it is not given.
-            create_graph: make the result differentiable in the state's tensors and the weights, which must then require it.
-            cuts: divide by the sum of the weights instead of the batch's full size, as if examples of weight zero were cut out.
+            create_graph: make the result differentiable in the state's tensors and the weights,
+                which must then require it.
+            cuts: divide by the sum of the weights instead of the batch's full size, as if examples
+                of weight zero were cut out.
         """
         batch = self.batch(state.step) if batch is None else batch
         gradients = self.gradients(state, weights, batch, create_graph=create_graph, cuts=cuts)
@@ -289,7 +357,13 @@ class Training:
             return self._update(state, gradients)
 
     def gradients(
-        self, state: State, weights: torch.Tensor, batch: Batch, *, create_graph: bool = False, cuts: bool = False
+        self,
+        state: State,
+        weights: torch.Tensor,
+        batch: Batch,
+        *,
+        create_graph: bool = False,
+        cuts: bool = False,
     ) -> Tuple[Optional[torch.Tensor], ...]:
         """Return the gradient of each parameter for the step that comes next, None where it has none.
 
@@ -312,21 +386,29 @@ class Training:
             loss = (weights * losses).sum() / size
             if not torch.isfinite(loss):
                 raise RecipeError(_why_not_finite(state.step, loss.item(), batch, losses))
-            return torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+            return torch.autograd.grad(
+                loss, parameters, create_graph=create_graph, allow_unused=True
+            )
 
     def _update(self, state: State, gradients: Sequence[Optional[torch.Tensor]]) -> State:
         rule = OPTIMIZERS[self.recipe.optimizer]
         updated, kept, counts = [], [], []
         clipped = apply_clip(gradients, self.recipe.clip_norm)
         hypers = self._hyper_of(state.step)
-        for parameter, gradient, slots, count, hyper in zip(state.parameters, clipped, state.slots, state.updates, hypers):
+        for parameter, gradient, slots, count, hyper in zip(
+            state.parameters, clipped, state.slots, state.updates, hypers
+        ):
             new, new_slots = parameter, slots
             if gradient is not None:
-                new, new_slots = rule(parameter, gradient, slots, hyper, count, self.recipe.eps_root)
+                new, new_slots = rule(
+                    parameter, gradient, slots, hyper, count, self.recipe.eps_root
+                )
             updated.append(new)
             kept.append(new_slots)
             counts.append(count + (gradient is not None))
-        return State(parameters=tuple(updated), slots=tuple(kept), updates=tuple(counts), step=state.step + 1)
+        return State(
+            parameters=tuple(updated), slots=tuple(kept), updates=tuple(counts), step=state.step + 1
+        )
 
     def advance(
         self,
@@ -351,7 +433,10 @@ class Training:
         """
         whole = self.ones(self.size) if weights is None else self.place(weights)
         if whole.shape != (self.size,):
-            raise RecipeError(f"weights must have shape ({self.size},), one for each example; got {tuple(whole.shape)}.")
+            raise RecipeError(
+                f"weights must have shape ({self.size},), one for each example; got "
+                f"{tuple(whole.shape)}."
+            )
         for step in range(state.step, stop):
             batch = self.batch(step)
             state = self.step(state, whole[batch.indices], batch, cuts=cuts)
@@ -360,29 +445,34 @@ class Training:
         return state
 
     def check(self) -> None:
-        """Look at the data, and run the first step twice, from its beginning, and compare: what a replay rests on.
+        """Look at the data, and run the first step twice, from its beginning, and compare.
+
+        What a replay rests on.
 
         Raises:
-            RecipeError: the batch or the step was not the same the second time, or it failed; the data have a number that is
-                not finite, or a class that the model has no output for.
+            RecipeError: the batch or the step was not the same the second time, or it failed; the
+                data have a number that is not finite, or a class that the model has no output for.
         """
         with torch_threads(self.recipe.threads):
             self._check_data()
             batches = [self.batch(0) for _ in range(2)]
-            first, second = (_bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches)
+            first, second = (
+                _bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches
+            )
             if first != second:
                 message = (
-                    "The first batch was another one when it was fetched again: the dataset draws from something that no "
-                    "stream sets, such as a generator of its own. Draw from the default generators of python, NumPy or torch."
+                    "The first batch was another one when it was fetched again: the dataset "
+                    "draws from something that no stream sets, such as a generator of its own. "
+                    "Draw from the default generators of python, NumPy or torch."
                 )
                 raise RecipeError(message)
             weights = self.ones(len(batches[0].indices))
             states = [self.step(self.initial_state(), weights, batch) for batch in batches]
             if states[0].fingerprint() != states[1].fingerprint():
                 message = (
-                    "The first step ended in another state when it was run again: model or loss draws from something that no "
-                    "stream sets, such as a generator of its own, or an operator is not deterministic. Draw from the default "
-                    "generators."
+                    "The first step ended in another state when it was run again: model or loss "
+                    "draws from something that no stream sets, such as a generator of its own, "
+                    "or an operator is not deterministic. Draw from the default generators."
                 )
                 raise RecipeError(message)
 
@@ -394,7 +484,10 @@ class Training:
         if inputs.is_floating_point():
             wrong = (~torch.isfinite(inputs).reshape(len(inputs), -1).all(1)).nonzero().flatten()
             if len(wrong):
-                raise RecipeError(f"The inputs of {len(wrong)} examples are not finite; the first is example {int(wrong[0])}.")
+                raise RecipeError(
+                    f"The inputs of {len(wrong)} examples are not finite; the first is example "
+                    f"{int(wrong[0])}."
+                )
         if self.recipe.loss is cross_entropy and not targets.is_floating_point():
             try:
                 with torch.no_grad():
@@ -405,8 +498,9 @@ class Training:
             if len(wrong):
                 first = int(wrong[0])
                 message = (
-                    f"The targets of {len(wrong)} examples are no classes: the model has {classes} outputs, and the target of "
-                    f"example {first} is {int(targets.flatten()[first])}."
+                    f"The targets of {len(wrong)} examples are no classes: the model has "
+                    f"{classes} outputs, and the target of example {first} is "
+                    f"{int(targets.flatten()[first])}."
                 )
                 raise RecipeError(message)
 
@@ -424,21 +518,25 @@ class Training:
     def train_many(self, weights: torch.Tensor, *, cuts: bool = False) -> List[State]:
         """Train many times at once, each with weights of its own, and return the final states.
 
-        One computation over a stack of models (``torch.func.vmap``): for small models several times as fast as one by one,
-        and not bit-equal to it, since sums over a stack are done in another order.
+        One computation over a stack of models (``torch.func.vmap``): for small models several times
+        as fast as one by one, and not bit-equal to it, since sums over a stack are done in another
+        order.
 
         Args:
             weights: of all training examples for each model, shape (models, size).
             cuts: as for :meth:`step`.
 
         Raises:
-            RecipeError: the recipe clips gradients, or the model has a layer that cannot be stacked.
+            RecipeError: the recipe clips gradients, or the model has a layer that cannot be
+                stacked.
         """
         if self.recipe.clip_norm is not None:
             raise RecipeError("Gradients are clipped model by model: train one by one.")
         count = len(weights)
         state = self.initial_state()
-        state = state.with_tensors([tensor.expand(count, *tensor.shape) for tensor in state.tensors()])
+        state = state.with_tensors(
+            [tensor.expand(count, *tensor.shape) for tensor in state.tensors()]
+        )
         whole = self.place(weights)
         with torch_threads(self.recipe.threads), torch.no_grad():
             for step in range(self.steps):
@@ -448,27 +546,44 @@ class Training:
     def _step_many(self, state: State, whole: torch.Tensor, batch: Batch, *, cuts: bool) -> State:
         def loss(parameters: Tuple[torch.Tensor, ...], weights: torch.Tensor) -> torch.Tensor:
             losses = self.recipe.loss(self.call(parameters, batch.inputs), batch.targets)
-            return (weights * losses).sum() / (weights.sum().clamp(min=1) if cuts else len(batch.indices))
+            return (weights * losses).sum() / (
+                weights.sum().clamp(min=1) if cuts else len(batch.indices)
+            )
 
         epoch, own = self.position(state.step)
         try:
-            with self._dropout.scope(epoch, own, rank=None):  # one draw for all models, that of a single one
-                gradients = vmap(grad(loss), randomness="same")(state.parameters, whole[:, batch.indices])
+            with self._dropout.scope(
+                epoch, own, rank=None
+            ):  # one draw for all models, that of a single one
+                gradients = vmap(grad(loss), randomness="same")(
+                    state.parameters, whole[:, batch.indices]
+                )
         except RuntimeError as error:
-            raise RecipeError(f"The model cannot be trained as a stack: {error}. Train one by one.") from error
+            raise RecipeError(
+                f"The model cannot be trained as a stack: {error}. Train one by one."
+            ) from error
         return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
         """Return SHA-256 over the state after the first steps at weight 1, the recipe, all options of all steps, and the data.
 
-        Two processes with equal fingerprints train alike, as far as that shows: the same initial parameters, order, data,
-        arithmetic and schedule. Data that are no tensors show as far as these steps fetch them.
+        Two processes with equal fingerprints train alike, as far as that shows: the same initial
+        parameters, order, data, arithmetic and schedule. Data that are no tensors show as far as
+        these steps fetch them.
         """
         recipe = self.recipe
         with torch_threads(recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
         loss = f"{recipe.loss.__module__}.{getattr(recipe.loss, '__qualname__', type(recipe.loss).__qualname__)}"
-        named = (self.steps, self.size, recipe.batch_size, recipe.optimizer.__name__, recipe.clip_norm, recipe.eps_root, loss)
+        named = (
+            self.steps,
+            self.size,
+            recipe.batch_size,
+            recipe.optimizer.__name__,
+            recipe.clip_norm,
+            recipe.eps_root,
+            loss,
+        )
         sha = hashlib.sha256(f"{state.fingerprint()} {named} {self._group_of}".encode())
         for row in self._hyper:
             sha.update(repr(row).encode())
@@ -476,7 +591,10 @@ class Training:
         return sha.hexdigest()
 
     def _hash_data(self) -> bytes:
-        """Return SHA-256 over the data where they are tensors: read once, since they may be large."""
+        """Return SHA-256 over the data where they are tensors.
+
+        Read once, since they may be large.
+        """
         if self._data_hash is None:
             sha = hashlib.sha256()
             add_tensors(sha, self._tensors or ())
@@ -484,7 +602,10 @@ class Training:
         return self._data_hash
 
     def handshake(self) -> Dict[str, str]:
-        """Return what must be equal in every process that repeats the run, by name: its fingerprint, and what computes it."""
+        """Return what must be equal in every process that repeats the run, by name.
+
+        Its fingerprint, and what computes it.
+        """
         with torch_threads(self.recipe.threads):
             facts = dict(environment.snapshot().values)
         return {
@@ -515,8 +636,14 @@ def _bytes_of(values: Sequence[Any]) -> List[bytes]:
 def _pair(examples: Any) -> Tuple[Any, Any]:
     """Return the inputs and the targets of a batch."""
     if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - inputs and targets
-        count = f"{len(examples)} parts" if isinstance(examples, (tuple, list)) else f"a {type(examples).__name__}"
-        raise RecipeError(f"The dataset must give pairs (input, target); a batch of it has {count}.")
+        count = (
+            f"{len(examples)} parts"
+            if isinstance(examples, (tuple, list))
+            else f"a {type(examples).__name__}"
+        )
+        raise RecipeError(
+            f"The dataset must give pairs (input, target); a batch of it has {count}."
+        )
     inputs, targets = examples
     return inputs, targets
 
@@ -526,35 +653,45 @@ def _why_not_finite(step: int, loss: float, batch: Batch, losses: torch.Tensor) 
     wrong = batch.indices[(~torch.isfinite(losses.detach())).cpu()].tolist()
     shown = ", ".join(map(str, wrong[:_SHOWN])) + (" and more" if len(wrong) > _SHOWN else "")
     return (
-        f"The loss of step {step} is {loss}{f', from examples {shown}' if wrong else ''}. Where they are many the training "
-        "diverged: lower the learning rate. Where they are few look at their inputs and targets."
+        f"The loss of step {step} is {loss}{f', from examples {shown}' if wrong else ''}. Where "
+        "they are many the training diverged: lower the learning rate. Where they are few look "
+        "at their inputs and targets."
     )
 
 
 def _describe(value: Any) -> str:
-    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"of type {type(value).__name__}"
+    return (
+        f"of shape {tuple(value.shape)}"
+        if isinstance(value, torch.Tensor)
+        else f"of type {type(value).__name__}"
+    )
 
 
 def _refuse_running_statistics(model: nn.Module) -> None:
     """Refuse layers that carry state of their own from batch to batch.
 
-    An example of weight zero still enters batch statistics, so its removal could not be predicted either.
+    An example of weight zero still enters batch statistics, so its removal could not be predicted
+    either.
     """
     names = [
         f"{name} ({type(module).__name__})"
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
     ]
-    unsaid = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    unsaid = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     if unsaid and not names:
         _log.warning(
-            "The model normalises over the batch (%s): an example of weight 0 still enters its statistics, so a weight of 0 is "
-            "not quite a removal. Use GroupNorm or LayerNorm.",
+            "The model normalises over the batch (%s): an example of weight 0 still enters its "
+            "statistics, so a weight of 0 is not quite a removal. Use GroupNorm or LayerNorm.",
             ", ".join(unsaid),
         )
     if names:
         message = (
-            f"The model carries batch statistics from step to step: {', '.join(names)}. An example of weight 0 still enters "
-            "them. Use GroupNorm or LayerNorm."
+            f"The model carries batch statistics from step to step: {', '.join(names)}. An "
+            "example of weight 0 still enters them. Use GroupNorm or LayerNorm."
         )
         raise RecipeError(message)

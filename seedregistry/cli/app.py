@@ -1,9 +1,11 @@
 """The command line: the program, its groups, and what becomes of errors.
 
-Exit codes: 0 for yes (verified, equal), 1 for no (faulty, different), 2 for what could not be answered (wrong usage, a file
-that is no ledger). Every command has ``--json``. Colours and bars are for terminals only.
+Exit codes: 0 for yes (verified, equal), 1 for no (faulty, different), 2 for what could not be
+answered (wrong usage, a file that is no ledger). Every command has ``--json``. Colours and bars are
+for terminals only.
 
-The modules of the commands import torch, NumPy and rich where a command needs them, so that ``--help`` answers at once.
+The modules of the commands import torch, NumPy and rich where a command needs them, so that
+``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Args:
         arguments: without the program's name; those of the process by default.
     """
-    logging.getLogger("seedregistry").addHandler(logging.NullHandler())  # what it would say is printed here
+    logging.getLogger("seedregistry").addHandler(
+        logging.NullHandler()
+    )  # what it would say is printed here
     given: Optional[List[str]] = None if arguments is None else list(arguments)
     try:
         code = cli.main(args=given, prog_name="seedregistry", standalone_mode=False)
@@ -68,7 +72,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     except SeedRegistryError as error:
         click.echo(f"Error: {error}", err=True)
         return UNANSWERED
-    except (OSError, SystemExit) as error:  # a full disk, or a reader, such as head, that has seen enough: click exits for it
+    except (
+        OSError,
+        SystemExit,
+    ) as error:  # a full disk, or a reader, such as head, that has seen enough: click exits for it
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

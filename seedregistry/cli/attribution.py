@@ -1,4 +1,7 @@
-"""The commands of attribution: the demonstration, MAGIC and retraining on a recipe of the user's."""
+"""The commands of attribution.
+
+The demonstration, MAGIC and retraining on a recipe of the user's.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["demo_command", "lds_command", "magic_command"]
 
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
-_workers = click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that retrain.")
-_scheme = click.option("--scheme", default="sha256-31", show_default=True, help="Scheme of derivation.")
+_workers = click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Processes that retrain.",
+)
+_scheme = click.option(
+    "--scheme", default="sha256-31", show_default=True, help="Scheme of derivation."
+)
 _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 
 
@@ -36,23 +47,54 @@ def _shown() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @click.command("demo")
-@click.option("--data", type=click.Choice(["digits", "cifar10"]), default="digits", show_default=True, help="What to train on.")
+@click.option(
+    "--data",
+    type=click.Choice(["digits", "cifar10"]),
+    default="digits",
+    show_default=True,
+    help="What to train on.",
+)
 @click.option("--root", default="data", show_default=True, help="Where CIFAR-10 is.")
-@click.option("--out", default="out", show_default=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option(
+    "--out",
+    default="out",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write to.",
+)
 @_seed
 @_workers
 @click.option("--device", default="cpu", show_default=True, help="Where to train, such as cuda.")
 @click.option(
-    "--bridges", is_flag=True, help="Score dattri's influence function and traker's TRAK too, when they are installed."
+    "--bridges",
+    is_flag=True,
+    help="Score dattri's influence function and traker's TRAK too, when they are installed.",
 )
 @json_option
-def demo_command(data: str, root: str, out: Path, seed: int, workers: int, device: str, *, bridges: bool, as_json: bool) -> int:
+def demo_command(
+    data: str,
+    root: str,
+    out: Path,
+    seed: int,
+    workers: int,
+    device: str,
+    *,
+    bridges: bool,
+    as_json: bool,
+) -> int:
     """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
     from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
 
     with _shown() as progress:
         demo = run_demo(
-            out, seed=seed, plan=data, root=root, workers=workers, bridges=bridges, device=device, progress=progress
+            out,
+            seed=seed,
+            plan=data,
+            root=root,
+            workers=workers,
+            bridges=bridges,
+            device=device,
+            progress=progress,
         )
     results = demo.results()
     if as_json:
@@ -72,7 +114,10 @@ def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
     width = max(map(len, [corner, *rows]))
     heads = "".join(f"{100 * float(fraction):>8g}%" for fraction in fractions)
     lines = [f"{corner:<{width}}{heads}"]
-    lines += [f"{name:<{width}}" + "".join(f"{row[fraction]:>9.3f}" for fraction in fractions) for name, row in rows.items()]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{row[fraction]:>9.3f}" for fraction in fractions)
+        for name, row in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -84,18 +129,32 @@ def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
     registry = SeedRegistry(seed, scheme=scheme)
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
-        raise click.BadParameter(f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION")
+        raise click.BadParameter(
+            f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION"
+        )
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         inspect.signature(function).bind(registry)
     except (ImportError, AttributeError) as error:
-        raise click.BadParameter(f"{name!r} cannot be imported: {error}.", param_hint="MODULE:FUNCTION") from error
+        raise click.BadParameter(
+            f"{name!r} cannot be imported: {error}.", param_hint="MODULE:FUNCTION"
+        ) from error
     except TypeError as error:
-        raise click.BadParameter(f"{name!r} must take a registry: {error}.", param_hint="MODULE:FUNCTION") from error
+        raise click.BadParameter(
+            f"{name!r} must take a registry: {error}.", param_hint="MODULE:FUNCTION"
+        ) from error
     found = function(registry)
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Recipe) or not callable(found[1]):  # noqa: PLR2004 - a pair
-        raise click.BadParameter(f"{name!r} must return (Recipe, measurement) for a registry.", param_hint="MODULE:FUNCTION")
+    if (
+        not isinstance(found, tuple)
+        or len(found) != 2
+        or not isinstance(found[0], Recipe)
+        or not callable(found[1])
+    ):  # noqa: PLR2004 - a pair
+        raise click.BadParameter(
+            f"{name!r} must return (Recipe, measurement) for a registry.",
+            param_hint="MODULE:FUNCTION",
+        )
     return Training(registry, found[0]), found[1]
 
 
@@ -110,10 +169,18 @@ def _make_folders(*paths: Optional[Path]) -> None:
 @_recipe
 @_seed
 @_scheme
-@click.option("--out", default="scores.npz", show_default=True, type=click.Path(path_type=Path), help="File for the scores.")
+@click.option(
+    "--out",
+    default="scores.npz",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="File for the scores.",
+)
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @click.option("--keep", type=click.IntRange(min=0), help="How many states to keep.")
-@click.option("--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them.")
+@click.option(
+    "--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them."
+)
 @json_option
 def magic_command(
     recipe: str,
@@ -147,11 +214,25 @@ def magic_command(
             progress=lambda done, total: progress("attribute", done, total),
         )
     with out.open("wb") as file:  # under this very name: NumPy would add a suffix
-        np.savez(file, scores=found.scores.numpy(), values=found.values.numpy(), fingerprint=np.array(found.fingerprint))
+        np.savez(
+            file,
+            scores=found.scores.numpy(),
+            values=found.values.numpy(),
+            fingerprint=np.array(found.fingerprint),
+        )
     if ledger is not None:
         registry.ledger.save(ledger)
-    facts = {"targets": len(found.values), "examples": training.size, "steps": training.steps, "digest": registry.ledger.digest}
-    click.echo(json.dumps(facts, indent=2) if as_json else f"{out}: {facts['targets']} targets, {facts['examples']} examples")
+    facts = {
+        "targets": len(found.values),
+        "examples": training.size,
+        "steps": training.steps,
+        "digest": registry.ledger.digest,
+    }
+    click.echo(
+        json.dumps(facts, indent=2)
+        if as_json
+        else f"{out}: {facts['targets']} targets, {facts['examples']} examples"
+    )
     return YES
 
 
@@ -159,15 +240,47 @@ def magic_command(
 @_recipe
 @_seed
 @_scheme
-@click.option("--scores", required=True, type=click.Path(path_type=Path, exists=True), help="Scores that `magic` wrote.")
 @click.option(
-    "--fraction", "fractions", multiple=True, type=float, default=(0.01, 0.05, 0.2), show_default=True, help="Left out."
+    "--scores",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Scores that `magic` wrote.",
+)
+@click.option(
+    "--fraction",
+    "fractions",
+    multiple=True,
+    type=float,
+    default=(0.01, 0.05, 0.2),
+    show_default=True,
+    help="Left out.",
 )
 @click.option("--subsets", default=50, show_default=True, help="Retrainings for each fraction.")
-@click.option("--protocol", default="weights", show_default=True, help="What the retrainings share with the run.")
-@click.option("--at-once", default=1, show_default=True, type=click.IntRange(min=1), help="Models trained as one stack.")
-@click.option("--replicate", default=0, show_default=True, type=click.IntRange(min=0), help="Another one has other seeds.")
-@click.option("--store", type=click.Path(path_type=Path), help="A folder in which results are kept, to go on after a kill.")
+@click.option(
+    "--protocol",
+    default="weights",
+    show_default=True,
+    help="What the retrainings share with the run.",
+)
+@click.option(
+    "--at-once",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Models trained as one stack.",
+)
+@click.option(
+    "--replicate",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Another one has other seeds.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="A folder in which results are kept, to go on after a kill.",
+)
 @click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
 @_workers
 @json_option
@@ -187,7 +300,10 @@ def lds_command(  # noqa: PLR0913 - options of a command
     *,
     as_json: bool,
 ) -> int:
-    """Retrain a training of yours on subsets, and score the scores: MODULE:FUNCTION as for `magic`."""
+    """Retrain a training of yours on subsets, and score the scores.
+
+    MODULE:FUNCTION as for `magic`.
+    """
     import numpy as np  # noqa: PLC0415 - as above
     import torch  # noqa: PLC0415 - as above
 
@@ -202,9 +318,14 @@ def lds_command(  # noqa: PLR0913 - options of a command
             # Called "run" in the files of early versions.
             fingerprints = [str(saved[name]) for name in ("fingerprint", "run") if name in saved]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise click.BadParameter(f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores") from error
+        raise click.BadParameter(
+            f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores"
+        ) from error
     if fingerprints and fingerprints[0] != training.fingerprint(0):
-        message = f"{str(scores)!r} has scores of another training: another seed, scheme, recipe or environment than this one."
+        message = (
+            f"{str(scores)!r} has scores of another training: another seed, scheme, recipe "
+            "or environment than this one."
+        )
         raise click.BadParameter(message, param_hint="--scores")
     with _shown() as progress:
         scored = lds(
@@ -234,10 +355,21 @@ def lds_command(  # noqa: PLR0913 - options of a command
             for one in scored
         ]
         click.echo(
-            json.dumps({"protocol": protocol, "subsets": subsets, "lds": rows, "digest": registry.ledger.digest}, indent=2)
+            json.dumps(
+                {
+                    "protocol": protocol,
+                    "subsets": subsets,
+                    "lds": rows,
+                    "digest": registry.ledger.digest,
+                },
+                indent=2,
+            )
         )
         return YES
     for one in scored:
         low, high = one.interval
-        click.echo(f"{100 * one.fraction:g}% left out: {one.mean:.3f} ({low:.3f} to {high:.3f}), slope {one.slope:.2f}")
+        click.echo(
+            f"{100 * one.fraction:g}% left out: {one.mean:.3f} ({low:.3f} to {high:.3f}), slope "
+            f"{one.slope:.2f}"
+        )
     return YES

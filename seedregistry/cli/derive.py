@@ -17,11 +17,24 @@ _MOST_DIGITS = 128
 @click.argument("master_seed")
 @click.argument("purpose")
 @click.argument("instance_id", required=False)
-@click.option("--int", "is_int", is_flag=True, help="The instance id is an int: 7 and '7' are two ids under sha256-256.")
-@click.option("--scheme", default="sha256-31", show_default=True, help="The rule from words to seeds.")
+@click.option(
+    "--int",
+    "is_int",
+    is_flag=True,
+    help="The instance id is an int: 7 and '7' are two ids under sha256-256.",
+)
+@click.option(
+    "--scheme", default="sha256-31", show_default=True, help="The rule from words to seeds."
+)
 @json_option
 def derive_command(
-    master_seed: str, purpose: str, instance_id: Optional[str], scheme: str, *, is_int: bool, as_json: bool
+    master_seed: str,
+    purpose: str,
+    instance_id: Optional[str],
+    scheme: str,
+    *,
+    is_int: bool,
+    as_json: bool,
 ) -> int:
     """Print the component seed of MASTER_SEED, PURPOSE and INSTANCE_ID."""
     from seedregistry import derivation  # noqa: PLC0415 - NumPy, when it is needed
@@ -30,7 +43,9 @@ def derive_command(
     rule = derivation.find_scheme(scheme)
     number = derivation.validate_master_seed(_integer(master_seed, "MASTER_SEED"))
     name = derivation.validate_purpose(purpose)
-    given = _integer(instance_id, "INSTANCE_ID") if is_int and instance_id is not None else instance_id
+    given = (
+        _integer(instance_id, "INSTANCE_ID") if is_int and instance_id is not None else instance_id
+    )
     identity = derivation.validate_instance_id(given)
     seed = rule.derive(number, name, identity)
     if as_json:

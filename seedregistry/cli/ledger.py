@@ -22,7 +22,9 @@ _LARGE_BYTES = 10_000_000
 
 _LEAST_DIGEST = 12
 
-_every_stream = click.option("--every-stream", is_flag=True, help="A row for each stream, not for each purpose.")
+_every_stream = click.option(
+    "--every-stream", is_flag=True, help="A row for each stream, not for each purpose."
+)
 
 
 @click.group("ledger")
@@ -41,7 +43,10 @@ def _show(file: Path, *, every_stream: bool, as_json: bool) -> int:
     loaded = _load(file)
     table = loaded.table(every_stream=every_stream)
     if as_json:
-        registries = [{**attrs.asdict(section), "master_seed": str(section.master_seed)} for section in table.sections]
+        registries = [
+            {**attrs.asdict(section), "master_seed": str(section.master_seed)}
+            for section in table.sections
+        ]
         print_json({"digest": table.digest, "registries": registries})
     elif sys.stdout.isatty():
         _print_table(table)
@@ -52,15 +57,26 @@ def _show(file: Path, *, every_stream: bool, as_json: bool) -> int:
 
 @ledger_group.command("verify")
 @file_argument
-@click.option("--digest", "printed", help="A digest that was printed, 12 to 64 digits: the content must have it.")
+@click.option(
+    "--digest",
+    "printed",
+    help="A digest that was printed, 12 to 64 digits: the content must have it.",
+)
 @json_option
 def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
-    """Check chain, header and seal, and derive every seed again; exit 1 when something does not hold.
+    """Check chain, header and seal, and derive every seed again.
 
-    A journal that is not closed has no seal: entries lost from its end are found against a digest that was printed.
+    Exit 1 when something does not hold.
+
+    A journal that is not closed has no seal: entries lost from its end are found against a digest
+    that was printed.
     """
-    if printed is not None and (len(printed) < _LEAST_DIGEST or set(printed) - set("0123456789abcdef")):
-        raise click.BadParameter(f"{printed!r} is not 12 to 64 hexadecimal digits.", param_hint="--digest")
+    if printed is not None and (
+        len(printed) < _LEAST_DIGEST or set(printed) - set("0123456789abcdef")
+    ):
+        raise click.BadParameter(
+            f"{printed!r} is not 12 to 64 hexadecimal digits.", param_hint="--digest"
+        )
     try:
         size = file.stat().st_size
     except OSError:  # reading it will say why
@@ -70,9 +86,13 @@ def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
 
     from seedregistry.ledger import verify_file  # noqa: PLC0415 - as above
 
-    with Progress(disable=size < _LARGE_BYTES or not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+    with Progress(
+        disable=size < _LARGE_BYTES or not sys.stderr.isatty(), console=Console(stderr=True)
+    ) as bar:
         task = bar.add_task("verifying", total=size)
-        found = verify_file(file, progress=lambda size_bytes: bar.update(task, completed=size_bytes))
+        found = verify_file(
+            file, progress=lambda size_bytes: bar.update(task, completed=size_bytes)
+        )
     has_digest = printed is None or found.digest.startswith(printed)
     if as_json:
         facts = attrs.asdict(found)
@@ -113,17 +133,26 @@ def _diff(first: Path, second: Path, *, as_json: bool) -> int:
     help="What to write.",
 )
 @_every_stream
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="A file to write, instead of printing.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="A file to write, instead of printing."
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as --to json.")
-def _export(file: Path, form: str, output: Optional[Path], *, every_stream: bool, as_json: bool) -> int:
-    """Print the ledger as a table for a paper, as data, or as a statement in words; exit 1 when the file is damaged."""
+def _export(
+    file: Path, form: str, output: Optional[Path], *, every_stream: bool, as_json: bool
+) -> int:
+    """Print the ledger as a table for a paper, as data, or as a statement in words.
+
+    Exit 1 when the file is damaged.
+    """
     loaded = _load(file)
     if as_json or form == "json":
         text = json.dumps(loaded.to_dict(), indent=2, ensure_ascii=False) + "\n"
     elif form == "statement":
         text = loaded.statement() + "\n"
     else:
-        text = {"latex": loaded.to_latex, "markdown": loaded.to_markdown, "csv": loaded.to_csv}[form](every_stream=every_stream)
+        text = {"latex": loaded.to_latex, "markdown": loaded.to_markdown, "csv": loaded.to_csv}[
+            form
+        ](every_stream=every_stream)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -161,7 +190,9 @@ def _report_damage(loaded: Ledger) -> int:
     damage = loaded.damage
     if not damage:
         return YES
-    click.echo(f"The file is damaged: {damage[0]}. `seedregistry ledger verify` has every fault.", err=True)
+    click.echo(
+        f"The file is damaged: {damage[0]}. `seedregistry ledger verify` has every fault.", err=True
+    )
     return NO
 
 
@@ -176,7 +207,9 @@ def _print_table(table: tables.Table) -> None:
     shown = RichTable(title=facts, title_justify="left")
     for name in tables.HEADER:
         is_number = name in {"streams", "seed", "uses"}
-        shown.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
+        shown.add_column(
+            name, justify="right" if is_number else "left", no_wrap=is_number, overflow="fold"
+        )
     for cells in table.cells():
         shown.add_row(*(tables.visible(text).replace("[", r"\[") for text in cells))
     console.print(shown)

@@ -13,10 +13,13 @@ _seen: Dict[Tuple[str, int], str] = {}
 
 
 def call_site(inner: int = 0) -> str:
-    """Return ``"file.py:12"`` of the innermost frame outside the library: the base name only, never a path.
+    """Return ``"file.py:12"`` of the innermost frame outside the library.
+
+    The base name only, never a path.
 
     Args:
-        inner: how many callers of the caller are the library's for certain, and need not be looked at.
+        inner: how many callers of the caller are the library's for certain, and need not be looked
+            at.
     """
     frame = sys._getframe(1 + inner)
     while frame.f_code.co_filename.startswith(_PACKAGE):

@@ -1,7 +1,7 @@
 """Digests: SHA-256 of content, with every part tagged by its length. Pure, and without torch.
 
-A digest is over bytes that are laid out so that different contents cannot give one byte string: each part is preceded by
-its length as 8 bytes big-endian.
+A digest is over bytes that are laid out so that different contents cannot give one byte string:
+each part is preceded by its length as 8 bytes big-endian.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Iterable
 __all__ = ["SHORT_LENGTH", "PiecesDigest", "digest_sorted"]
 
 SHORT_LENGTH = 12
-"""Hexadecimal digits of a short digest: 48 bits, enough to tell runs apart, not to resist a forger."""
+"""Hexadecimal digits of a short digest.
+
+48 bits, enough to tell runs apart, not to resist a forger.
+"""
 
 
 class PiecesDigest:
@@ -40,7 +43,10 @@ class PiecesDigest:
 
 
 def digest_sorted(tag: str, parts: Iterable[bytes]) -> str:
-    """Return the digest of a multiset: the parts are sorted first, so that their order does not count."""
+    """Return the digest of a multiset.
+
+    The parts are sorted first, so that their order does not count.
+    """
     digest = PiecesDigest(tag)
     for part in sorted(parts):
         digest.add(part)

@@ -1,7 +1,10 @@
-"""The environment of the process, by name, from an allow-list. Circumstance: it is outside every digest.
+"""The environment of the process, by name, from an allow-list.
 
-Recorded so that a reader can see under what conditions numbers were made. Never the host name, the user, a path or the
-command line, unless asked for. Reading it starts no accelerator, imports nothing of torch, sets no switch, moves no generator.
+Circumstance: it is outside every digest.
+
+Recorded so that a reader can see under what conditions numbers were made. Never the host name, the
+user, a path or the command line, unless asked for. Reading it starts no accelerator, imports
+nothing of torch, sets no switch, moves no generator.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ Value = Union[None, bool, int, str]
 NOT_INITIALISED = "not initialised"
 WITHHELD = "<withheld>"
 
-# Environment variables, each with what its value may look like. Anything else (a path, a host, the UUID of a GPU) is not
-# repeated: it could tell whose machine this was.
+# Environment variables, each with what its value may look like. Anything else (a path, a host, the
+# UUID of a GPU) is not repeated: it could tell whose machine this was.
 _PLAIN = re.compile(r"[A-Za-z0-9_:;,^+. -]{0,80}")
 _NUMBERS = re.compile(r"[0-9, -]{0,80}")
 _VARIABLES: Tuple[Tuple[str, re.Pattern[str]], ...] = (
@@ -46,12 +49,14 @@ _VARIABLES: Tuple[Tuple[str, re.Pattern[str]], ...] = (
 class Environment:
     """Named facts about the process: str, int, bool, or None where there is none.
 
-    Circumstance, never content: two runs that are equal number for number may have been made in different environments.
+    Circumstance, never content: two runs that are equal number for number may have been made in
+    different environments.
 
     Attributes:
         IS_CONTENT: False, for the ledger's digest.
         values: pairs (name, value), in a fixed order, the same names in every process.
-        unreadable: pairs (name, reason) for the facts that are None because this build lacks them or refused to tell.
+        unreadable: pairs (name, reason) for the facts that are None because this build lacks them
+            or refused to tell.
     """
 
     IS_CONTENT: ClassVar[bool] = False
@@ -66,7 +71,7 @@ class Environment:
         return facts
 
 
-# --- facts that take more than one look-up ----------------------------------------------------------------------------
+# --- facts that take more than one look-up --------------------------------------------------------
 
 
 def _cuda_runs() -> bool:
@@ -81,8 +86,8 @@ def _inductor(name: str) -> Optional[bool]:
 def _cudnn_version() -> Optional[int]:
     """Return cuDNN's version, also before CUDA runs.
 
-    Not through ``torch.backends.cudnn.version``: in torch 2.13.0 it asks every GPU for its capability, which starts CUDA
-    (``_init`` in torch/backends/cudnn/__init__.py).
+    Not through ``torch.backends.cudnn.version``: in torch 2.13.0 it asks every GPU for its
+    capability, which starts CUDA (``_init`` in torch/backends/cudnn/__init__.py).
     """
     module = getattr(torch._C, "_cudnn", None)
     return None if module is None else int(module.getVersionInt())
@@ -97,7 +102,10 @@ def _gpu_count() -> Union[int, str]:
 
 
 def _gpus() -> str:
-    """Return the models of the GPUs in order, as in ``2 x NVIDIA H200 (sm_90)``. Asking for them would start CUDA."""
+    """Return the models of the GPUs in order, as in ``2 x NVIDIA H200 (sm_90)``.
+
+    Asking for them would start CUDA.
+    """
     if not _cuda_runs():
         return NOT_INITIALISED
     runs: List[Tuple[str, int]] = []
@@ -111,7 +119,7 @@ def _gpus() -> str:
     return ", ".join(f"{count} x {name}" for name, count in runs)
 
 
-# --- the allow-list -----------------------------------------------------------------------------------------------------
+# --- the allow-list -------------------------------------------------------------------------------
 
 # Each through a function: what is looked up may be absent from a build, or refuse.
 _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
@@ -143,7 +151,10 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
         "cuda.matmul.allow_bf16_reduced_precision_reduction",
         lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
     ),
-    ("cuda.matmul.allow_fp16_accumulation", lambda: torch.backends.cuda.matmul.allow_fp16_accumulation),
+    (
+        "cuda.matmul.allow_fp16_accumulation",
+        lambda: torch.backends.cuda.matmul.allow_fp16_accumulation,
+    ),
     ("cudnn.enabled", lambda: torch.backends.cudnn.enabled),
     ("cudnn.benchmark", lambda: torch.backends.cudnn.benchmark),
     ("cudnn.benchmark_limit", lambda: torch.backends.cudnn.benchmark_limit),
@@ -165,7 +176,9 @@ _FACTS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
 
 
 # Only when asked for.
-_COMMAND_LINE: Tuple[Tuple[str, Callable[[], Any]], ...] = (("command_line", lambda: " ".join(map(shlex.quote, sys.argv))),)
+_COMMAND_LINE: Tuple[Tuple[str, Callable[[], Any]], ...] = (
+    ("command_line", lambda: " ".join(map(shlex.quote, sys.argv))),
+)
 _PATHS: Tuple[Tuple[str, Callable[[], Any]], ...] = (
     ("path.working_directory", os.getcwd),
     ("path.script", lambda: os.path.abspath(sys.argv[0])),
@@ -183,7 +196,8 @@ def _read(get: Callable[[], Any]) -> Tuple[Value, Optional[str]]:
     except AttributeError:
         return None, "not in this version"
     except Exception as error:  # noqa: BLE001 - a fact that refuses to be read must not end an experiment
-        # For one, TF32 settings made through the new interface and read through the old: RuntimeError in torch 2.13.
+        # For one, TF32 settings made through the new interface and read through the old:
+        # RuntimeError in torch 2.13.
         return None, f"refused: {type(error).__name__}"
     if value is None or isinstance(value, (bool, int, str)):
         return value, None
@@ -200,11 +214,16 @@ def snapshot(*, command_line: bool = False, paths: bool = False) -> Environment:
 
     Args:
         command_line: also the command line, which may hold whatever was typed, secrets among it.
-        paths: also the working directory and the paths of the script and of Python, which may name the user.
+        paths: also the working directory and the paths of the script and of Python, which may name
+            the user.
     """
     values: List[Tuple[str, Value]] = []
     unreadable: List[Tuple[str, str]] = []
-    for name, get in (*_FACTS, *(_COMMAND_LINE if command_line else ()), *(_PATHS if paths else ())):
+    for name, get in (
+        *_FACTS,
+        *(_COMMAND_LINE if command_line else ()),
+        *(_PATHS if paths else ()),
+    ):
         value, reason = _read(get)
         values.append((name, value))
         if reason is not None:

@@ -15,11 +15,14 @@ PathLike = Union[str, "os.PathLike[str]"]
 _LONGEST_NAME = 100
 
 
-def write_atomically(path: PathLike, content: Union[bytes, Iterable[bytes], Callable[[Path], object]]) -> None:
+def write_atomically(
+    path: PathLike, content: Union[bytes, Iterable[bytes], Callable[[Path], object]]
+) -> None:
     """Write a file so that, whatever happens, its name shows the old content or the new one, each whole.
 
-    Written beside it under a random name, flushed to the disk, and renamed; then the folder is flushed, so that the new name
-    survives a loss of power too. A file that is replaced keeps its mode; a link is followed.
+    Written beside it under a random name, flushed to the disk, and renamed; then the folder is
+    flushed, so that the new name survives a loss of power too. A file that is replaced keeps its
+    mode; a link is followed.
 
     Args:
         path: of the file; its folder must exist.
@@ -59,7 +62,10 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a new name in it survives a loss of power. Where folders cannot be opened, nothing happens."""
+    """Flush a folder, so that a new name in it survives a loss of power.
+
+    Where folders cannot be opened, nothing happens.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

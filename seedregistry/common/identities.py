@@ -12,8 +12,8 @@ InstanceId = Union[None, int, str]
 class StreamId(NamedTuple):
     """A stream of one registry: its purpose and its instance id.
 
-    A dict key that holds nothing else alive. ``7`` and ``"7"`` are two ids and never equal; a bool, which would equal an int,
-    is no instance id and is refused before one of these is made.
+    A dict key that holds nothing else alive. ``7`` and ``"7"`` are two ids and never equal; a bool,
+    which would equal an int, is no instance id and is refused before one of these is made.
     """
 
     purpose: str
@@ -21,7 +21,10 @@ class StreamId(NamedTuple):
 
 
 class QualifiedId(NamedTuple):
-    """A stream among those of several registries, such as a registry and its children: master seed, purpose, instance id."""
+    """A stream among those of several registries, such as a registry and its children.
+
+    Master seed, purpose, instance id.
+    """
 
     master_seed: int
     purpose: str
@@ -41,7 +44,9 @@ def mismatches(found: Mapping[Any, Any], expected: Mapping[str, Any]) -> List[st
 
     A bool is not the int that it equals, and a name that is missing is a mismatch.
     """
-    return [name for name, value in expected.items() if not _is_same(found.get(name, _MISSING), value)]
+    return [
+        name for name, value in expected.items() if not _is_same(found.get(name, _MISSING), value)
+    ]
 
 
 def _is_same(found: object, expected: object) -> bool:
@@ -49,9 +54,17 @@ def _is_same(found: object, expected: object) -> bool:
 
 
 def show_mismatches(
-    names: Iterable[str], found: Mapping[Any, Any], expected: Mapping[str, Any], *, there: str, here: str, longest: int = 0
+    names: Iterable[str],
+    found: Mapping[Any, Any],
+    expected: Mapping[str, Any],
+    *,
+    there: str,
+    here: str,
+    longest: int = 0,
 ) -> str:
-    """Return a part of a message that shows both values for each name: ``batch_size is 4 in the state and 8 here``.
+    """Return a part of a message that shows both values for each name.
+
+    ``batch_size is 4 in the state and 8 here``.
 
     Args:
         names: what :func:`mismatches` returned.
@@ -66,4 +79,6 @@ def show_mismatches(
         text = repr(values[name]) if name in values else "missing"
         return str(values.get(name))[:longest] if longest else text
 
-    return "; ".join(f"{name} is {show(found, name)} {there} and {show(expected, name)} {here}" for name in names)
+    return "; ".join(
+        f"{name} is {show(found, name)} {there} and {show(expected, name)} {here}" for name in names
+    )

@@ -1,4 +1,7 @@
-"""Options that callers pass: checked in one way, and refused with what was expected and the nearest that there is."""
+"""Options that callers pass.
+
+Checked in one way, and refused with what was expected and the nearest that there is.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ __all__ = ["NOT_GIVEN", "NotGiven", "check_choice", "check_count", "did_you_mean
 
 
 class NotGiven:
-    """The class of :data:`NOT_GIVEN`: an argument that nobody passed, where None is a value of its own.
+    """The class of :data:`NOT_GIVEN`.
 
-    ``stream.scope(0)`` says nothing of ranks and is refused in a job of several; ``stream.scope(0, rank=None)`` says that all
-    ranks draw the same. A default of None could not tell the two apart.
+    An argument that nobody passed, where None is a value of its own.
+
+    ``stream.scope(0)`` says nothing of ranks and is refused in a job of several; ``stream.scope(0,
+    rank=None)`` says that all ranks draw the same. A default of None could not tell the two apart.
     """
 
     def __repr__(self) -> str:
@@ -72,6 +77,9 @@ def join_choices(choices: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return the end of a message that has the nearest choice, with a space before it; ``""`` where none is near."""
+    """Return the end of a message that has the nearest choice, with a space before it.
+
+    ``""`` where none is near.
+    """
     nearest = difflib.get_close_matches(name, sorted(choices), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -26,10 +26,12 @@ def rank() -> int:
 
 
 def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[str]]:
-    """Return the path under which this process writes what every rank writes: rank 0 as it is, others with their rank.
+    """Return the path under which this process writes what every rank writes.
 
-    ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before a process group is there, the rank is that which the launcher set:
-    ``RANK``, of ``torchrun``.
+    Rank 0 as it is, others with their rank.
+
+    ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before a process group is there, the rank is
+    that which the launcher set: ``RANK``, of ``torchrun``.
     """
     own = rank()
     told = os.environ.get("RANK", "")

@@ -10,8 +10,8 @@ __all__ = ["tensor_bytes"]
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in row-major order, without a copy where it is dense, contiguous and on the CPU.
 
-    A sparse tensor counts as the dense one, a quantised one as its integers, and a lazy conjugate or negative as what it
-    stands for.
+    A sparse tensor counts as the dense one, a quantised one as its integers, and a lazy conjugate
+    or negative as what it stands for.
 
     Args:
         tensor: of any dtype, shape and device but ``meta``, which holds no bytes.

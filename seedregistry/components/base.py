@@ -32,15 +32,18 @@ RESERVED: FrozenSet[str] = frozenset({"instance_id"})
 class Component(abc.ABC):
     """Knows how to build one kind of thing from a stream, and how to describe it for the ledger.
 
-    Write your own by naming a purpose and giving the two methods; register an instance with ``registry.register``, and
-    build with ``registry.create``. A component keeps no state between builds and is shared by the registry's children.
+    Write your own by naming a purpose and giving the two methods; register an instance with
+    ``registry.register``, and build with ``registry.create``. A component keeps no state between
+    builds and is shared by the registry's children.
 
-    The registry opens a scope of the stream around :meth:`build`, so a factory that draws from default generators draws
-    from the stream; a component for a thing that draws later hands it a generator of its own.
+    The registry opens a scope of the stream around :meth:`build`, so a factory that draws from
+    default generators draws from the stream; a component for a thing that draws later hands it a
+    generator of its own.
 
     Attributes:
         purpose: the purpose that it builds for; one component per purpose in a registry.
-        reserved: keywords that the builder keeps for itself; a factory with a parameter of that name is refused.
+        reserved: keywords that the builder keeps for itself; a factory with a parameter of that
+            name is refused.
     """
 
     reserved: FrozenSet[str] = RESERVED
@@ -54,13 +57,17 @@ class Component(abc.ABC):
         """Return what is to be called, or refuse it. Runs before anything is derived or set.
 
         Raises:
-            FactorySignatureError: not callable, or it has a parameter that the builder keeps for itself.
+            FactorySignatureError: not callable, or it has a parameter that the builder keeps for
+                itself.
         """
         refuse_reserved(factory, self.reserved, f"The {self.purpose} builder")
         return factory
 
     def draws(self, factory: Any) -> bool:  # noqa: ARG002 - what resolve returned
-        """Return whether building from it can draw random numbers; only if not, no scope is opened for it."""
+        """Return whether building from it can draw random numbers.
+
+        Only if not, no scope is opened for it.
+        """
         return True
 
     @abc.abstractmethod
@@ -75,22 +82,30 @@ class Component(abc.ABC):
         """
 
     def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return what the ledger keeps of the arguments, where the product does not show them; nothing by default."""
+        """Return what the ledger keeps of the arguments, where the product does not show them.
+
+        Nothing by default.
+        """
         return {}
 
     @abc.abstractmethod
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return what the ledger keeps of a product: content only, as scalars, sequences and mappings of them."""
+        """Return what the ledger keeps of a product.
+
+        Content only, as scalars, sequences and mappings of them.
+        """
 
 
-# --- factories --------------------------------------------------------------------------------------------------------
+# --- factories ------------------------------------------------------------------------------------
 
 _signatures: weakref.WeakKeyDictionary[Any, FrozenSet[str]] = weakref.WeakKeyDictionary()
 _CODE_HAS_NAMES = (types.FunctionType, types.MethodType)
 
 
 def _code_names(code: types.CodeType) -> FrozenSet[str]:
-    return frozenset(code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount])
+    return frozenset(
+        code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]
+    )
 
 
 def _parameter_names(factory: Any) -> FrozenSet[str]:
@@ -107,7 +122,11 @@ def _parameter_names(factory: Any) -> FrozenSet[str]:
         parameters = inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
         return frozenset()
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    variadic = (
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+        inspect.Parameter.POSITIONAL_ONLY,
+    )
     names = frozenset(parameter.name for parameter in parameters if parameter.kind not in variadic)
     with contextlib.suppress(TypeError):  # cannot be referenced weakly, or not hashed
         _signatures[factory] = names
@@ -137,20 +156,26 @@ def refuse_reserved(factory: Any, reserved: FrozenSet[str], builder: str) -> Non
         FactorySignatureError: not callable, or it has parameters of those names.
     """
     if not callable(factory):
-        message = f"{builder} needs a class or a function to call; got {factory!r} ({type(factory).__name__})."
+        message = (
+            f"{builder} needs a class or a function to call; got {factory!r} "
+            f"({type(factory).__name__})."
+        )
         raise FactorySignatureError(message)
     taken = reserved & _parameter_names(factory)
     if taken:
         names = ", ".join(sorted(taken))
         message = (
-            f"{builder} keeps a parameter of {describe_factory(factory)} for itself: {names}. Bind it first: "
-            f"functools.partial(factory, {min(taken)}=...)."
+            f"{builder} keeps a parameter of {describe_factory(factory)} for itself: {names}. "
+            f"Bind it first: functools.partial(factory, {min(taken)}=...)."
         )
         raise FactorySignatureError(message)
 
 
 def describe_factory(factory: Any) -> str:
-    """Return the qualified name of a factory, seen through ``functools.partial``; never an address."""
+    """Return the qualified name of a factory, seen through ``functools.partial``.
+
+    Never an address.
+    """
     while isinstance(factory, functools.partial):
         factory = factory.func
     name = getattr(factory, "__qualname__", None) or type(factory).__qualname__

@@ -30,7 +30,10 @@ class DataLoaderComponent(Component):
         return factory if is_dataset(factory) else super().resolve(factory)
 
     def draws(self, factory: Any) -> bool:
-        """Return whether a user's factory will be called; ``DataLoader``'s own constructor draws nothing."""
+        """Return whether a user's factory will be called.
+
+        ``DataLoader``'s own constructor draws nothing.
+        """
         return not is_dataset(factory)
 
     def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:
@@ -38,5 +41,8 @@ class DataLoaderComponent(Component):
         return build_loader(stream, factory, *args, **kwargs)
 
     def describe(self, product: SeededDataLoader) -> Mapping[str, Any]:
-        """Return length, batch size and the order's definition; worker counts are circumstance and left out."""
+        """Return length, batch size and the order's definition.
+
+        Worker counts are circumstance and left out.
+        """
         return product.describe()

@@ -38,8 +38,8 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
     By name, so that the order of registration does not count; independent of the device.
 
     Returns:
-        64 hexadecimal digits, or None where there are no bytes, that is on device ``meta`` or before lazy modules are
-        materialised.
+        64 hexadecimal digits, or None where there are no bytes, that is on device ``meta`` or
+        before lazy modules are materialised.
     """
     digest = PiecesDigest("seedregistry.model/1")
     named = sorted(model.named_parameters())
@@ -67,7 +67,10 @@ class ModelComponent(Component):
         return factory(*args, **kwargs)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return the class, the number of parameters and the digest; for anything but a module, the class alone."""
+        """Return the class, the number of parameters and the digest.
+
+        For anything but a module, the class alone.
+        """
         description = {"class": f"{type(product).__module__}.{type(product).__qualname__}"}
         if isinstance(product, torch.nn.Module):
             uninitialized = torch.nn.UninitializedParameter

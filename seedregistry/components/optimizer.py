@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimizerComponent"]
 
-# How a step is computed, not what: these come and go between releases of torch, and none changes the update rule.
-_NOT_HYPERPARAMETERS = frozenset({"params", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"})
+# How a step is computed, not what: these come and go between releases of torch, and none changes
+# the update rule.
+_NOT_HYPERPARAMETERS = frozenset(
+    {"params", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"}
+)
 
 
 @final
@@ -29,9 +32,16 @@ class OptimizerComponent(Component):
         """Return the class and, for each parameter group, its settings and how many tensors it has."""
         groups = []
         for group in getattr(product, "param_groups", ()):
-            settings = {name: value for name, value in group.items() if name not in _NOT_HYPERPARAMETERS}
-            if settings.get("maximize") is False:  # the default, which older releases do not have for every class
+            settings = {
+                name: value for name, value in group.items() if name not in _NOT_HYPERPARAMETERS
+            }
+            if (
+                settings.get("maximize") is False
+            ):  # the default, which older releases do not have for every class
                 del settings["maximize"]
             settings["tensors"] = len(group["params"])
             groups.append(settings)
-        return {"class": f"{type(product).__module__}.{type(product).__qualname__}", "groups": groups}
+        return {
+            "class": f"{type(product).__module__}.{type(product).__qualname__}",
+            "groups": groups,
+        }

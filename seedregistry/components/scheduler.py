@@ -1,4 +1,7 @@
-"""The scheduler component: a class of ``torch.optim.lr_scheduler``, or its name, called with the optimizer."""
+"""The scheduler component.
+
+A class of ``torch.optim.lr_scheduler``, or its name, called with the optimizer.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,15 @@ __all__ = ["SchedulerComponent", "find_scheduler"]
 
 def _is_scheduler(member: Any) -> bool:
     module = torch.optim.lr_scheduler
-    if not inspect.isclass(member) or member is module.LRScheduler or member.__name__.startswith("_"):
+    if (
+        not inspect.isclass(member)
+        or member is module.LRScheduler
+        or member.__name__.startswith("_")
+    ):
         return False
-    return issubclass(member, module.LRScheduler) or member is module.ReduceLROnPlateau  # not a subclass in torch 2.2
+    return (
+        issubclass(member, module.LRScheduler) or member is module.ReduceLROnPlateau
+    )  # not a subclass in torch 2.2
 
 
 def find_scheduler(name: str) -> Any:
@@ -33,10 +42,15 @@ def find_scheduler(name: str) -> Any:
     found = getattr(torch.optim.lr_scheduler, name, None)
     if _is_scheduler(found):
         return found
-    known = sorted(known for known, member in vars(torch.optim.lr_scheduler).items() if _is_scheduler(member))
+    known = sorted(
+        known for known, member in vars(torch.optim.lr_scheduler).items() if _is_scheduler(member)
+    )
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    message = f"Unsupported scheduler type {name!r}. torch.optim.lr_scheduler has: {', '.join(known)}.{hint}"
+    message = (
+        f"Unsupported scheduler type {name!r}. torch.optim.lr_scheduler has: "
+        f"{', '.join(known)}.{hint}"
+    )
     raise UnsupportedSchedulerError(message)
 
 
@@ -60,7 +74,10 @@ class SchedulerComponent(Component):
         return factory(*args, **kwargs)
 
     def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the settings as they were given, the optimizer apart: schedulers keep them under names that change."""
+        """Return the settings as they were given, the optimizer apart.
+
+        Schedulers keep them under names that change.
+        """
         return {"args": args[1:], "kwargs": kwargs}
 
     def describe(self, product: Any) -> Mapping[str, Any]:

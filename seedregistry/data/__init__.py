@@ -6,4 +6,10 @@ from seedregistry.data.sampler import DeterministicSampler
 from seedregistry.data.samples import draws_nothing
 from seedregistry.data.walk import find_generators
 
-__all__ = ["DeterministicSampler", "IndexedPermutation", "SeededDataLoader", "draws_nothing", "find_generators"]
+__all__ = [
+    "DeterministicSampler",
+    "IndexedPermutation",
+    "SeededDataLoader",
+    "draws_nothing",
+    "find_generators",
+]

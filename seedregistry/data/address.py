@@ -9,10 +9,12 @@ from seedregistry.errors import SampleAddressError
 __all__ = ["Address", "AddressedList", "AddressedSample", "check_addresses"]
 
 Address = Tuple[int, int, int, Any, int]
-"""(epoch, step, position, index, occurrence): plain tuples, because ``zip`` makes ten million of them in half a second.
+"""(epoch, step, position, index, occurrence).
 
-Position counts the samples of the epoch over all ranks; occurrence is 0 where the index comes up for the first time in the
-epoch, 1 for the second, ...
+Plain tuples, because ``zip`` makes ten million of them in half a second.
+
+Position counts the samples of the epoch over all ranks; occurrence is 0 where the index comes up
+for the first time in the epoch, 1 for the second, ...
 """
 
 _LENGTH = 5
@@ -49,9 +51,10 @@ def check_addresses(addresses: Any) -> None:
     for address in addresses:
         if type(address) is not tuple or len(address) != _LENGTH:
             message = (
-                f"The dataset of a seeded loader was asked for {address!r} ({type(address).__name__}), without the epoch and "
-                "step that its random numbers come from. Use loader.dataset.dataset[i] for the dataset itself, and "
-                "loader.batch(epoch, step) for a batch as training sees it; a loader that is put together from these parts "
-                "needs the sampler of the same loader."
+                f"The dataset of a seeded loader was asked for {address!r} "
+                f"({type(address).__name__}), without the epoch and step that its random numbers "
+                "come from. Use loader.dataset.dataset[i] for the dataset itself, and "
+                "loader.batch(epoch, step) for a batch as training sees it; a loader that is put "
+                "together from these parts needs the sampler of the same loader."
             )
             raise SampleAddressError(message)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Union
 
 import attrs
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 from torch.utils.data.dataloader import default_collate, default_convert
 
 from seedregistry.common.callsite import stack_level
@@ -63,7 +69,10 @@ _DREW_NOTHING = (default_collate, default_convert)
 
 
 def is_dataset(source: object) -> bool:
-    """Return whether a source is a dataset: an object with ``__getitem__`` or ``__iter__``, and no class or function."""
+    """Return whether a source is a dataset.
+
+    An object with ``__getitem__`` or ``__iter__``, and no class or function.
+    """
     if inspect.isclass(source) or inspect.isroutine(source):
         return False
     return hasattr(source, "__getitem__") or hasattr(source, "__iter__")
@@ -89,11 +98,13 @@ def build_loader(
         order: ``"documented"``, ``"hashed"`` or ``"indexed"``; None is the scheme's own.
         shard: as for an :class:`EpochSampler`.
         global_batch_size: likewise.
-        epochs: ``"advance"`` (the epoch goes up after each pass) or ``"repeat"`` (the same until told otherwise).
+        epochs: ``"advance"`` (the epoch goes up after each pass) or ``"repeat"`` (the same until
+            told otherwise).
         **kwargs: for ``DataLoader`` or the factory.
 
     Raises:
-        InvalidOptionError: an option is not one of its values, or a keyword is one that the loader sets itself.
+        InvalidOptionError: an option is not one of its values, or a keyword is one that the loader
+            sets itself.
         FactorySignatureError: the source is neither a dataset nor a factory.
         UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream, epoch).
     """
@@ -101,11 +112,17 @@ def build_loader(
         message = f"epochs must be 'advance' or 'repeat'; got {epochs!r}."
         raise InvalidOptionError(message)
     if order is not None and order not in _ORDERS:
-        message = f"order must be one of {', '.join(map(repr, _ORDERS))}, or None for the scheme's own; got {order!r}."
+        message = (
+            f"order must be one of {', '.join(map(repr, _ORDERS))}, or None for the "
+            f"scheme's own; got {order!r}."
+        )
         raise InvalidOptionError(message)
     shard = check_shard(shard)
     if isinstance(source, DataLoader):
-        message = "A built DataLoader cannot be taken over. Pass its dataset, or the function that builds it."
+        message = (
+            "A built DataLoader cannot be taken over. Pass its dataset, or the function "
+            "that builds it."
+        )
         raise FactorySignatureError(message)
     if is_dataset(source):
         settings = _dataset_settings(source, args, kwargs)
@@ -131,7 +148,9 @@ def build_loader(
 def build_documented_loader(
     stream: Stream, source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any], *, shuffle: bool
 ) -> SeededDataLoader:
-    """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises: ``shuffle=`` alone decides, epochs repeat.
+    """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises.
+
+    ``shuffle=`` alone decides, epochs repeat.
 
     Raises:
         FactorySignatureError: the factory returned no loader.
@@ -139,11 +158,14 @@ def build_documented_loader(
     loader = _call_factory(source, args, kwargs)
     if not shuffle and isinstance(loader.sampler, RandomSampler):
         message = (
-            "The factory's loader shuffles, and create_deterministic_dataloader was not asked to: the samples will come in "
-            "sequence. Pass shuffle=True, or use registry.dataloader, which reads the factory's setting."
+            "The factory's loader shuffles, and create_deterministic_dataloader was not asked "
+            "to: the samples will come in sequence. Pass shuffle=True, or use "
+            "registry.dataloader, which reads the factory's setting."
         )
         warnings.warn(message, ShuffleIgnoredWarning, stacklevel=stack_level())
-    return _assemble(stream, _settings_of(loader), _Plan(shuffle=shuffle, is_documented=True, advances=False))
+    return _assemble(
+        stream, _settings_of(loader), _Plan(shuffle=shuffle, is_documented=True, advances=False)
+    )
 
 
 def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:
@@ -155,11 +177,20 @@ def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _settings_of(loader: DataLoader[Any]) -> Dict[str, Any]:
-    """Return the arguments that a loader was built with, but those that decide its order; a loader of ours is unwrapped."""
-    settings = {name: getattr(loader, name) for name in _KEPT if name in _TAKES and hasattr(loader, name)}
+    """Return the arguments that a loader was built with, but those that decide its order.
+
+    A loader of ours is unwrapped.
+    """
+    settings = {
+        name: getattr(loader, name) for name in _KEPT if name in _TAKES and hasattr(loader, name)
+    }
     if not settings["num_workers"]:
         settings.pop("prefetch_factor", None)
-    for name, wrapper in (("dataset", SeededDataset), ("dataset", SeededIterable), ("collate_fn", SeededCollate)):
+    for name, wrapper in (
+        ("dataset", SeededDataset),
+        ("dataset", SeededIterable),
+        ("collate_fn", SeededCollate),
+    ):
         if isinstance(settings[name], wrapper):
             settings[name] = getattr(settings[name], name)
     return settings
@@ -179,37 +210,62 @@ def _read_order(loader: DataLoader[Any]) -> Tuple[bool, Dict[str, Any]]:
         own[sampler.order.kind] = sampler.order.sampler
     elif isinstance(sampler, DeterministicSampler):
         shuffle = sampler.shuffle
-    elif batch_sampler is not None and (loader.batch_size is None or type(batch_sampler) is not BatchSampler):
+    elif batch_sampler is not None and (
+        loader.batch_size is None or type(batch_sampler) is not BatchSampler
+    ):
         own["batch_sampler"] = batch_sampler
-    elif type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+    elif (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)
+    ):  # type: ignore[arg-type]
         shuffle = True
     elif type(sampler) is not SequentialSampler:
         own["sampler"] = sampler
     return shuffle, own
 
 
-def _dataset_settings(dataset: object, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Dict[str, Any]:
+def _dataset_settings(
+    dataset: object, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Dict[str, Any]:
     if args:
-        message = "With a dataset, everything after it is a keyword: registry.dataloader(dataset, batch_size=32)."
+        message = (
+            "With a dataset, everything after it is a keyword: registry.dataloader(dataset, "
+            "batch_size=32)."
+        )
         raise FactorySignatureError(message)
     if kwargs.get("generator") is not None:
-        message = "registry.dataloader does not take generator=: the order and the workers have generators from the stream."
+        message = (
+            "registry.dataloader does not take generator=: the order and the workers have "
+            "generators from the stream."
+        )
         raise InvalidOptionError(message)
     unknown = sorted(set(kwargs) - _TAKES)
     if unknown:
-        message = f"DataLoader has no parameter {', '.join(unknown)}. It takes: {', '.join(sorted(_TAKES - {'dataset'}))}."
+        message = (
+            f"DataLoader has no parameter {', '.join(unknown)}. It takes: "
+            f"{', '.join(sorted(_TAKES - {'dataset'}))}."
+        )
         raise FactorySignatureError(message)
     if isinstance(dataset, (SeededDataset, SeededIterable)):
         dataset = dataset.dataset
-    return {"dataset": dataset, **{name: value for name, value in kwargs.items() if name != "generator"}}
+    return {
+        "dataset": dataset,
+        **{name: value for name, value in kwargs.items() if name != "generator"},
+    }
 
 
-def _check_global_batch_size(size: object, kwargs: Mapping[str, Any], batch_sampler: object) -> None:
+def _check_global_batch_size(
+    size: object, kwargs: Mapping[str, Any], batch_sampler: object
+) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         message = f"global_batch_size must be an int >= 1; got {size!r}."
         raise InvalidOptionError(message)
     if kwargs.get("batch_size") is not None or batch_sampler is not None:
-        message = "Pass global_batch_size (of all ranks together), or batch_size (of each rank) or a batch_sampler, not two."
+        message = (
+            "Pass global_batch_size (of all ranks together), or batch_size (of each rank) "
+            "or a batch_sampler, not two."
+        )
         raise InvalidOptionError(message)
 
 
@@ -243,19 +299,27 @@ class _Plan:
         """
         given = [name for name in _SAMPLERS if getattr(self, name) is not None]
         if isinstance(dataset, IterableDataset):
-            if self.shuffle or given or self.order is not None or self.global_batch_size is not None:
+            if (
+                self.shuffle
+                or given
+                or self.order is not None
+                or self.global_batch_size is not None
+            ):
                 message = (
-                    "An iterable dataset has no order that a loader could decide: shuffle=, order=, sampler= and "
-                    "global_batch_size= need one with __getitem__ and __len__."
+                    "An iterable dataset has no order that a loader could decide: shuffle=, "
+                    "order=, sampler= and global_batch_size= need one with __getitem__ and "
+                    "__len__."
                 )
                 raise InvalidOptionError(message)
         elif len(given) > 1 or (given and (self.shuffle or self.order is not None)):
-            message = f"Pass one of {', '.join(given)}, shuffle= and order=: each decides the order."
+            message = (
+                f"Pass one of {', '.join(given)}, shuffle= and order=: each decides the order."
+            )
             raise InvalidOptionError(message)
         if self.batch_sampler is not None and self.shard not in (None, False):
             message = (
-                "A batch sampler decides the batches of this rank by itself and cannot be divided: give each rank a batch "
-                "sampler of its own and pass shard=False."
+                "A batch sampler decides the batches of this rank by itself and cannot be "
+                "divided: give each rank a batch sampler of its own and pass shard=False."
             )
             raise InvalidOptionError(message)
 
@@ -263,7 +327,8 @@ class _Plan:
         """Return the order of a dataset of ``size`` samples.
 
         Raises:
-            UnrepeatableSamplerError: the user's sampler cannot be made a function of (stream, epoch).
+            UnrepeatableSamplerError: the user's sampler cannot be made a function of (stream,
+                epoch).
         """
 
         def plain(*, shuffle: bool = False) -> Order:
@@ -271,7 +336,9 @@ class _Plan:
                 return SequentialOrder(size)
             if self.is_documented or (self.order or _default_order(stream)) == "documented":
                 return DocumentedOrder(size, stream.seed)
-            return IndexedOrder(size, stream) if self.order == "indexed" else HashedOrder(size, stream)
+            return (
+                IndexedOrder(size, stream) if self.order == "indexed" else HashedOrder(size, stream)
+            )
 
         if self.batch_sampler is not None:
             return order_of_batches(self.batch_sampler, stream)
@@ -290,11 +357,19 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
     plan.check(dataset)
     _report_generators(dataset, stream, settings.get("collate_fn"))
     makes_no_batches = settings.get("batch_size", 1) is None and plan.batch_sampler is None
-    collate = settings.get("collate_fn") or (default_convert if makes_no_batches else default_collate)
+    collate = settings.get("collate_fn") or (
+        default_convert if makes_no_batches else default_collate
+    )
     keeps_addresses = collate not in _DREW_NOTHING
     cursor: Union[EpochSampler, SeededIterable]
     if isinstance(dataset, IterableDataset):
-        cursor = SeededIterable(dataset, stream, keeps_addresses=keeps_addresses, advances=plan.advances, shard=plan.shard)
+        cursor = SeededIterable(
+            dataset,
+            stream,
+            keeps_addresses=keeps_addresses,
+            advances=plan.advances,
+            shard=plan.shard,
+        )
         settings["dataset"] = cursor
     else:
         settings["dataset"] = SeededDataset(dataset, stream, keeps_addresses=keeps_addresses)
@@ -308,7 +383,11 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
             advances=plan.advances,
         )
         if plan.batch_sampler is not None:
-            settings = {name: value for name, value in settings.items() if name not in ("batch_size", "drop_last")}
+            settings = {
+                name: value
+                for name, value in settings.items()
+                if name not in ("batch_size", "drop_last")
+            }
             settings["batch_sampler"] = EpochBatchSampler(cursor, 1)
         else:
             settings["sampler"] = cursor
@@ -331,17 +410,25 @@ class _RankOf:
 
 
 def _report_generators(dataset: Any, stream: Stream, collate_fn: Any) -> None:
-    """Warn about generators that a dataset or a collate function holds: their copies repeat in every worker and epoch."""
-    held = [] if type(dataset) is torch.utils.data.TensorDataset else find_generators(dataset, "dataset")
+    """Warn about generators that a dataset or a collate function holds.
+
+    Their copies repeat in every worker and epoch.
+    """
+    held = (
+        []
+        if type(dataset) is torch.utils.data.TensorDataset
+        else find_generators(dataset, "dataset")
+    )
     if collate_fn is not None and collate_fn not in _DREW_NOTHING:
         held += find_generators(collate_fn, "collate_fn")
     if not held:
         return
     listed = ", ".join(f"{path} ({kind})" for path, kind in held)
     message = (
-        f"What stream '{stream.label}' loads holds generators of its own: {listed}. Each worker has a copy that starts at the "
-        "same state in every epoch, and a resumed run starts it anew. Draw from the default generators instead, which stand "
-        "at a position of their own for every sample: random.random(), np.random.rand(), torch.rand(1)."
+        f"What stream '{stream.label}' loads holds generators of its own: {listed}. Each worker "
+        "has a copy that starts at the same state in every epoch, and a resumed run starts it "
+        "anew. Draw from the default generators instead, which stand at a position of their own "
+        "for every sample: random.random(), np.random.rand(), torch.rand(1)."
     )
     host = stream.host
     if host is None:

@@ -13,7 +13,11 @@ __all__ = ["Cursor", "check_count"]
 
 def check_count(value: Any, name: str) -> int:
     """Return a count as an int >= 0, or refuse it with an ``InvalidOptionError``."""
-    if isinstance(value, (bool, torch.Tensor)) or not hasattr(value, "__index__") or value.__index__() < 0:
+    if (
+        isinstance(value, (bool, torch.Tensor))
+        or not hasattr(value, "__index__")
+        or value.__index__() < 0
+    ):
         message = f"{name} must be an int >= 0; got {value!r} ({type(value).__name__})."
         raise InvalidOptionError(message)
     return int(value.__index__())
@@ -22,7 +26,8 @@ def check_count(value: Any, name: str) -> int:
 class Cursor:
     """The part of a sampler, or of an iterable dataset, that says what comes next.
 
-    It is there, and not in the loader, because frameworks take loaders apart and keep these. Not thread-safe.
+    It is there, and not in the loader, because frameworks take loaders apart and keep these. Not
+    thread-safe.
 
     Attributes:
         advances: the epoch goes up by one after each pass; else it stays until told otherwise.
@@ -37,7 +42,10 @@ class Cursor:
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next: int >= 0, assignable. Another epoch than before forgets a loaded position."""
+        """The epoch that comes next: int >= 0, assignable.
+
+        Another epoch than before forgets a loaded position.
+        """
         return self._epoch
 
     @epoch.setter

@@ -32,15 +32,17 @@ _KEY_DIGITS = 16
 class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     """A ``DataLoader`` whose order, samples and batches are functions of (stream, epoch), with generators of its own.
 
-    Batches are equal, bit for bit, for every number of workers, start method, prefetch factor and restart point. Building,
-    iterating and abandoning it moves no default generator of this process and changes no other loader.
+    Batches are equal, bit for bit, for every number of workers, start method, prefetch factor and
+    restart point. Building, iterating and abandoning it moves no default generator of this process
+    and changes no other loader.
 
-    Made by ``registry.dataloader``. It takes ``DataLoader``'s arguments, with the sampler (or batch sampler) and the dataset
-    of such a loader, so that frameworks can make it again from its attributes. Not thread-safe. Not pickled.
+    Made by ``registry.dataloader``. It takes ``DataLoader``'s arguments, with the sampler (or batch
+    sampler) and the dataset of such a loader, so that frameworks can make it again from its
+    attributes. Not thread-safe. Not pickled.
 
     Attributes:
-        epoch: the epoch that comes next, assignable. Plain iteration runs it, and it goes up by one when the epoch's last
-            batch has been handed out; an iterator left early changes nothing.
+        epoch: the epoch that comes next, assignable. Plain iteration runs it, and it goes up by one
+            when the epoch's last batch has been handed out; an iterator left early changes nothing.
 
     Raises:
         InvalidOptionError: neither the sampler nor the dataset is that of such a loader.
@@ -49,23 +51,28 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     @functools.wraps(DataLoader.__init__)  # type: ignore[misc]  # frameworks read the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A framework may have put a batch sampler of its own around ours; it then still has our sampler.
+        # A framework may have put a batch sampler of its own around ours; it then still has our
+        # sampler.
         inner = getattr(self.batch_sampler, "sampler", None)
         sampler = inner if isinstance(inner, EpochSampler) else self.sampler
         if isinstance(sampler, EpochSampler) and type(self.batch_sampler) is BatchSampler:
-            ours = EpochBatchSampler(sampler, self.batch_sampler.batch_size, self.batch_sampler.drop_last)
-            object.__setattr__(self, "batch_sampler", ours)  # DataLoader's own attribute may be set once only
+            ours = EpochBatchSampler(
+                sampler, self.batch_sampler.batch_size, self.batch_sampler.drop_last
+            )
+            object.__setattr__(
+                self, "batch_sampler", ours
+            )  # DataLoader's own attribute may be set once only
         cursor = self.dataset if isinstance(self.dataset, SeededIterable) else sampler
         if not isinstance(cursor, (EpochSampler, SeededIterable)):
             message = (
-                f"A SeededDataLoader is made by registry.dataloader; its sampler was a {type(sampler).__name__} over a "
-                f"{type(self.dataset).__name__}."
+                "A SeededDataLoader is made by registry.dataloader; its sampler was a "
+                f"{type(sampler).__name__} over a {type(self.dataset).__name__}."
             )
             raise InvalidOptionError(message)
         self._cursor: Union[EpochSampler, SeededIterable] = cursor
         self._progress: Optional[_Progress] = None
 
-    # --- epochs -------------------------------------------------------------------------------------------------------
+    # --- epochs -----------------------------------------------------------------------------------
 
     @property
     def stream(self) -> Stream:
@@ -92,7 +99,10 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         self._cursor.epoch = value
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that comes next: int >= 0. A loaded position of that epoch stays; another epoch begins at 0."""
+        """Set the epoch that comes next: int >= 0.
+
+        A loaded position of that epoch stays; another epoch begins at 0.
+        """
         self._cursor.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -103,9 +113,10 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         last = self._progress
         if last is not None and last.was_left_in(self._cursor) and self._cursor.advances:
             message = (
-                f"Epoch {self.epoch} of stream '{self.stream.label}' was left after {last.yielded} batches and is run again "
-                "from its beginning. If that is meant, say so: loader.steps(epoch); to go on with the next one, "
-                "loader.set_epoch(epoch + 1) first."
+                f"Epoch {self.epoch} of stream '{self.stream.label}' was left after "
+                f"{last.yielded} batches and is run again from its beginning. If that is meant, "
+                "say so: loader.steps(epoch); to go on with the next one, loader.set_epoch(epoch "
+                "+ 1) first."
             )
             host = self.stream.host
             if host is None:
@@ -133,7 +144,9 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         """
         cursor = self._cursor
         batches = fetch()
-        self._progress = _Progress(cursor, cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None)
+        self._progress = _Progress(
+            cursor, cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None
+        )
         return _Epoch(batches, self._progress)
 
     def count_steps(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Tuple[int, Any]]:
@@ -151,12 +164,15 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         self.set_epoch(epoch)
         return self.count_steps(self._fetch)
 
-    # --- random access ------------------------------------------------------------------------------------------------
+    # --- random access ----------------------------------------------------------------------------
 
     def _require_sampler(self, what: str) -> EpochSampler:
         sampler = self.sampler_of_epochs
         if sampler is None:
-            message = f"An iterable dataset has no {what}; iterate it, or give it __getitem__ and __len__."
+            message = (
+                f"An iterable dataset has no {what}; iterate it, or give it __getitem__ and "
+                "__len__."
+            )
             raise InvalidOptionError(message)
         return sampler
 
@@ -169,7 +185,9 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         sampler = self._require_sampler("batches at random access")
         addresses = sampler.addresses(epoch, step)
         dataset: Any = self.dataset
-        samples = dataset[addresses[0]] if self.batch_sampler is None else dataset.__getitems__(addresses)
+        samples = (
+            dataset[addresses[0]] if self.batch_sampler is None else dataset.__getitems__(addresses)
+        )
         return self.collate_fn(samples)
 
     def indices(self, epoch: int, step: Optional[int] = None) -> torch.Tensor:
@@ -179,17 +197,21 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             int64 of shape (samples,); a list for the keys of a sampler that yields no ints.
 
         Raises:
-            InvalidOptionError: the epoch has no such step, it has more than 10**8 samples, or the dataset is iterable.
+            InvalidOptionError: the epoch has no such step, it has more than 10**8 samples, or the
+                dataset is iterable.
         """
         indices = self._require_sampler("indices").indices(epoch, step)
         if isinstance(indices, list) and not all(type(index) is int for index in indices):
             return indices  # type: ignore[return-value]
         return torch.from_numpy(np.array(indices, dtype=np.int64))
 
-    # --- state --------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def _identity(self) -> Dict[str, Any]:
-        """Return what must match for a position to mean the same samples: ints, strings and bools."""
+        """Return what must match for a position to mean the same samples.
+
+        Ints, strings and bools.
+        """
         stream = self.stream
         definition = (
             self._cursor.identity()
@@ -206,17 +228,23 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         }
 
     def state_dict(self) -> Dict[str, Any]:
-        """Return where the newest iterator stands: in the body of batch k, ``batches_yielded`` is k + 1.
+        """Return where the newest iterator stands.
 
-        Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON and ``torch.load(weights_only=True)``
-        read. With workers and prefetching too, it counts the batches that were handed out.
+        In the body of batch k, ``batches_yielded`` is k + 1.
+
+        Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON and
+        ``torch.load(weights_only=True)`` read. With workers and prefetching too, it counts the
+        batches that were handed out.
 
         Raises:
-            LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of its own and no workers; or
-                workers with ``in_order=False``.
+            LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of
+                its own and no workers; or workers with ``in_order=False``.
         """
         if self.num_workers and not getattr(self, "in_order", True):
-            message = "With in_order=False batches come as they are ready, and no number says which of them are left."
+            message = (
+                "With in_order=False batches come as they are ready, and no number says "
+                "which of them are left."
+            )
             raise LoaderStateError(message)
         progress = self._progress
         if progress is not None and progress.is_current(self._cursor):
@@ -227,22 +255,28 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         if isinstance(self._cursor, SeededIterable) and yielded:
             if self.num_workers or not hasattr(self._cursor.dataset, "state_dict"):
                 message = (
-                    f"{type(self._cursor.dataset).__name__} is iterable: it can be resumed at the beginning of an epoch, or "
-                    "anywhere with state_dict and load_state_dict of its own and num_workers=0."
+                    f"{type(self._cursor.dataset).__name__} is iterable: it can be resumed at the "
+                    "beginning of an epoch, or anywhere with state_dict and load_state_dict of "
+                    "its own and num_workers=0."
                 )
                 raise LoaderStateError(message)
             state[_DATASET] = self._cursor.dataset.state_dict()
         return state
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on where a state was taken, with whatever number of workers: the next iteration, or ``steps``, continues there.
+        """Go on where a state was taken, with whatever number of workers.
+
+        The next iteration, or ``steps``, continues there.
 
         Raises:
-            LoaderStateError: another format, seed, scheme, length, batch size, order or world size, or a position that the
-                epoch does not have; the message shows both values and nothing was changed.
+            LoaderStateError: another format, seed, scheme, length, batch size, order or world size,
+                or a position that the epoch does not have; the message shows both values and
+                nothing was changed.
         """
         if not isinstance(state, collections.abc.Mapping):
-            message = f"A loader's state is a dict; got {type(state).__name__}. Nothing was changed."
+            message = (
+                f"A loader's state is a dict; got {type(state).__name__}. Nothing was changed."
+            )
             raise LoaderStateError(message)
         expected = {"format": STATE_FORMAT, **self._identity()}
         missing = object()
@@ -259,14 +293,20 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             if type(value) is not int or value < 0:
                 wrong.append(f"{name} is {value!r}, and an int >= 0 was expected")
         if wrong:
-            message = f"The state does not belong to this loader: {'; '.join(wrong)}. Nothing was changed."
+            message = (
+                f"The state does not belong to this loader: {'; '.join(wrong)}. Nothing was "
+                "changed."
+            )
             raise LoaderStateError(message)
         epoch, yielded = state[_EPOCH], state[_YIELDED]
         cursor = self._cursor
         if isinstance(cursor, EpochSampler):
             steps = cursor.steps_in(epoch)
             if yielded > steps:
-                message = f"The state is after batch {yielded} of epoch {epoch}, which has {steps}. Nothing was changed."
+                message = (
+                    f"The state is after batch {yielded} of epoch {epoch}, which has "
+                    f"{steps}. Nothing was changed."
+                )
                 raise LoaderStateError(message)
         elif yielded:
             cursor.dataset.load_state_dict(state[_DATASET])
@@ -275,14 +315,24 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
 
     def describe(self) -> Dict[str, Any]:
         """Return what the ledger keeps: content only, so neither worker counts nor pinning."""
-        dataset: Any = self._cursor.dataset if isinstance(self._cursor, SeededIterable) else self.dataset
+        dataset: Any = (
+            self._cursor.dataset if isinstance(self._cursor, SeededIterable) else self.dataset
+        )
         inner = getattr(dataset, "dataset", dataset) if dataset is self.dataset else dataset
-        description: Dict[str, Any] = {"class": f"{type(inner).__module__}.{type(inner).__qualname__}"}
+        description: Dict[str, Any] = {
+            "class": f"{type(inner).__module__}.{type(inner).__qualname__}"
+        }
         if isinstance(self._cursor, EpochSampler):
             return {**description, **self._cursor.describe()}
         resumable = hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")
         note = {} if resumable else {"warning": "not exactly resumable"}
-        return {**description, "order": "iterable", "batch_size": self.batch_size, "drop_last": self.drop_last, **note}
+        return {
+            **description,
+            "order": "iterable",
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            **note,
+        }
 
 
 def _same(found: object, expected: object) -> bool:
@@ -302,12 +352,19 @@ class _Progress:
         self._is_over = False
 
     def is_current(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
-        """Return whether it says where the loader stands: not over, and nobody has moved the loader since."""
+        """Return whether it says where the loader stands.
+
+        Not over, and nobody has moved the loader since.
+        """
         return not self._is_over and self._moves == cursor.moves
 
     def was_left_in(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
         """Return whether it was left early, after more than one batch, in the epoch that comes next."""
-        return self.is_current(cursor) and self.epoch == cursor.epoch and self.yielded - self._first > 1
+        return (
+            self.is_current(cursor)
+            and self.epoch == cursor.epoch
+            and self.yielded - self._first > 1
+        )
 
     def step(self) -> None:
         """Take notice of a batch that is handed out."""

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import abc
 import copy
-from typing import TYPE_CHECKING, Any, Callable, Dict, Hashable, List, Optional, Sequence, Tuple, Union, final
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    Hashable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    final,
+)
 
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from seedregistry.common import digest
 from seedregistry.data.permutation import IndexedPermutation
@@ -39,16 +56,21 @@ _LARGEST_DIGESTED = 10**6
 
 
 def documented_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return ``torch.randperm(size, generator=manual_seed(seed + epoch))``: int64, shape (size,), values 0 to size - 1.
+    """Return ``torch.randperm(size, generator=manual_seed(seed + epoch))``.
 
-    The epoch is added to the seed, so the orders of (seed, epoch 1) and (seed + 1, epoch 0) are equal. Component seeds are
-    hashed, which keeps runs apart; the rule stays for the sake of results that exist.
+    Int64, shape (size,), values 0 to size - 1.
+
+    The epoch is added to the seed, so the orders of (seed, epoch 1) and (seed + 1, epoch 0) are
+    equal. Component seeds are hashed, which keeps runs apart; the rule stays for the sake of
+    results that exist.
     """
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch), device="cpu")
 
 
 class Order(abc.ABC):
-    """The indices of an epoch. An immutable value apart from a cache of one epoch; thread-safe; pickles.
+    """The indices of an epoch.
+
+    An immutable value apart from a cache of one epoch; thread-safe; pickles.
 
     Attributes:
         name: what the ledger and state dicts call the rule.
@@ -62,10 +84,16 @@ class Order(abc.ABC):
 
     @abc.abstractmethod
     def take(self, epoch: int, start: int, stop: int) -> Indices:
-        """Return the indices at positions ``start <= position < stop <= size``: an int64 array, or a list of other keys."""
+        """Return the indices at positions ``start <= position < stop <= size``.
+
+        An int64 array, or a list of other keys.
+        """
 
     def occurrences(self, epoch: int, start: int, stop: int) -> Optional[Sequence[int]]:  # noqa: ARG002
-        """Return how often each of them has come up before in the epoch; None where no index comes up twice."""
+        """Return how often each of them has come up before in the epoch.
+
+        None where no index comes up twice.
+        """
         return None
 
     def count(self, epoch: int, index: Any) -> int:  # noqa: ARG002
@@ -73,7 +101,10 @@ class Order(abc.ABC):
         return 1
 
     def batches(self, epoch: int) -> Optional[Sequence[int]]:  # noqa: ARG002
-        """Return the position after each batch, where the order decides the batches too; else None."""
+        """Return the position after each batch, where the order decides the batches too.
+
+        Else None.
+        """
         return None
 
     def definition(self) -> Dict[str, Any]:
@@ -87,17 +118,27 @@ class Order(abc.ABC):
             InvalidOptionError: there are more than 10**8.
         """
         if self.size > _LARGEST_WHOLE:
-            message = f"An epoch of {self.size} indices is too much at once; ask for one step: loader.indices(epoch, step)."
+            message = (
+                f"An epoch of {self.size} indices is too much at once; ask for one step: "
+                "loader.indices(epoch, step)."
+            )
             raise InvalidOptionError(message)
         return self.take(epoch, 0, self.size)
 
     def digest(self, epoch: int) -> Optional[str]:
-        """Return SHA-256 over an epoch's indices, 64 hexadecimal digits; None for more than 10**6 of them."""
+        """Return SHA-256 over an epoch's indices, 64 hexadecimal digits.
+
+        None for more than 10**6 of them.
+        """
         if self.size > _LARGEST_DIGESTED:
             return None
         parts = digest.PiecesDigest("seedregistry.epoch/1")
         indices = self.take(epoch, 0, self.size)
-        parts.add(indices.astype("<i8") if isinstance(indices, np.ndarray) else repr(list(indices)).encode())
+        parts.add(
+            indices.astype("<i8")
+            if isinstance(indices, np.ndarray)
+            else repr(list(indices)).encode()
+        )
         return parts.hexdigest()
 
 
@@ -113,7 +154,10 @@ class SequentialOrder(Order):
 
 
 class _Cached(Order):
-    """An order that is computed an epoch at a time; the last two are kept, for random access beside an iteration."""
+    """An order that is computed an epoch at a time.
+
+    The last two are kept, for random access beside an iteration.
+    """
 
     _kept: Tuple[Tuple[int, np.ndarray], ...] = ()
 
@@ -150,7 +194,10 @@ class DocumentedOrder(_Cached):
 
 @final
 class HashedOrder(_Cached):
-    """``torch.randperm`` with the generator of the position (epoch,) of a stream: no two (seed, epoch) share one."""
+    """``torch.randperm`` with the generator of the position (epoch,) of a stream.
+
+    No two (seed, epoch) share one.
+    """
 
     name = "hashed"
 
@@ -159,12 +206,17 @@ class HashedOrder(_Cached):
         self.stream = stream
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return torch.randperm(self.size, generator=self.stream.at(epoch).generator(), device="cpu").numpy()
+        return torch.randperm(
+            self.size, generator=self.stream.at(epoch).generator(), device="cpu"
+        ).numpy()
 
 
 @final
 class IndexedOrder(Order):
-    """A keyed permutation that is computed position by position: constant memory, constant time to any position."""
+    """A keyed permutation that is computed position by position.
+
+    Constant memory, constant time to any position.
+    """
 
     name = "indexed"
 
@@ -177,7 +229,10 @@ class IndexedOrder(Order):
         """Return the indices at these positions, in time and memory that go with their number."""
         kept = self._kept
         if kept is None or kept[0] != epoch:
-            kept = self._kept = (epoch, IndexedPermutation(self.stream.at(_ORDER, epoch).key, self.size))
+            kept = self._kept = (
+                epoch,
+                IndexedPermutation(self.stream.at(_ORDER, epoch).key, self.size),
+            )
         return kept[1].slice(start, stop)
 
     def __getstate__(self) -> Dict[str, Any]:
@@ -191,8 +246,9 @@ _Drawn = Tuple[int, Indices, Optional[List[int]], Optional[Dict[Any, int]], Opti
 class DrawnOrder(Order):
     """What a sampler, or a batch sampler, of the user's draws in the scope of the position (epoch,) of a stream.
 
-    The sampler is copied for each epoch as it was given, its ``generator`` replaced by the position's and its ``set_epoch``
-    called where it has them: a function of (stream, epoch), unless it reads something that changes outside of it.
+    The sampler is copied for each epoch as it was given, its ``generator`` replaced by the
+    position's and its ``set_epoch`` called where it has them: a function of (stream, epoch), unless
+    it reads something that changes outside of it.
 
     Attributes:
         sampler: as given.
@@ -205,7 +261,9 @@ class DrawnOrder(Order):
         makes_batches: the sampler yields lists of indices.
     """
 
-    def __init__(self, sampler: Any, stream: Stream, *, size: int, makes_batches: bool = False) -> None:
+    def __init__(
+        self, sampler: Any, stream: Stream, *, size: int, makes_batches: bool = False
+    ) -> None:
         super().__init__(size)
         self.name = f"drawn by {type(sampler).__module__}.{type(sampler).__qualname__}"
         self.stream = stream
@@ -232,12 +290,19 @@ class DrawnOrder(Order):
                 ends.append(len(flat))
             drawn = flat
         if not self._makes_batches and len(drawn) != self.size:
-            message = f"{type(sampler).__name__} said it has {self.size} indices and drew {len(drawn)} in epoch {epoch}."
+            message = (
+                f"{type(sampler).__name__} said it has {self.size} indices and drew "
+                f"{len(drawn)} in epoch {epoch}."
+            )
             raise UnrepeatableSamplerError(message)
-        indices: List[Any] = [index.__index__() if hasattr(index, "__index__") else index for index in drawn]
+        indices: List[Any] = [
+            index.__index__() if hasattr(index, "__index__") else index for index in drawn
+        ]
         before, counts = _count(indices)
         repeats = len(counts) < len(indices)
-        taken: Indices = np.asarray(indices, dtype=np.int64) if all(type(i) is int for i in indices) else indices
+        taken: Indices = (
+            np.asarray(indices, dtype=np.int64) if all(type(i) is int for i in indices) else indices
+        )
         kept = (epoch, taken, before if repeats else None, counts if repeats else None, ends)
         self._kept = kept
         return kept
@@ -301,37 +366,49 @@ def _sized(sampler: Any) -> int:
         return len(sampler)
     except TypeError:
         message = (
-            f"{type(sampler).__name__} has no length, so that an epoch has no end that could be resumed. Give it __len__, or "
-            "draw the indices of an epoch yourself, with generator=stream.at(epoch).generator(), and pass "
-            "torch.utils.data.Subset(dataset, indices)."
+            f"{type(sampler).__name__} has no length, so that an epoch has no end that could be "
+            "resumed. Give it __len__, or draw the indices of an epoch yourself, with "
+            "generator=stream.at(epoch).generator(), and pass torch.utils.data.Subset(dataset, "
+            "indices)."
         )
         raise UnrepeatableSamplerError(message) from None
 
 
 def _refuse_own_generators(sampler: Any) -> None:
-    """Refuse a sampler with generators other than ``generator``: a copy would repeat the same draws in every epoch."""
+    """Refuse a sampler with generators other than ``generator``.
+
+    A copy would repeat the same draws in every epoch.
+    """
     from seedregistry.data.walk import find_generators  # noqa: PLC0415 - walk is of no use before a custom sampler comes
 
     if hasattr(sampler, "set_epoch"):
         return
-    held = [path for path, kind in find_generators(sampler, "sampler") if not path.endswith(f".{_GENERATOR}")]
+    held = [
+        path
+        for path, kind in find_generators(sampler, "sampler")
+        if not path.endswith(f".{_GENERATOR}")
+    ]
     if held:
         message = (
-            f"{type(sampler).__name__} holds random number generators of its own ({', '.join(held)}): what they draw depends "
-            "on what was drawn before. Let it draw from an attribute named generator (a torch.Generator, replaced for each "
-            "epoch) or from the default generators (set for each epoch), or give it set_epoch(epoch)."
+            f"{type(sampler).__name__} holds random number generators of its own "
+            f"({', '.join(held)}): what they draw depends on what was drawn before. Let it draw "
+            "from an attribute named generator (a torch.Generator, replaced for each epoch) or "
+            "from the default generators (set for each epoch), or give it set_epoch(epoch)."
         )
         raise UnrepeatableSamplerError(message)
 
 
-def order_of_sampler(sampler: Any, stream: Stream, size: int, *, plain: Callable[..., Order]) -> Order:
+def order_of_sampler(
+    sampler: Any, stream: Stream, size: int, *, plain: Callable[..., Order]
+) -> Order:
     """Return the order of a sampler of the user's.
 
     Args:
         sampler: a sampler: torch's own, or any iterable of indices with a length.
         stream: the stream.
         size: samples in the dataset.
-        plain: ``plain(shuffle=...)`` returns the loader's own order, for the samplers that mean just that.
+        plain: ``plain(shuffle=...)`` returns the loader's own order, for the samplers that mean
+            just that.
 
     Raises:
         UnrepeatableSamplerError: its draw cannot be made a function of (stream, epoch).

@@ -1,16 +1,19 @@
 """The indexed order: a keyed permutation of range(size) that is computed position by position.
 
-Where ``randperm`` draws a whole epoch to know one batch, this computes any part of the order from the key alone. Up to
-4,096 elements it is a table, sorted by random words, which favours no permutation. Above, it is a generalised Feistel
-network with cycle walking, so that 10**12 samples take the memory of ten.
+Where ``randperm`` draws a whole epoch to know one batch, this computes any part of the order from
+the key alone. Up to 4,096 elements it is a table, sorted by random words, which favours no
+permutation. Above, it is a generalised Feistel network with cycle walking, so that 10**12 samples
+take the memory of ten.
 
-Every rule here is frozen, as in :mod:`seedregistry.derivation`: the vectors in ``tests/data/permutation.json`` and in
-``docs/orders.md`` hold them. Only integers are used, each of a stated width, and words are little-endian on every machine.
+Every rule here is frozen, as in :mod:`seedregistry.derivation`: the vectors in
+``tests/data/permutation.json`` and in ``docs/orders.md`` hold them. Only integers are used, each of
+a stated width, and words are little-endian on every machine.
 
-Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, section 4 ("Cycle-Walking Cipher": values
-outside the domain are enciphered again) and section 5 ("Generalized-Feistel Cipher": halves of a and b values with modular
-sums); Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput. 17(2),
-1988 (why rounds of unrelated functions make a permutation that looks random); FIPS 202 (SHAKE-128).
+Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, section 4
+("Cycle-Walking Cipher": values outside the domain are enciphered again) and section 5
+("Generalized-Feistel Cipher": halves of a and b values with modular sums); Luby and Rackoff, "How
+to construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput. 17(2), 1988
+(why rounds of unrelated functions make a permutation that looks random); FIPS 202 (SHAKE-128).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ __all__ = ["IndexedPermutation"]
 _TAG = b"seedregistry/1/permutation"
 _KEY_BYTES = 32
 _SIZE_BITS = 62
-_TABLE_SIZE = 4096  # the table of 32 KiB costs less than 1 ms; below it a network would be visibly biased
+_TABLE_SIZE = (
+    4096  # the table of 32 KiB costs less than 1 ms; below it a network would be visibly biased
+)
 _ROUNDS = 10
 _CHUNK = 1 << 15  # with all work space about 1 MiB: the L2 cache of one core
 
@@ -44,11 +49,11 @@ Indices = npt.NDArray[np.int64]
 class IndexedPermutation:
     """A permutation of ``range(size)`` that is a function of a key and of the size.
 
-    Keys that differ in one bit, and sizes that differ by one, give unrelated permutations. Not for secrets: the round
-    function mixes well, and no cryptographic strength is claimed for it.
+    Keys that differ in one bit, and sizes that differ by one, give unrelated permutations. Not for
+    secrets: the round function mixes well, and no cryptographic strength is claimed for it.
 
-    Immutable, so instances may be shared between threads. Pickles as its key and its size. Memory: at most 64 KiB, and
-    what the results take.
+    Immutable, so instances may be shared between threads. Pickles as its key and its size. Memory:
+    at most 64 KiB, and what the results take.
 
     Args:
         key: 32 bytes, such as the ``key`` of a position of a stream.
@@ -63,14 +68,20 @@ class IndexedPermutation:
     def __init__(self, key: bytes, size: int) -> None:
         if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
             came = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-            raise InvalidOptionError(f"The key of a permutation must be {_KEY_BYTES} bytes; got {came}.")
+            raise InvalidOptionError(
+                f"The key of a permutation must be {_KEY_BYTES} bytes; got {came}."
+            )
         number = _integer(size, "size of a permutation")
         if not 0 <= number <= 1 << _SIZE_BITS:
-            message = f"The size of a permutation must be in 0 <= size <= 2**{_SIZE_BITS}; got {size!r}."
+            message = (
+                f"The size of a permutation must be in 0 <= size <= 2**{_SIZE_BITS}; got {size!r}."
+            )
             raise InvalidOptionError(message)
         self._key = key
         self._size = number
-        self._rule: Union[_Table, _Network] = _Table(key, number) if number <= _TABLE_SIZE else _Network(key, number)
+        self._rule: Union[_Table, _Network] = (
+            _Table(key, number) if number <= _TABLE_SIZE else _Network(key, number)
+        )
 
     @property
     def size(self) -> int:
@@ -90,7 +101,8 @@ class IndexedPermutation:
         """Return the indices at some positions.
 
         Args:
-            positions: integers of any shape and integer dtype, ``0 <= position < size``; repeats are allowed.
+            positions: integers of any shape and integer dtype, ``0 <= position < size``; repeats
+                are allowed.
 
         Returns:
             int64 array of the same shape, values from 0 to size - 1; a new array.
@@ -102,14 +114,17 @@ class IndexedPermutation:
         return self._map(self._checked(positions, "position"), inverse=False)
 
     def slice(self, start: int, stop: int) -> Indices:
-        """Return the indices at the positions ``start`` to ``stop - 1``: what ``take(arange(start, stop))`` returns.
+        """Return the indices at the positions ``start`` to ``stop - 1``.
+
+        What ``take(arange(start, stop))`` returns.
 
         Args:
             start: first position, int, ``0 <= start <= stop``.
             stop: first position that is left out, int, ``stop <= size``.
 
         Returns:
-            int64 array of shape (stop - start,). Time and memory are proportional to its length, wherever it starts.
+            int64 array of shape (stop - start,). Time and memory are proportional to its length,
+            wherever it starts.
 
         Raises:
             OutOfRangeError: not ``0 <= start <= stop <= size``.
@@ -117,7 +132,10 @@ class IndexedPermutation:
         """
         first, last = _integer(start, "start of a slice"), _integer(stop, "stop of a slice")
         if not 0 <= first <= last <= self._size:
-            message = f"A slice must have 0 <= start <= stop <= {self._size}; got start={first}, stop={last}."
+            message = (
+                f"A slice must have 0 <= start <= stop <= {self._size}; got start={first}, "
+                f"stop={last}."
+            )
             raise OutOfRangeError(message, value=f"{first}:{last}")
         return self._map(np.arange(first, last, dtype=np.int64), inverse=False)
 
@@ -142,11 +160,19 @@ class IndexedPermutation:
         if given.size == 0:
             return np.empty(given.shape, np.int64)
         if given.dtype.kind not in "iu":
-            message = f"Each {name} of a permutation must be an integer; got an array of {given.dtype}."
+            message = (
+                f"Each {name} of a permutation must be an integer; got an array of {given.dtype}."
+            )
             raise InvalidOptionError(message)
-        for extreme in (int(given.min()), int(given.max())):  # in the array's own dtype: uint64 must not wrap
+        for extreme in (
+            int(given.min()),
+            int(given.max()),
+        ):  # in the array's own dtype: uint64 must not wrap
             if not 0 <= extreme < self._size:
-                message = f"Each {name} must be in 0 <= {name} < {self._size}, the size of the permutation; got {extreme}."
+                message = (
+                    f"Each {name} must be in 0 <= {name} < {self._size}, the size of the "
+                    f"permutation; got {extreme}."
+                )
                 raise OutOfRangeError(message, value=str(extreme))
         return np.array(given, dtype=np.int64, order="C")
 
@@ -171,13 +197,18 @@ class _WorkSpace:
 
 
 class _Table:
-    """The permutation that sorts ``size`` random 64-bit words: uniform, but for ties, up to ``size**2 / 2**65``."""
+    """The permutation that sorts ``size`` random 64-bit words.
+
+    Uniform, but for ties, up to ``size**2 / 2**65``.
+    """
 
     __slots__ = ("_indices", "_positions")
 
     def __init__(self, key: bytes, size: int) -> None:
         words = np.frombuffer(_digest(key, size, 8 * size), "<u8").astype(_U64)
-        order = np.argsort(words, kind="stable")  # the lower index first among equal words, on every machine
+        order = np.argsort(
+            words, kind="stable"
+        )  # the lower index first among equal words, on every machine
         self._indices = order.astype(_U64)
         self._positions = np.empty(size, _U64)
         self._positions[order] = np.arange(size, dtype=_U64)
@@ -191,12 +222,14 @@ class _Table:
 class _Network:
     """A generalised Feistel network over ``a * b >= size`` values, walked until the value is below the size.
 
-    A value is ``right * a + left`` with ``left < a = 2**k`` and ``right < b``. Even rounds, from 0, add a function of the
-    left half to the right one modulo b; odd rounds add a function of the right half to the left one modulo a. Neighbouring
-    positions differ in the left half, so that the first round already parts them. Fewer than a values lie outside, which
-    makes a second walk as rare as 1 in b.
+    A value is ``right * a + left`` with ``left < a = 2**k`` and ``right < b``. Even rounds, from 0,
+    add a function of the left half to the right one modulo b; odd rounds add a function of the
+    right half to the left one modulo a. Neighbouring positions differ in the left half, so that the
+    first round already parts them. Fewer than a values lie outside, which makes a second walk as
+    rare as 1 in b.
 
-    Modular sums, not exclusive or: a round of those is an even permutation for ever, and so would the network be.
+    Modular sums, not exclusive or: a round of those is an even permutation for ever, and so would
+    the network be.
     """
 
     __slots__ = ("_b", "_left_bits", "_size", "_words")
@@ -221,9 +254,17 @@ class _Network:
             outside = outside[again >= _U64(self._size)]
 
     def _walk(self, values: Values, space: _WorkSpace, *, inverse: bool) -> None:
-        """Send values below ``a * b`` through all rounds once, in place. Source: Black and Rogaway 2002, section 5."""
+        """Send values below ``a * b`` through all rounds once, in place.
+
+        Source: Black and Rogaway 2002, section 5.
+        """
         count, bits = values.size, _U64(self._left_bits)
-        left, right, word, product = space.left[:count], space.right[:count], space.word[:count], space.product[:count]
+        left, right, word, product = (
+            space.left[:count],
+            space.right[:count],
+            space.word[:count],
+            space.product[:count],
+        )
         mask, b = _U32((1 << self._left_bits) - 1), _U32(self._b)
         np.copyto(left, values, casting="unsafe")  # the low 32 bits
         np.bitwise_and(left, mask, out=left)
@@ -242,7 +283,8 @@ class _Network:
             np.multiply(product, _U64(self._b), out=product)
             np.right_shift(product, _U64(_HALF_BITS), out=product)
             np.copyto(word, product, casting="unsafe")
-            # One of the two candidates modulo 2**32 is below b, and the other is not: the smaller one is the answer.
+            # One of the two candidates modulo 2**32 is below b, and the other is not: the smaller
+            # one is the answer.
             (np.subtract if inverse else np.add)(right, word, out=right)
             (np.add if inverse else np.subtract)(right, b, out=word)
             np.minimum(right, word, out=right)
@@ -255,8 +297,8 @@ class _Network:
 def _mix(half: Words, words: Words, word: Words, shifted: Words) -> None:
     """Write a 32-bit word for each half into ``word``; its high bits are the well mixed ones.
 
-    Source: fmix32 of MurmurHash3 (Appleby, 2011; public domain), a key word added before it and one inside, without the
-    last shift, which would only change low bits.
+    Source: fmix32 of MurmurHash3 (Appleby, 2011; public domain), a key word added before it and one
+    inside, without the last shift, which would only change low bits.
     """
     np.add(half, words[0], out=word)
     np.right_shift(word, _U32(16), out=shifted)

@@ -29,8 +29,9 @@ _CHUNK = 1 << 16
 class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
     """Yields the indices of an epoch, shuffled by the documented order or in sequence.
 
-    Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not thread-safe. Pickles. It is a
-    ``DistributedSampler`` by class alone, so that frameworks leave it in its place.
+    Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not
+    thread-safe. Pickles. It is a ``DistributedSampler`` by class alone, so that frameworks leave it
+    in its place.
 
     Args:
         dataset_size: number of samples, int >= 0.
@@ -50,7 +51,9 @@ class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
     num_replicas = 1
     drop_last = False
 
-    def __init__(self, dataset_size: int, shuffle: bool = True, seed: int = 42, epoch: int = 0) -> None:  # noqa: FBT001, FBT002 - the documented signature
+    def __init__(
+        self, dataset_size: int, shuffle: bool = True, seed: int = 42, epoch: int = 0
+    ) -> None:  # noqa: FBT001, FBT002 - the documented signature
         self.dataset_size = check_count(dataset_size, "dataset_size")
         self.shuffle = bool(shuffle)
         self.seed = derivation.validate_master_seed(seed, bits=_SEED_BITS, name="seed of a sampler")
@@ -70,20 +73,24 @@ class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 class EpochSampler(Cursor, DeterministicSampler):
-    """Yields the addresses of an epoch's samples: what the dataset's and the collate function's draws come from.
+    """Yields the addresses of an epoch's samples.
 
-    It holds all that decides what comes next, the epoch and a loaded position, because frameworks take loaders apart and
-    keep the sampler. Lives as long as its loader; not thread-safe; pickles.
+    What the dataset's and the collate function's draws come from.
+
+    It holds all that decides what comes next, the epoch and a loaded position, because frameworks
+    take loaders apart and keep the sampler. Lives as long as its loader; not thread-safe; pickles.
 
     Args:
         stream: the stream of the loader.
         order: the indices of an epoch.
-        batch_size: samples of this rank in a step; None for a loader without batches, whose steps are samples.
+        batch_size: samples of this rank in a step; None for a loader without batches, whose steps
+            are samples.
         drop_last: drop a last step that is not full.
-        shard: True (rank and world size from ``torch.distributed``, read when an epoch begins), (rank, world size), False
-            (somebody else divides the samples, or nobody) or None (an error with more than one rank).
-        global_batch_size: samples in a step of all ranks together, instead of ``batch_size``; a last step that is not full
-            is padded from the beginning of the epoch, or dropped.
+        shard: True (rank and world size from ``torch.distributed``, read when an epoch begins),
+            (rank, world size), False (somebody else divides the samples, or nobody) or None (an
+            error with more than one rank).
+        global_batch_size: samples in a step of all ranks together, instead of ``batch_size``; a
+            last step that is not full is padded from the beginning of the epoch, or dropped.
         advances: the epoch goes up by one after each pass.
     """
 
@@ -110,14 +117,17 @@ class EpochSampler(Cursor, DeterministicSampler):
         self.global_batch_size = global_batch_size
         self._shards: Optional[Shards] = None
 
-    # --- ranks --------------------------------------------------------------------------------------------------------
+    # --- ranks ------------------------------------------------------------------------------------
 
     @property
     def shards(self) -> Shards:
-        """How the epoch is divided; the rank and the world size of this moment, with ``shard=True``.
+        """How the epoch is divided.
+
+        The rank and the world size of this moment, with ``shard=True``.
 
         Raises:
-            ShardingError: there are several ranks and no ``shard``, or the global batch cannot be divided by them.
+            ShardingError: there are several ranks and no ``shard``, or the global batch cannot be
+                divided by them.
         """
         rank, world = resolve_shard(self.shard)
         known = self._shards
@@ -129,7 +139,13 @@ class EpochSampler(Cursor, DeterministicSampler):
         elif total % world:
             message = f"global_batch_size={total} cannot be divided by {world} ranks."
             raise ShardingError(message)
-        self._shards = Shards(samples=self.order.size, global_batch_size=total, tail=self.tail, rank=rank, world_size=world)
+        self._shards = Shards(
+            samples=self.order.size,
+            global_batch_size=total,
+            tail=self.tail,
+            rank=rank,
+            world_size=world,
+        )
         return self._shards
 
     @property
@@ -147,7 +163,7 @@ class EpochSampler(Cursor, DeterministicSampler):
         """The number of ranks that share an epoch."""
         return self.shards.world_size
 
-    # --- addresses ----------------------------------------------------------------------------------------------------
+    # --- addresses --------------------------------------------------------------------------------
 
     def steps_in(self, epoch: int) -> int:
         """Return the number of steps of an epoch."""
@@ -170,7 +186,10 @@ class EpochSampler(Cursor, DeterministicSampler):
             last = min(size, first + stop - start)
             part = _as_list(self.order.take(epoch, first, last))
             counts = self.order.occurrences(epoch, first, last) or repeat(0)
-            before.extend(own + (lap * self.order.count(epoch, index) if lap else 0) for own, index in zip(counts, part))
+            before.extend(
+                own + (lap * self.order.count(epoch, index) if lap else 0)
+                for own, index in zip(counts, part)
+            )
             indices.extend(part)
             start += last - first
         return indices, iter(before)
@@ -217,7 +236,9 @@ class EpochSampler(Cursor, DeterministicSampler):
     def flat(self, epoch: int, first: int) -> Iterator[Address]:
         """Yield the addresses of an epoch from a step on."""
         if self.order.batches(epoch) is not None:
-            return chain.from_iterable(self.addresses(epoch, step) for step in range(first, self.steps_in(epoch)))
+            return chain.from_iterable(
+                self.addresses(epoch, step) for step in range(first, self.steps_in(epoch))
+            )
         return chain.from_iterable(self._runs(epoch, first))
 
     def in_batches(self, epoch: int, first: int) -> Iterator[List[Address]]:
@@ -255,16 +276,27 @@ class EpochSampler(Cursor, DeterministicSampler):
         """Return this rank's indices: int64, of a step or of the whole epoch."""
         if step is None:
             shards = self.shards
-            if self.order.batches(epoch) is None and shards.world_size == 1 and shards.tail == "keep":
+            if (
+                self.order.batches(epoch) is None
+                and shards.world_size == 1
+                and shards.tail == "keep"
+            ):
                 return self.order.whole(epoch)
             self.order.whole(epoch)  # refuses too many
             return [address[3] for address in self.flat(epoch, 0)]
         return [address[3] for address in self.addresses(epoch, step)]
 
     def describe(self) -> Dict[str, Any]:
-        """Return what the ledger keeps: the order's definition and the steps, alike on every rank and for every world size."""
+        """Return what the ledger keeps.
+
+        The order's definition and the steps, alike on every rank and for every world size.
+        """
         if self.global_batch_size is not None:
-            return {**self.order.definition(), "global_batch_size": self.global_batch_size, "tail": self.tail}
+            return {
+                **self.order.definition(),
+                "global_batch_size": self.global_batch_size,
+                "tail": self.tail,
+            }
         return {**self.order.definition(), "batch_size": self.batch_size, "tail": self.tail}
 
     def identity(self) -> Dict[str, Any]:
@@ -280,7 +312,9 @@ class EpochSampler(Cursor, DeterministicSampler):
 
 
 class EpochBatchSampler(BatchSampler):
-    """Yields a step's addresses as a list. It decides where to begin when iteration begins, not at the first batch.
+    """Yields a step's addresses as a list.
+
+    It decides where to begin when iteration begins, not at the first batch.
 
     Args:
         sampler: the loader's.
@@ -292,7 +326,10 @@ class EpochBatchSampler(BatchSampler):
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:  # noqa: FBT001, FBT002 - BatchSampler's signature
         if not isinstance(sampler, EpochSampler):
-            message = f"An EpochBatchSampler takes the sampler of a loader of ours; got a {type(sampler).__name__}."
+            message = (
+                "An EpochBatchSampler takes the sampler of a loader of ours; got a "
+                f"{type(sampler).__name__}."
+            )
             raise InvalidOptionError(message)
         super().__init__(sampler, batch_size, drop_last)
 

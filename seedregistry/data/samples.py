@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    get_worker_info,
+)
 
 from seedregistry import rng
 from seedregistry.data.address import AddressedList, AddressedSample, check_addresses
@@ -34,8 +41,8 @@ _PLAIN = (list, tuple, range, torch.Tensor, np.ndarray)
 def draws_nothing(dataset: Any) -> bool:
     """Return whether fetching from a dataset is known to draw no random number.
 
-    So it is for ``TensorDataset``, lists, tuples, tensors and arrays, for ``Subset`` and ``ConcatDataset`` of such, and for
-    a dataset whose attribute ``draws_random_numbers`` is False.
+    So it is for ``TensorDataset``, lists, tuples, tensors and arrays, for ``Subset`` and
+    ``ConcatDataset`` of such, and for a dataset whose attribute ``draws_random_numbers`` is False.
     """
     declared = getattr(dataset, _DECLARED, None)
     if declared is not None:
@@ -65,10 +72,11 @@ class _Wrapper:
 class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
     """A dataset that is asked with addresses, and whose draws are a function of (stream, epoch, index).
 
-    While sample *i* is fetched in epoch *e*, the default generators of python, NumPy and torch stand at the position
-    ("sample", e, i) of the loader's stream, for the k-th repetition in an epoch at ("sample", e, i, k); after a batch they are
-    as before. So ``with stream.at("sample", e, i).scope(): dataset[i]`` gives the same sample. An index that is neither int
-    nor str counts by its position in the epoch, ("sample", e, "position", p).
+    While sample *i* is fetched in epoch *e*, the default generators of python, NumPy and torch
+    stand at the position ("sample", e, i) of the loader's stream, for the k-th repetition in an
+    epoch at ("sample", e, i, k); after a batch they are as before. So ``with stream.at("sample", e,
+    i).scope(): dataset[i]`` gives the same sample. An index that is neither int nor str counts by
+    its position in the epoch, ("sample", e, "position", p).
 
     Pickles, for workers. Thread-safe as far as scopes are: one thread draws at a time.
 
@@ -95,14 +103,20 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
 
     def _fetch_shown(self, indices: List[Any]) -> Sequence[Any]:
         """Fetch the first batch of a dataset that says it draws nothing, and look whether that is true."""
-        scope = rng.Scope(self._stream.at(SAMPLE), self._stream.label, watch=True, late_seed=self._stream.late_seed)
+        scope = rng.Scope(
+            self._stream.at(SAMPLE),
+            self._stream.label,
+            watch=True,
+            late_seed=self._stream.late_seed,
+        )
         with scope:
             samples = self._fetch(indices)
         drew = scope.movement.drew() if scope.movement is not None else ()
         if drew:
             message = (
-                f"{type(self.dataset).__name__} says draws_random_numbers = False and drew from {', '.join(drew)}. Take the "
-                "attribute away: its draws are then made a function of the epoch and the index."
+                f"{type(self.dataset).__name__} says draws_random_numbers = False and drew from "
+                f"{', '.join(drew)}. Take the attribute away: its draws are then made a function "
+                "of the epoch and the index."
             )
             raise UndeclaredRandomnessError(message)
         self._must_show = False
@@ -126,9 +140,13 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
         if not addresses:
             return []
         fetch = getattr(self.dataset, "__getitems__", None)
-        one_by_one = self.dataset.__getitem__ if not callable(fetch) else lambda index: fetch([index])[0]
+        one_by_one = (
+            self.dataset.__getitem__ if not callable(fetch) else lambda index: fetch([index])[0]
+        )
         sources = self._sources(addresses)
-        with rng.Scope(next(sources), self._stream.label, late_seed=self._stream.late_seed) as scope:
+        with rng.Scope(
+            next(sources), self._stream.label, late_seed=self._stream.late_seed
+        ) as scope:
             samples = [one_by_one(addresses[0][3])]
             reseed = scope.reseed
             for source, address in zip(sources, addresses[1:]):
@@ -154,17 +172,20 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
         if self._draws:
             sample = self._fetch_seeded((address,))[0]
         else:
-            sample = self._fetch_shown([address[3]])[0] if self._must_show else self.dataset[address[3]]
+            sample = (
+                self._fetch_shown([address[3]])[0] if self._must_show else self.dataset[address[3]]
+            )
         return AddressedSample(sample, *address[:2]) if self._keeps_addresses else sample
 
 
 class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-arg]
     """An iterable dataset whose draws are a function of (stream, epoch, worker, item).
 
-    While item *c* is fetched the default generators stand at the position ("item", e, p, c), p being the number of the worker
-    over all ranks; while the iteration is made, at ("item", e, p, "start"). A dataset whose attribute ``shard_by_worker`` is
-    True is iterated whole in every worker, which keeps each p-th item: its positions are ("item", e, c), alike for every
-    number of workers.
+    While item *c* is fetched the default generators stand at the position ("item", e, p, c), p
+    being the number of the worker over all ranks; while the iteration is made, at ("item", e, p,
+    "start"). A dataset whose attribute ``shard_by_worker`` is True is iterated whole in every
+    worker, which keeps each p-th item: its positions are ("item", e, c), alike for every number of
+    workers.
 
     Pickles. The epoch lies in shared memory, so that persistent workers see it.
 
@@ -176,7 +197,9 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
         shard: as for an ``EpochSampler``.
     """
 
-    def __init__(self, dataset: Any, stream: Stream, *, keeps_addresses: bool, advances: bool, shard: Shard) -> None:
+    def __init__(
+        self, dataset: Any, stream: Stream, *, keeps_addresses: bool, advances: bool, shard: Shard
+    ) -> None:
         self.dataset = dataset
         self.stream = stream
         self.advances = advances
@@ -213,7 +236,9 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
             return self._items(self.stream.prefix(ITEM, epoch), epoch, first, part, parts)
         return self._items(self.stream.prefix(ITEM, epoch, part), epoch, first, part, parts)
 
-    def _items(self, prefix: PositionPrefix, epoch: int, number: int, part: int, parts: int) -> Iterator[Any]:
+    def _items(
+        self, prefix: PositionPrefix, epoch: int, number: int, part: int, parts: int
+    ) -> Iterator[Any]:
         is_divided = self.is_divided
         with self._scope(prefix.source(_START)):
             items = iter(self.dataset)
@@ -224,7 +249,8 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
                 except StopIteration:
                     return
             if not is_divided or number % parts == part:
-                # Workers that do not share the items count the same numbers; their batches are told apart.
+                # Workers that do not share the items count the same numbers; their batches are told
+                # apart.
                 step = number if is_divided else number * parts + part
                 yield AddressedSample(item, epoch, step) if self._keeps_addresses else item
             number += 1
@@ -236,14 +262,16 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
 class SeededCollate:
     """A collate function whose draws are a function of (stream, epoch, step, rank): mixup, cut-mix.
 
-    While a batch is put together the default generators stand at the position ("collate", e, step, rank) of the loader's
-    stream; for an iterable dataset the number of the batch's first item (times the workers over all ranks, plus the worker,
-    unless they share the items) stands in the place of the step. Pickles.
+    While a batch is put together the default generators stand at the position ("collate", e, step,
+    rank) of the loader's stream; for an iterable dataset the number of the batch's first item
+    (times the workers over all ranks, plus the worker, unless they share the items) stands in the
+    place of the step. Pickles.
 
     Args:
         collate_fn: the function; it stays reachable as ``.collate_fn``.
         stream: the loader's.
-        rank: whose batches they are; called when a batch is put together in this process, kept when it is pickled.
+        rank: whose batches they are; called when a batch is put together in this process, kept when
+            it is pickled.
     """
 
     def __init__(self, collate_fn: Any, stream: Stream, rank: Any) -> None:
@@ -254,7 +282,9 @@ class SeededCollate:
     def __call__(self, samples: Any) -> Any:
         """Call the function inside the scope of the batch that the samples belong to."""
         address, plain = self._take_apart(samples)
-        position = self._stream.at(COLLATE, *address, self._rank() if callable(self._rank) else self._rank)
+        position = self._stream.at(
+            COLLATE, *address, self._rank() if callable(self._rank) else self._rank
+        )
         with rng.Scope(position, self._stream.label, late_seed=self._stream.late_seed):
             return self.collate_fn(plain)
 
@@ -264,12 +294,16 @@ class SeededCollate:
             return (samples.epoch, samples.step), samples.sample
         if isinstance(samples, AddressedList):
             return (samples.epoch, samples.step), list(samples)
-        if isinstance(samples, list) and samples and all(isinstance(sample, AddressedSample) for sample in samples):
+        if (
+            isinstance(samples, list)
+            and samples
+            and all(isinstance(sample, AddressedSample) for sample in samples)
+        ):
             return (samples[0].epoch, samples[0].step), [sample.sample for sample in samples]
         message = (
-            "The collate function of a seeded loader got samples without the epoch and step that its random numbers come from. "
-            "Use loader.collate_fn.collate_fn for the function itself, and loader.batch(epoch, step) for a batch as training "
-            "sees it."
+            "The collate function of a seeded loader got samples without the epoch and step that "
+            "its random numbers come from. Use loader.collate_fn.collate_fn for the function "
+            "itself, and loader.batch(epoch, step) for a batch as training sees it."
         )
         raise SampleAddressError(message)
 

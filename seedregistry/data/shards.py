@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["Shard", "Shards", "check_shard", "refuse_missing_shard", "resolve_shard"]
 
 Shard = Union[None, bool, Tuple[int, int]]
-"""True: from ``torch.distributed``, read when an epoch begins. (rank, world size). False: somebody else divides, or nobody
+"""True: from ``torch.distributed``, read when an epoch begins.
+
+(rank, world size). False: somebody else divides, or nobody
 does. None: not said, an error with more than one rank."""
 
 _PAIR = 2
@@ -31,9 +33,15 @@ def check_shard(shard: Any) -> Shard:
         return shard
     if isinstance(shard, (tuple, list)) and len(shard) == _PAIR:
         rank, world = shard
-        if all(hasattr(part, "__index__") and not isinstance(part, bool) for part in shard) and 0 <= rank < world:
+        if (
+            all(hasattr(part, "__index__") and not isinstance(part, bool) for part in shard)
+            and 0 <= rank < world
+        ):
             return int(rank), int(world)
-    message = f"shard must be True, False, None or (rank, world size) with 0 <= rank < world size; got {shard!r}."
+    message = (
+        "shard must be True, False, None or (rank, world size) with 0 <= rank < world "
+        f"size; got {shard!r}."
+    )
     raise InvalidOptionError(message)
 
 
@@ -52,9 +60,10 @@ def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
     """
     if shard is None and ranks.world_size() > 1:
         message = (
-            f"There are {ranks.world_size()} ranks and the loader of stream '{stream.label}' was not told how they share "
-            "the samples: each would see all of them. Pass shard=True (each rank its part; batch_size is per rank), or "
-            "shard=False where a framework divides the batches or every rank is to see everything."
+            f"There are {ranks.world_size()} ranks and the loader of stream '{stream.label}' was "
+            "not told how they share the samples: each would see all of them. Pass shard=True "
+            "(each rank its part; batch_size is per rank), or shard=False where a framework "
+            "divides the batches or every rank is to see everything."
         )
         raise ShardingError(message)
 
@@ -63,14 +72,15 @@ def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
 class Shards:
     """How the positions of an epoch fall on steps and ranks. An immutable value.
 
-    Step *k* of all ranks together is positions ``[k * global_batch_size, (k + 1) * global_batch_size)``, whatever the number
-    of ranks; rank *r* has the *r*-th of equal blocks of it. Positions past the end of the epoch stand for its beginning.
+    Step *k* of all ranks together is positions ``[k * global_batch_size, (k + 1) *
+    global_batch_size)``, whatever the number of ranks; rank *r* has the *r*-th of equal blocks of
+    it. Positions past the end of the epoch stand for its beginning.
 
     Attributes:
         samples: positions in an epoch, int >= 0.
         global_batch_size: samples a step, of all ranks together; a multiple of ``world_size``.
-        tail: what becomes of a last step that is not full: ``"keep"`` (it is smaller, padded to a multiple of the ranks),
-            ``"pad"`` (padded to a full one) or ``"drop"``.
+        tail: what becomes of a last step that is not full: ``"keep"`` (it is smaller, padded to a
+            multiple of the ranks), ``"pad"`` (padded to a full one) or ``"drop"``.
         rank: int, ``0 <= rank < world_size``.
         world_size: int >= 1.
     """
@@ -98,7 +108,10 @@ class Shards:
         return self.steps if self.tail == "pad" else self.samples // self.global_batch_size
 
     def positions(self, step: int) -> Tuple[int, int]:
-        """Return (start, stop) of this rank's positions in a step; those >= ``samples`` stand for ``position - samples``."""
+        """Return (start, stop) of this rank's positions in a step.
+
+        Those >= ``samples`` stand for ``position - samples``.
+        """
         start = step * self.global_batch_size
         size = self.batch_size
         if step >= self.full_steps:

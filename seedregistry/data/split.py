@@ -15,7 +15,10 @@ __all__ = ["indices_digest", "split_dataset"]
 
 
 def indices_digest(parts: Sequence[Sequence[int]]) -> str:
-    """Return SHA-256 over the indices of each part: 64 hexadecimal digits; indices as int64, little-endian."""
+    """Return SHA-256 over the indices of each part: 64 hexadecimal digits.
+
+    Indices as int64, little-endian.
+    """
     digest = PiecesDigest("seedregistry.split/1")
     for part in parts:
         digest.add(np.asarray(part, dtype="<i8"))
@@ -36,13 +39,15 @@ def split_dataset(
         lengths = list(lengths)
         if any(length < 0 for length in lengths):
             raise ValueError("A length is negative.")  # noqa: TRY301 - random_split takes it and returns nonsense
-        with torch.device("cpu"):  # random_split draws on the default device, and the generator is the CPU's
+        with torch.device(
+            "cpu"
+        ):  # random_split draws on the default device, and the generator is the CPU's
             parts = random_split(dataset, lengths, generator=generator)
     except (TypeError, ValueError) as error:
         size = len(dataset) if hasattr(dataset, "__len__") else "no length"
         message = (
-            f"The dataset ({size}) cannot be split into {lengths!r}: {error} Lengths are sample counts that add up to the "
-            "dataset's, or fractions that add up to 1."
+            f"The dataset ({size}) cannot be split into {lengths!r}: {error} Lengths are sample "
+            "counts that add up to the dataset's, or fractions that add up to 1."
         )
         raise ComponentCreationError(message, purpose="split") from error
     return parts, indices_digest([part.indices for part in parts])

@@ -30,7 +30,9 @@ def _elements(value: Any) -> Iterator[Tuple[str, Any]]:
     if isinstance(value, dict):
         yield from ((f"[{key!r}]", value[key]) for key in list(value)[:_MOST_ELEMENTS])
     elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from ((f"[{number}]", element) for number, element in zip(range(_MOST_ELEMENTS), value))
+        yield from (
+            (f"[{number}]", element) for number, element in zip(range(_MOST_ELEMENTS), value)
+        )
     elif isinstance(value, functools.partial):
         yield from ((f".keywords[{name!r}]", bound) for name, bound in value.keywords.items())
         yield from ((f".args[{number}]", bound) for number, bound in enumerate(value.args))
@@ -48,7 +50,9 @@ def _attributes(value: Any) -> Iterator[Tuple[str, Any]]:
     yield from ((f".{name}", held) for name, held in list(getattr(value, "__dict__", {}).items()))
     for cls in type(value).__mro__:
         for name, slot in cls.__dict__.items():
-            if isinstance(slot, types.MemberDescriptorType) and not name.startswith("__"):  # not a function's __globals__
+            if isinstance(slot, types.MemberDescriptorType) and not name.startswith(
+                "__"
+            ):  # not a function's __globals__
                 with contextlib.suppress(AttributeError):  # not set
                     yield f".{name}", slot.__get__(value, cls)
 
@@ -56,8 +60,8 @@ def _attributes(value: Any) -> Iterator[Tuple[str, Any]]:
 def find_generators(root: Any, name: str) -> List[Tuple[str, str]]:
     """Return (path, class) of the generators that an object holds, through attributes, containers and closures.
 
-    Looks at up to 20,000 objects and at 100 elements of each container. The default generators do not count. Calls no code
-    of the object's own but the iteration of its containers.
+    Looks at up to 20,000 objects and at 100 elements of each container. The default generators do
+    not count. Calls no code of the object's own but the iteration of its containers.
 
     Args:
         root: a dataset, a transform, a sampler.
@@ -78,5 +82,7 @@ def find_generators(root: Any, name: str) -> List[Tuple[str, str]]:
             if id(value) not in passed_over:
                 found.append((path, f"{type(value).__module__}.{type(value).__qualname__}"))
             continue
-        queue.extend((path + step, inner) for step, inner in chain(_elements(value), _attributes(value)))
+        queue.extend(
+            (path + step, inner) for step, inner in chain(_elements(value), _attributes(value))
+        )
     return found

@@ -1,9 +1,13 @@
-"""Hugging Face accelerate: loaders that keep their order, samples and resume under an ``Accelerator``.
+"""Hugging Face accelerate.
 
-``accelerator.prepare(loader)`` keeps a loader's sampler, dataset and collate function and drops its class: order and draws
-stay exact, the epoch is accelerate's own count from 0, and a state cannot be saved in mid-epoch. :func:`prepare` keeps all.
+Loaders that keep their order, samples and resume under an ``Accelerator``.
 
-Source: ``accelerate/data_loader.py``, ``prepare_data_loader`` and ``DataLoaderShard.__iter__``, read at 1.15.
+``accelerator.prepare(loader)`` keeps a loader's sampler, dataset and collate function and drops its
+class: order and draws stay exact, the epoch is accelerate's own count from 0, and a state cannot be
+saved in mid-epoch. :func:`prepare` keeps all.
+
+Source: ``accelerate/data_loader.py``, ``prepare_data_loader`` and ``DataLoaderShard.__iter__``,
+read at 1.15.
 """
 
 from __future__ import annotations
@@ -41,8 +45,9 @@ _KEPT = (
 class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
     """accelerate's loader over the parts of one of ours, which goes on counting its epochs and batches.
 
-    It is a ``DataLoader`` with ``epoch``, ``set_epoch``, ``steps``, ``state_dict`` and ``load_state_dict`` as ours;
-    ``accelerator.register_for_checkpointing`` takes it. Batches are on the accelerator's device.
+    It is a ``DataLoader`` with ``epoch``, ``set_epoch``, ``steps``, ``state_dict`` and
+    ``load_state_dict`` as ours; ``accelerator.register_for_checkpointing`` takes it. Batches are on
+    the accelerator's device.
 
     Args:
         loader: the loader; it must not be iterated itself meanwhile.
@@ -66,7 +71,9 @@ class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
         return self.seeded.follow(self._fetch)
 
     def _fetch(self) -> Iterator[Any]:
-        self.iteration = self.seeded.epoch  # accelerate hands this to the sampler's set_epoch when it begins
+        self.iteration = (
+            self.seeded.epoch
+        )  # accelerate hands this to the sampler's set_epoch when it begins
         batches: Iterator[Any] = super().__iter__()
         return batches
 
@@ -85,31 +92,37 @@ class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
 
 
 def prepare(accelerator: Accelerator, loader: SeededDataLoader) -> SeededDataLoaderShard:
-    """Return a loader of ours as an accelerator's: batches on its device, divided among its processes, resumable.
+    """Return a loader of ours as an accelerator's.
 
-    With several processes and neither ``shard=True`` nor a pair given, the epoch is divided by our rule (``batch_size`` is
-    per process), so that no sample comes twice but for the padding of the last step.
+    Batches on its device, divided among its processes, resumable.
+
+    With several processes and neither ``shard=True`` nor a pair given, the epoch is divided by our
+    rule (``batch_size`` is per process), so that no sample comes twice but for the padding of the
+    last step.
 
     Args:
         accelerator: the ``accelerate.Accelerator``.
         loader: from ``registry.dataloader``; it is taken over.
 
     Raises:
-        InvalidOptionError: not such a loader, one over an iterable dataset, or one whose own batch sampler cannot be divided.
+        InvalidOptionError: not such a loader, one over an iterable dataset, or one whose own batch
+            sampler cannot be divided.
     """
-    if not isinstance(loader, SeededDataLoader) or not isinstance(loader.sampler_of_epochs, EpochSampler):
+    if not isinstance(loader, SeededDataLoader) or not isinstance(
+        loader.sampler_of_epochs, EpochSampler
+    ):
         message = (
-            f"prepare takes a loader from registry.dataloader over a dataset with __getitem__; got a {type(loader).__name__}. "
-            "For an iterable dataset use accelerator.prepare."
+            "prepare takes a loader from registry.dataloader over a dataset with __getitem__; "
+            f"got a {type(loader).__name__}. For an iterable dataset use accelerator.prepare."
         )
         raise InvalidOptionError(message)
     sampler = loader.sampler_of_epochs
     if accelerator.num_processes > 1 and sampler.shard in (None, False):
         if loader.batch_size is None:
             message = (
-                "A loader without a batch size, or with a batch sampler of its own, cannot be divided among "
-                f"{accelerator.num_processes} processes by prepare. Give each a part of the samples and pass shard=(rank, "
-                "world size)."
+                "A loader without a batch size, or with a batch sampler of its own, cannot be "
+                f"divided among {accelerator.num_processes} processes by prepare. Give each a "
+                "part of the samples and pass shard=(rank, world size)."
             )
             raise InvalidOptionError(message)
         sampler.shard = (accelerator.process_index, accelerator.num_processes)
@@ -120,7 +133,9 @@ def prepare(accelerator: Accelerator, loader: SeededDataLoader) -> SeededDataLoa
         own.update(sampler=sampler, batch_size=None)
     else:
         own["batch_sampler"] = loader.batch_sampler
-    prepared = SeededDataLoaderShard(loader, device=accelerator.device, _drop_last=loader.drop_last, **own)
+    prepared = SeededDataLoaderShard(
+        loader, device=accelerator.device, _drop_last=loader.drop_last, **own
+    )
     prepared._is_accelerate_prepared = True  # accelerate's own mark: it then only notes the loader
     noted: SeededDataLoaderShard = accelerator.prepare_data_loader(prepared)
     return noted

@@ -1,4 +1,7 @@
-"""The ledger: records of every derivation and of what was built from it, in memory and on disk. Without torch."""
+"""The ledger: records of every derivation and of what was built from it, in memory and on disk.
+
+Without torch.
+"""
 
 from seedregistry.ledger.chain import FORMAT
 from seedregistry.ledger.diff import LedgerDiff, PurposeDiff, StreamDiff

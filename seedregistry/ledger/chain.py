@@ -1,13 +1,18 @@
-"""The hash chain of a ledger file: every line carries a hash over itself and, through the one before, over all before it.
+"""The hash chain of a ledger file.
 
-Pure functions of bytes. A line is ``{"chain":"<64 hexadecimal digits>",`` and the rest of its *body*, the canonical JSON
-object without that key. The chain value of a line is SHA-256 over a tag, the chain value of the line before (32 bytes) and
-the body; the first line follows :data:`START`. Seals have a tag of their own, so that no record can pass for a seal.
+Every line carries a hash over itself and, through the one before, over all before it.
 
-The chain finds accidents: a flipped byte, a lost, moved or foreign line. Whoever changes a line on purpose can compute all
-chain values anew; that is found by deriving the seeds again, and against a digest printed elsewhere.
+Pure functions of bytes. A line is ``{"chain":"<64 hexadecimal digits>",`` and the rest of its
+*body*, the canonical JSON object without that key. The chain value of a line is SHA-256 over a tag,
+the chain value of the line before (32 bytes) and the body; the first line follows :data:`START`.
+Seals have a tag of their own, so that no record can pass for a seal.
 
-Source: the tags follow the domain separation of leaves and nodes in RFC 6962, section 2.1; SHA-256 is that of FIPS 180-4.
+The chain finds accidents: a flipped byte, a lost, moved or foreign line. Whoever changes a line on
+purpose can compute all chain values anew; that is found by deriving the seeds again, and against a
+digest printed elsewhere.
+
+Source: the tags follow the domain separation of leaves and nodes in RFC 6962, section 2.1; SHA-256
+is that of FIPS 180-4.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How records are written: an explicit table of kinds, and canonical JSON.
 
-Canonical: UTF-8, keys sorted, no white space, only the escapes that JSON demands, no NaN, floats as ``repr`` writes them.
-Integers of a record's own fields that can pass 2**53 (seeds, master seeds) are strings; instance ids are tagged, ``null``,
-``{"i": "7"}`` or ``{"s": "7"}``, because ``7`` and ``"7"`` are two ids.
+Canonical: UTF-8, keys sorted, no white space, only the escapes that JSON demands, no NaN, floats as
+``repr`` writes them. Integers of a record's own fields that can pass 2**53 (seeds, master seeds)
+are strings; instance ids are tagged, ``null``, ``{"i": "7"}`` or ``{"s": "7"}``, because ``7`` and
+``"7"`` are two ids.
 
 ``decode`` is the inverse of ``encode``, and strict: what it takes is written back byte for byte.
 """
@@ -22,7 +23,18 @@ from seedregistry.ledger import records
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = ["FACTS", "KINDS", "canonical", "content", "decode", "encode", "kind_of", "parse", "tag_id", "written"]
+__all__ = [
+    "FACTS",
+    "KINDS",
+    "canonical",
+    "content",
+    "decode",
+    "encode",
+    "kind_of",
+    "parse",
+    "tag_id",
+    "written",
+]
 
 KINDS: Dict[str, Type[records.Record]] = {
     "audit": records.Audited,
@@ -44,7 +56,9 @@ KINDS: Dict[str, Type[records.Record]] = {
 """The kinds that this version knows."""
 
 FACTS = frozenset({"derivation", "determinism", "epoch", "note", "run", "scope", "split"})
-"""Kinds that state a fact, which two processes that state it make no more true. All other kinds are events, which are added up.
+"""Kinds that state a fact, which two processes that state it make no more true.
+
+All other kinds are events, which are added up.
 
 The set is part of the format and never grows within it.
 """
@@ -54,13 +68,18 @@ _DEEPEST = 64
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 _DIGITS = re.compile(r"0|-?[1-9][0-9]{0,4299}")
-"""A decimal integer in its one form; no longer than what every Python turns into an int without a limit being lifted."""
+"""A decimal integer in its one form.
+
+No longer than what every Python turns into an int without a limit being lifted.
+"""
 
 _quote: Callable[[str], str] = json.encoder.encode_basestring  # type: ignore[attr-defined]  # C where there is C
-_write_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_write_json = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 def tag_id(instance_id: records.InstanceId) -> Optional[Dict[str, str]]:
@@ -110,13 +129,17 @@ def _value(data: Any) -> records.Value:
     if cls is dict:
         if len(data) == 1 and type(data.get("f")) is str and data["f"] in _INFINITIES:
             return _INFINITIES[data["f"]]
-        raise LedgerFormatError('an object inside a value is {"f": "inf"}, {"f": "-inf"} or {"f": "nan"}')
+        raise LedgerFormatError(
+            'an object inside a value is {"f": "inf"}, {"f": "-inf"} or {"f": "nan"}'
+        )
     return data  # type: ignore[no-any-return]
 
 
 def _pairs(data: Any) -> records.Pairs:
     pairs = _value(data)
-    if type(pairs) is not tuple or not all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs):  # noqa: PLR2004 - a pair
+    if type(pairs) is not tuple or not all(
+        type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs
+    ):  # noqa: PLR2004 - a pair
         raise LedgerFormatError("a description is a list of [name, value]")
     return pairs
 
@@ -143,9 +166,13 @@ def _each(decoder: Callable[[Any], Any]) -> Callable[[Any], Tuple[Any, ...]]:
     return decode_each
 
 
-# --- fields -----------------------------------------------------------------------------------------------------------
+# --- fields ---------------------------------------------------------------------------------------
 
-_text, _number, _fact = _checked(str, "a string"), _checked(int, "an integer"), _checked(bool, "true or false")
+_text, _number, _fact = (
+    _checked(str, "a string"),
+    _checked(int, "an integer"),
+    _checked(bool, "true or false"),
+)
 
 
 def _write_plain(value: Any) -> str:
@@ -162,8 +189,8 @@ def _write_id(value: records.InstanceId) -> str:
     return f'{{"s":{_quote(value)}}}' if isinstance(value, str) else f'{{"i":"{value}"}}'
 
 
-# For each field the data that stands for a value, its JSON, and the way back. By name where an int is written as a string,
-# else by the annotation in the record class.
+# For each field the data that stands for a value, its JSON, and the way back. By name where an int
+# is written as a string, else by the annotation in the record class.
 _Wire = Tuple[Callable[[Any], Any], Callable[[Any], str], Callable[[Any], Any]]
 
 _BY_NAME: Dict[str, _Wire] = {
@@ -200,7 +227,7 @@ def _field_table(cls: Type[Record]) -> _Table:
 _TABLES = {cls: _field_table(cls) for cls in KINDS.values()}
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def kind_of(record: Record) -> str:
@@ -216,20 +243,29 @@ def encode(record: Record) -> Dict[str, Any]:
     encoded: Dict[str, Any] = {"kind": _KIND_OF[type(record)]}
     circumstance, content = _TABLES[type(record)]
     if content:
-        encoded["content"] = {name: encoder(getattr(record, name)) for name, _, encoder, _, _ in content}
+        encoded["content"] = {
+            name: encoder(getattr(record, name)) for name, _, encoder, _, _ in content
+        }
     if circumstance:
-        encoded["circumstance"] = {name: encoder(getattr(record, name)) for name, _, encoder, _, _ in circumstance}
+        encoded["circumstance"] = {
+            name: encoder(getattr(record, name)) for name, _, encoder, _, _ in circumstance
+        }
     return encoded
 
 
 def written(record: Record) -> Tuple[bytes, Optional[bytes]]:
-    """Return a record as canonical JSON, and of it what the digest covers: None for circumstance as a whole."""
+    """Return a record as canonical JSON, and of it what the digest covers.
+
+    None for circumstance as a whole.
+    """
     if isinstance(record, records.Unknown):
         return record.body.encode(), _content_of(record)
     circumstance, content = _TABLES[type(record)]
     before = content_text = ""
     if circumstance:
-        own = ",".join([key + write(getattr(record, name)) for name, key, _, write, _ in circumstance])
+        own = ",".join(
+            [key + write(getattr(record, name)) for name, key, _, write, _ in circumstance]
+        )
         before = f'"circumstance":{{{own}}},'
     if content:
         own = ",".join([key + write(getattr(record, name)) for name, key, _, write, _ in content])
@@ -250,7 +286,9 @@ def _content_of(record: records.Unknown) -> Optional[bytes]:
 
 
 def decode(data: Any) -> Record:
-    """Return the record that plain data stand for; a kind that this version does not know as it stands.
+    """Return the record that plain data stand for.
+
+    A kind that this version does not know as it stands.
 
     Raises:
         LedgerFormatError: not what ``encode`` returns.
@@ -259,7 +297,10 @@ def decode(data: Any) -> Record:
         raise LedgerFormatError("a record is an object with a kind")
     strange = sorted(map(str, data.keys() - {"circumstance", "content", "kind"}))
     if strange:
-        raise LedgerFormatError(f"a record has a circumstance, a content and a kind, and here also {', '.join(strange)[:80]}")
+        raise LedgerFormatError(
+            "a record has a circumstance, a content and a kind, and here also "
+            f"{', '.join(strange)[:80]}"
+        )
     for part in ("circumstance", "content"):
         if type(data.get(part, {})) is not dict:
             raise LedgerFormatError(f"the {part} of a record is an object")
@@ -270,7 +311,11 @@ def decode(data: Any) -> Record:
     fields: Dict[str, Any] = {}
     for part, table in zip(("circumstance", "content"), _TABLES[cls]):
         found = data.get(part, {})
-        if type(found) is not dict or found.keys() != {field[0] for field in table} or (part in data) != bool(table):
+        if (
+            type(found) is not dict
+            or found.keys() != {field[0] for field in table}
+            or (part in data) != bool(table)
+        ):
             names = ", ".join(field[0] for field in table) or "nothing"
             raise LedgerFormatError(f"the {part} of kind {kind!r} holds {names}")
         for name, _, _, _, decoder in table:
@@ -285,7 +330,7 @@ def _decode_field(decoder: Callable[[Any], Any], data: Any, what: str) -> Any:
         raise LedgerFormatError(f"{what}: {error}") from None
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def canonical(data: object) -> bytes:
@@ -301,7 +346,10 @@ def canonical(data: object) -> bytes:
 
 
 def _encode_text(text: str) -> bytes:
-    """Return text as UTF-8. What cannot be encoded, in the name of a file for one, becomes a question mark."""
+    """Return text as UTF-8.
+
+    What cannot be encoded, in the name of a file for one, becomes a question mark.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -315,10 +363,18 @@ def _parse_int(digits: str) -> int:
 
 
 def _refuse_depth(data: Any) -> None:
-    """Refuse what is nested deeper than any record: what is read here is walked by recursion elsewhere."""
+    """Refuse what is nested deeper than any record.
+
+    What is read here is walked by recursion elsewhere.
+    """
     level = [data] if type(data) in (dict, list) else []
     for _ in range(_DEEPEST):
-        level = [item for one in level for item in (one.values() if type(one) is dict else one) if type(item) in (dict, list)]
+        level = [
+            item
+            for one in level
+            for item in (one.values() if type(one) is dict else one)
+            if type(item) in (dict, list)
+        ]
         if not level:
             return
     raise LedgerFormatError("nested too deeply")
@@ -335,7 +391,8 @@ def parse(text: bytes) -> Any:
     """Return the data of a JSON text. Whether it is canonical is seen by writing it again.
 
     Raises:
-        LedgerFormatError: not UTF-8, not JSON, nested too deeply, or with a number that no record holds.
+        LedgerFormatError: not UTF-8, not JSON, nested too deeply, or with a number that no record
+            holds.
     """
     try:
         data = _read_json(text.decode())

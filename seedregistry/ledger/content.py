@@ -1,12 +1,13 @@
 """What the digest is of: the content of all entries, each counted as often as it holds.
 
-An *event* (something built or handed out) counts as often as it happened; a *fact* (a derivation, a split, a setting) is no
-more true for being stated by two processes. So within one session of one origin everything counts as often as it stands there.
-Of several sessions of an origin the most that one of them saw counts, since a session that resumes another repeats it. Over
-origins, which are processes of their own, events are added and facts are not.
+An *event* (something built or handed out) counts as often as it happened; a *fact* (a derivation, a
+split, a setting) is no more true for being stated by two processes. So within one session of one
+origin everything counts as often as it stands there. Of several sessions of an origin the most that
+one of them saw counts, since a session that resumes another repeats it. Over origins, which are
+processes of their own, events are added and facts are not.
 
-Source: the union (the maximum) and the sum of multisets are those of D. E. Knuth, The Art of Computer Programming, volume 2,
-section 4.6.3, exercise 19.
+Source: the union (the maximum) and the sum of multisets are those of D. E. Knuth, The Art of
+Computer Programming, volume 2, section 4.6.3, exercise 19.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class _Group:
         self._places: Dict[Tuple[str, int], Counter[bytes]] = {}
 
     def at(self, place: Tuple[str, int]) -> Counter[bytes]:
-        """Return the counter of one place. While there is one place only, it is the counter of the group."""
+        """Return the counter of one place.
+
+        While there is one place only, it is the counter of the group.
+        """
         if place not in self._places:
             if len(self._places) == 1:
                 self._places = {known: Counter(counter) for known, counter in self._places.items()}
@@ -52,7 +56,10 @@ class Contents:
         self._place = (origin, session)
 
     def add(self, kind: str, content: bytes) -> bool:
-        """Add the content of an entry, as ``codec.written`` gives it; return whether it counts beside those before."""
+        """Add the content of an entry, as ``codec.written`` gives it.
+
+        Return whether it counts beside those before.
+        """
         group = self._groups.setdefault(_FACTS if kind in codec.FACTS else self._place[0], _Group())
         own = group.at(self._place)
         count = own.get(content, 0) + 1
@@ -65,6 +72,9 @@ class Contents:
         return counts
 
     def digest(self) -> str:
-        """Return SHA-256 over the sorted contents, each as often as it counts: 64 hexadecimal digits."""
+        """Return SHA-256 over the sorted contents, each as often as it counts.
+
+        64 hexadecimal digits.
+        """
         total = (content for group in self._groups.values() for content in group.counts.elements())
         return digest.digest_sorted(f"{FORMAT}/content", total)

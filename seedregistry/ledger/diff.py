@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple, Type
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Type,
+)
 
 import attrs
 
@@ -24,10 +36,16 @@ _SHOWN_VALUES = 120
 _SHOWN_OTHERWISE = frozenset({"built", "derivation", "determinism", "note", "run"})
 
 Path = Tuple[str, ...]
-"""Where a registry stands: its root, or ``""`` where there is one root only, then the streams of the children down to it."""
+"""Where a registry stands.
+
+Its root, or ``""`` where there is one root only, then the streams of the children down to it.
+"""
 
 Name = Tuple[Path, str, Any, type]
-"""A stream, so that those of two runs with other master seeds can be compared: path, purpose, instance id and its type."""
+"""A stream, so that those of two runs with other master seeds can be compared.
+
+Path, purpose, instance id and its type.
+"""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +53,8 @@ class StreamDiff:
     """A stream that one ledger lacks, or that has another seed in the other.
 
     Attributes:
-        change: ``"added"`` (only the other has it), ``"removed"`` (the other lacks it) or ``"reseeded"``.
+        change: ``"added"`` (only the other has it), ``"removed"`` (the other lacks it) or
+            ``"reseeded"``.
         purpose: its purpose.
         instance_id: its instance id.
         seed: its seed in this ledger, or None.
@@ -65,7 +84,8 @@ class PurposeDiff:
         removed: number of streams that the other ledger lacks.
         reseeded: number of streams with another seed.
         rebuilt: number of streams of both from which something else was built, or not as often.
-        rebuilt_in: what differs in what was built: ``"digest"`` for a model with other weights, ``"times"``, ...
+        rebuilt_in: what differs in what was built: ``"digest"`` for a model with other weights,
+            ``"times"``, ...
         instance_ids: of all these streams, as text.
     """
 
@@ -78,21 +98,34 @@ class PurposeDiff:
     instance_ids: Tuple[str, ...]
 
     def __str__(self) -> str:
-        counts = [f"{getattr(self, name)} {name}" for name in ("added", "removed", "reseeded") if getattr(self, name)]
+        counts = [
+            f"{getattr(self, name)} {name}"
+            for name in ("added", "removed", "reseeded")
+            if getattr(self, name)
+        ]
         if self.rebuilt:
-            what = ["weights" if name == "digest" and self.purpose == "model" else name for name in self.rebuilt_in]
+            what = [
+                "weights" if name == "digest" and self.purpose == "model" else name
+                for name in self.rebuilt_in
+            ]
             counts.append(f"{self.rebuilt} rebuilt with other {', '.join(what)}")
         shown = ", ".join(self.instance_ids[:_SHOWN_IDS])
         rest = len(self.instance_ids) - _SHOWN_IDS
-        return f"{self.purpose}: {', '.join(counts)} ({shown}{f' and {rest} more' if rest > 0 else ''})"
+        return (
+            f"{self.purpose}: {', '.join(counts)} "
+            f"({shown}{f' and {rest} more' if rest > 0 else ''})"
+        )
 
 
 @attrs.frozen(kw_only=True)
 class LedgerDiff:
-    """What :meth:`seedregistry.Ledger.diff` found. False when the contents are equal, whatever the circumstances.
+    """What :meth:`seedregistry.Ledger.diff` found.
+
+    False when the contents are equal, whatever the circumstances.
 
     Attributes:
-        first: the first stream, in this ledger's order and then in the other's, that differs; or None.
+        first: the first stream, in this ledger's order and then in the other's, that differs; or
+            None.
         purposes: what differs, by purpose.
         settings: master seeds, schemes, notes and determinism that differ, a line each.
         entries: entries of other kinds that only one of the two has, a line for each kind.
@@ -112,7 +145,11 @@ class LedgerDiff:
 
     def __str__(self) -> str:
         short = [value[: digest.SHORT_LENGTH] for value in self.digests]
-        lines = [f"contents differ: digests {short[0]} and {short[1]}" if self else f"contents are equal: digest {short[0]}"]
+        lines = [
+            f"contents differ: digests {short[0]} and {short[1]}"
+            if self
+            else f"contents are equal: digest {short[0]}"
+        ]
         if self.first is not None:
             lines.append(f"first: {self.first}")
         lines.extend([*self.settings, *map(str, self.purposes), *self.entries])
@@ -163,7 +200,12 @@ class _Side:
         return known
 
     def name(self, record: Any) -> Name:
-        return self.path(record.master_seed), record.purpose, record.instance_id, type(record.instance_id)
+        return (
+            self.path(record.master_seed),
+            record.purpose,
+            record.instance_id,
+            type(record.instance_id),
+        )
 
     def streams(self) -> Dict[Name, records.Derivation]:
         found: Dict[Name, records.Derivation] = {}
@@ -199,7 +241,10 @@ class _Side:
         return found
 
     def others(self) -> Dict[str, Counter[str]]:
-        """Return what streams, settings and builds do not show: content by kind, without master seeds."""
+        """Return what streams, settings and builds do not show.
+
+        Content by kind, without master seeds.
+        """
         found: Dict[str, Counter[str]] = {}
         for record in self.records:
             kind = codec.kind_of(record)
@@ -259,7 +304,9 @@ def _facts(built: records.Built) -> Dict[str, str]:
     return {**{name: repr(value) for name, value in built.description}, **own}
 
 
-def _by_purpose(changes: Iterable[Tuple[Name, StreamDiff]], rebuilt: Dict[Name, Set[str]]) -> Iterator[PurposeDiff]:
+def _by_purpose(
+    changes: Iterable[Tuple[Name, StreamDiff]], rebuilt: Dict[Name, Set[str]]
+) -> Iterator[PurposeDiff]:
     by_purpose: Dict[str, Dict[Name, Optional[str]]] = {}
     for name, change in changes:
         by_purpose.setdefault(name[1], {})[name] = change.change

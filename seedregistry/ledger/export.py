@@ -120,13 +120,24 @@ def to_csv(table: Table) -> str:
     writer.writerow(names)
     for section in table.sections:
         for row in section.rows:
-            cells = (section.name, row.purpose, row.instance, row.streams, row.seed, row.uses, row.built)
+            cells = (
+                section.name,
+                row.purpose,
+                row.instance,
+                row.streams,
+                row.seed,
+                row.uses,
+                row.built,
+            )
             writer.writerow((section.master_seed, section.scheme, *cells))
     return out.getvalue()
 
 
 def _columns(table: Table) -> Tuple[List[int], Iterator[List[str]]]:
-    """Return which columns are needed, and the rows with these: no registry without children, no count where all are one."""
+    """Return which columns are needed, and the rows with these.
+
+    No registry without children, no count where all are one.
+    """
     cells = list(table.cells())
     left_out = set()
     for name, idle in (("registry", ""), ("streams", "1"), ("seed", ""), ("built", "")):
@@ -139,7 +150,10 @@ def _columns(table: Table) -> Tuple[List[int], Iterator[List[str]]]:
 
 def _escaper(*, unicode: bool) -> Callable[[str], str]:
     def escape(text: str) -> str:
-        return "".join(_LATEX.get(char) or (char if _is_plain(char, unicode=unicode) else _by_number(char)) for char in text)
+        return "".join(
+            _LATEX.get(char) or (char if _is_plain(char, unicode=unicode) else _by_number(char))
+            for char in text
+        )
 
     return escape
 

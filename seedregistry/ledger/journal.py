@@ -1,7 +1,10 @@
-"""The journal: the file of a ledger while the run goes on. Every entry is in it when the call that made it returns.
+"""The journal: the file of a ledger while the run goes on.
 
-One process writes a journal. A line is one ``write`` to a file opened for appending, so that a process that is killed leaves
-whole lines; after an error, or an interrupt in the middle, the file is cut back to its last whole line before the next one.
+Every entry is in it when the call that made it returns.
+
+One process writes a journal. A line is one ``write`` to a file opened for appending, so that a
+process that is killed leaves whole lines; after an error, or an interrupt in the middle, the file
+is cut back to its last whole line before the next one.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ _SHOWN_TORN = 200
 
 
 class _Pending(NamedTuple):
-    """A write that may have been interrupted: it counts when the list has more items than before."""
+    """A write that may have been interrupted.
+
+    It counts when the list has more items than before.
+    """
 
     into: List[Any]
     length: int
@@ -73,7 +79,8 @@ class Journal:
         """
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise LedgerError(
-                f"The journal {str(self.path)!r} is no regular file: nothing would be kept in it. Name another one."
+                f"The journal {str(self.path)!r} is no regular file: nothing would be kept in it. "
+                "Name another one."
             )
         _lock(self._descriptor, self.path)
         return os.fstat(self._descriptor).st_size
@@ -85,22 +92,29 @@ class Journal:
         self._size = size
 
     def write(self, make: Callable[[Lines], bytes], into: List[Any], items: Sequence[Any]) -> None:
-        """Write what ``make`` returns for the lines, and put ``items`` into a list: both, or neither.
+        """Write what ``make`` returns for the lines, and put ``items`` into a list.
+
+        Both, or neither.
 
         Whatever interrupts it, the file and the list agree when the next write begins.
 
         Raises:
-            LedgerError: the journal is closed or in the middle of a write, or the file system refused; nothing was written.
+            LedgerError: the journal is closed or in the middle of a write, or the file system
+                refused; nothing was written.
         """
         with self.lock:
             self._require_open()
-            self._writing = sys._getframe()  # no flag: an interrupt may hit the very line that would lower it
+            self._writing = (
+                sys._getframe()
+            )  # no flag: an interrupt may hit the very line that would lower it
             try:
                 self._settle()
                 head, length = self._lines.head, len(into)
                 self._pending = _Pending(into, length, head, head, self._size)
                 data = make(self._lines)
-                self._pending = _Pending(into, length, head, self._lines.head, self._size + len(data))
+                self._pending = _Pending(
+                    into, length, head, self._lines.head, self._size + len(data)
+                )
                 self._write_all(data)
                 if self._durable:
                     os.fsync(self._descriptor)
@@ -110,18 +124,24 @@ class Journal:
                 with contextlib.suppress(OSError):
                     self._settle()
                 if isinstance(error, OSError):
-                    raise storage_error("write to the journal", self.path, error, "The entry is not recorded.") from error
+                    raise storage_error(
+                        "write to the journal", self.path, error, "The entry is not recorded."
+                    ) from error
                 raise
             finally:
                 self._writing = None
 
     def _require_open(self) -> None:
         if self._descriptor < 0:
-            raise LedgerError(f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take a new registry.")
+            raise LedgerError(
+                f"The journal {str(self.path)!r} is closed. Open it again with journal=, or take "
+                "a new registry."
+            )
         if self._writing is not None and _is_caller(self._writing):
             message = (
-                f"The journal {str(self.path)!r} is in the middle of a write of this thread: a signal handler must not use it. "
-                "Let the handler set a flag, and look at it in the main program."
+                f"The journal {str(self.path)!r} is in the middle of a write of this thread: a "
+                "signal handler must not use it. Let the handler set a flag, and look at it in "
+                "the main program."
             )
             raise LedgerError(message)
 
@@ -131,7 +151,10 @@ class Journal:
             rest = rest[os.write(self._descriptor, rest) :]
 
     def _settle(self) -> None:
-        """Finish the last write, or take it back, by whether its items were taken; doing it twice is doing it once."""
+        """Finish the last write, or take it back, by whether its items were taken.
+
+        Doing it twice is doing it once.
+        """
         pending = self._pending
         if pending is None:
             return
@@ -172,7 +195,10 @@ class Journal:
 
 
 def _is_caller(frame: FrameType) -> bool:
-    """Return whether a call is one of those that led here: a write in whose middle a signal handler runs."""
+    """Return whether a call is one of those that led here.
+
+    A write in whose middle a signal handler runs.
+    """
     caller: Optional[FrameType] = sys._getframe()
     while caller is not None and caller is not frame:
         caller = caller.f_back
@@ -190,16 +216,20 @@ def open_journal(
         run: master seed and scheme that a journal which goes on must have begun with.
 
     Returns:
-        The journal, the parts that it has already, and the empty part that entries go to from now on.
+        The journal, the parts that it has already, and the empty part that entries go to from now
+        on.
 
     Raises:
-        LedgerError: another process, or another ledger of this one, writes it; or the file system refused.
+        LedgerError: another process, or another ledger of this one, writes it; or the file system
+            refused.
         LedgerFormatError: the file is no ledger, or a saved one.
         LedgerIntegrityError: its lines do not hold together.
     """
     try:
         name = Path(path).resolve()
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(
+            name, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666
+        )
     except (OSError, TypeError, ValueError) as error:
         raise storage_error("open the journal", path, error, "Nothing was recorded.") from error
     journal = Journal(name, descriptor, durable=durable)
@@ -221,8 +251,9 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         message = (
-            f"The journal {str(path)!r} is being written by another process, or by another registry of this one. Give each "
-            "its own file and merge them, or end the other: registry.ledger.close()."
+            f"The journal {str(path)!r} is being written by another process, or by another "
+            "registry of this one. Give each its own file and merge them, or end the other: "
+            "registry.ledger.close()."
         )
         raise LedgerError(message) from error
 
@@ -251,7 +282,9 @@ def _begin(journal: Journal) -> Tuple[Journal, Sequence[Part], Part]:
     return journal, (), own
 
 
-def _resume(journal: Journal, run: Optional[Tuple[int, str]]) -> Tuple[Journal, Sequence[Part], Part]:
+def _resume(
+    journal: Journal, run: Optional[Tuple[int, str]]
+) -> Tuple[Journal, Sequence[Part], Part]:
     path = journal.path
     try:
         loaded = load_parts(path)
@@ -261,14 +294,17 @@ def _resume(journal: Journal, run: Optional[Tuple[int, str]]) -> Tuple[Journal, 
         journal.go_on(chain.START, 0)
         return _begin(journal)
     if loaded.form == "saved":
-        message = f"{str(path)!r} is a saved ledger, not a journal: it ends with its seal. Give the journal a file of its own."
+        message = (
+            f"{str(path)!r} is a saved ledger, not a journal: it ends with its seal. Give "
+            "the journal a file of its own."
+        )
         raise LedgerFormatError(message)
     faults = [fault for fault in loaded.checker.faults if fault.is_fatal]
     if faults:
         more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
         message = (
-            f"The journal {str(path)!r} cannot go on, because it does not hold together: {faults[0]}{more}. Keep it as "
-            "evidence and begin another file."
+            f"The journal {str(path)!r} cannot go on, because it does not hold together: "
+            f"{faults[0]}{more}. Keep it as evidence and begin another file."
         )
         raise LedgerIntegrityError(message)
     _refuse_other_run(path, loaded.parts, run)
@@ -277,7 +313,10 @@ def _resume(journal: Journal, run: Optional[Tuple[int, str]]) -> Tuple[Journal, 
     if loaded.torn:
         own.entries.append(_torn_record(loaded.torn))
     journal.write(
-        lambda lines: lines.part(*own.place, 0) + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries),
+        lambda lines: (
+            lines.part(*own.place, 0)
+            + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries)
+        ),
         [],
         [own],
     )
@@ -295,14 +334,18 @@ def _refuse_other_run(path: Path, parts: Sequence[Part], run: Optional[Tuple[int
     if run is not None and began and began[0] != run:
         master_seed, scheme = began[0]
         message = (
-            f"The journal {str(path)!r} belongs to master seed {master_seed} under {scheme!r}; this registry has {run[0]} "
-            f"under {run[1]!r}. Go on with SeedRegistry({master_seed}, scheme={scheme!r}, journal=...), or name another file."
+            f"The journal {str(path)!r} belongs to master seed {master_seed} under {scheme!r}; "
+            f"this registry has {run[0]} under {run[1]!r}. Go on with SeedRegistry({master_seed}, "
+            f"scheme={scheme!r}, journal=...), or name another file."
         )
         raise LedgerError(message)
 
 
 def _is_torn_header(path: Path) -> bool:
-    """Return whether a file holds no more than the beginning of a journal: its process was killed in the very first write."""
+    """Return whether a file holds no more than the beginning of a journal.
+
+    Its process was killed in the very first write.
+    """
     header = Lines().header("journal")
     with path.open("rb") as file:
         return header.startswith(file.read(len(header) + 1))
@@ -310,7 +353,10 @@ def _is_torn_header(path: Path) -> bool:
 
 def _torn_record(torn: bytes) -> records.Warned:
     shown = torn[:_SHOWN_TORN].decode(errors="replace")
-    message = f"An entry that was never finished, {len(torn)} bytes at the end of the journal, was cut off: {shown}"
+    message = (
+        f"An entry that was never finished, {len(torn)} bytes at the end of the journal, "
+        f"was cut off: {shown}"
+    )
     return records.Warned(category="TornLine", message=message)
 
 

@@ -8,7 +8,19 @@ import os
 import threading
 import weakref
 from collections import Counter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 from seedregistry.common import digest
 from seedregistry.errors import LedgerError, LedgerIntegrityError
@@ -35,12 +47,12 @@ PathLike = Union[str, "os.PathLike[str]"]
 class Ledger:
     """An append-only record of every derivation and of what was built from it.
 
-    Lives as long as its registry, and is shared by the registry's children. Thread-safe: ``append`` is one list append.
-    Pickles and copies are independent ledgers with the same records. In a forked child a ledger goes on in memory alone, and
-    ``part`` has what the child added.
+    Lives as long as its registry, and is shared by the registry's children. Thread-safe: ``append``
+    is one list append. Pickles and copies are independent ledgers with the same records. In a
+    forked child a ledger goes on in memory alone, and ``part`` has what the child added.
 
-    ``digest`` covers content alone: order, threads, processes, hosts, versions and call sites do not change it. What is
-    content is in the table of records in the reference.
+    ``digest`` covers content alone: order, threads, processes, hosts, versions and call sites do
+    not change it. What is content is in the table of records in the reference.
     """
 
     def __init__(self) -> None:
@@ -52,7 +64,9 @@ class Ledger:
         self._journal = journal
         self._faults: Tuple[Fault, ...] = ()
         self._is_sealed = False
-        self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = None  # told of derivations before they are taken
+        self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = (
+            None  # told of derivations before they are taken
+        )
         self._start_part(own)
         _live.add(self)
 
@@ -63,8 +77,12 @@ class Ledger:
         self._records: List[Any] = self._own.entries
 
     @classmethod
-    def journalled(cls, path: PathLike, *, durable: bool = False, run: Optional[Tuple[int, str]] = None) -> Ledger:
-        """Return a ledger that writes every entry to a file before ``append`` returns: a new one, or one that goes on.
+    def journalled(
+        cls, path: PathLike, *, durable: bool = False, run: Optional[Tuple[int, str]] = None
+    ) -> Ledger:
+        """Return a ledger that writes every entry to a file before ``append`` returns.
+
+        A new one, or one that goes on.
 
         Args:
             path: of the journal; its folder must exist.
@@ -72,26 +90,31 @@ class Ledger:
             run: master seed and scheme that a journal which goes on must have begun with.
 
         Raises:
-            LedgerError: another process, or another ledger of this one, writes it; it belongs to another run; or the file
-                system refused. The file is as it was.
+            LedgerError: another process, or another ledger of this one, writes it; it belongs to
+                another run; or the file system refused. The file is as it was.
             LedgerFormatError: the file is no ledger, or a saved one.
-            LedgerIntegrityError: its lines do not hold together. A torn last line is cut off and recorded.
+            LedgerIntegrityError: its lines do not hold together. A torn last line is cut off and
+                recorded.
         """
         ledger = cls.__new__(cls)
         journal, parts, own = open_journal(path, durable=durable, run=run)
         ledger._begin(list(parts), own, journal)
         return ledger
 
-    # --- adding -------------------------------------------------------------------------------------------------------
+    # --- adding -----------------------------------------------------------------------------------
 
     def append(self, record: Record) -> None:
         """Add a record. In a journal it is on disk when the call returns.
 
         Raises:
-            LedgerError: not a record of a known kind, or the journal could not be written; nothing was added.
+            LedgerError: not a record of a known kind, or the journal could not be written; nothing
+                was added.
         """
         if type(record) not in _CLASSES:
-            message = f"A ledger takes records of its own kinds ({', '.join(codec.KINDS)}); got {type(record).__name__}."
+            message = (
+                f"A ledger takes records of its own kinds ({', '.join(codec.KINDS)}); got "
+                f"{type(record).__name__}."
+            )
             raise LedgerError(message)
         journal = self._journal
         if journal is None:
@@ -101,12 +124,15 @@ class Ledger:
         journal.write(lambda lines: lines.entry(body), self._records, [record])
 
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
-        """Add a record that is made when the ledger is first read: building is not held up by writing it down.
+        """Add a record that is made when the ledger is first read.
+
+        Building is not held up by writing it down.
 
         In a journal it is made at once.
 
         Args:
-            make: returns the record; a pure function, called once or, by racing readers, more often.
+            make: returns the record; a pure function, called once or, by racing readers, more
+                often.
             *args: for ``make``, immutable.
 
         Raises:
@@ -117,7 +143,7 @@ class Ledger:
         else:
             self.append(make(*args))
 
-    # --- reading ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def _name_origin(self) -> None:
         if not self._own.origin:
@@ -144,7 +170,9 @@ class Ledger:
         purpose: Any = _ANY,
         instance_id: Any = _ANY,
     ) -> Tuple[_R, ...]:
-        """Return the records of a class, in the order of appending; merged ones come after this ledger's own.
+        """Return the records of a class, in the order of appending.
+
+        Merged ones come after this ledger's own.
 
         Args:
             record_type: a record class; all classes by default.
@@ -174,7 +202,7 @@ class Ledger:
         """The first 12 hexadecimal digits of :attr:`digest`, for a paper."""
         return self.digest[: digest.SHORT_LENGTH]
 
-    # --- files --------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: PathLike) -> None:
         """Write the ledger to a file, which is there whole or, after an error, as it was before.
@@ -184,11 +212,15 @@ class Ledger:
 
         Raises:
             LedgerError: the file system refused, or the file is a journal that is being written.
-            LedgerIntegrityError: the ledger was loaded from a damaged file, whose traces saving would remove.
+            LedgerIntegrityError: the ledger was loaded from a damaged file, whose traces saving
+                would remove.
         """
         self._refuse_damage("saved")
         if is_being_written(path):
-            message = f"{os.fspath(path)!r} is a journal that is being written: give the saved ledger a name of its own."
+            message = (
+                f"{os.fspath(path)!r} is a journal that is being written: give the saved "
+                "ledger a name of its own."
+            )
             raise LedgerError(message)
         write_whole(path, saved_lines(joined(self._snapshot())))
 
@@ -196,11 +228,13 @@ class Ledger:
     def load(cls, path: PathLike) -> Ledger:
         """Read a ledger from a file that :meth:`save` or a journal wrote.
 
-        What is damaged is left out, logged, and reported by :meth:`verify`, which is what says that a ledger can be trusted.
-        A ledger with damage can be read and compared; it is neither saved nor merged.
+        What is damaged is left out, logged, and reported by :meth:`verify`, which is what says that
+        a ledger can be trusted. A ledger with damage can be read and compared; it is neither saved
+        nor merged.
 
         Raises:
-            LedgerFormatError: no ledger, of another version of the format, or with a line longer than 16 MiB.
+            LedgerFormatError: no ledger, of another version of the format, or with a line longer
+                than 16 MiB.
             LedgerError: it cannot be opened or read.
         """
         loaded = load_parts(path)
@@ -215,9 +249,12 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """End the journal with a seal and give its file back; a ledger without one is left as it is.
+        """End the journal with a seal and give its file back.
 
-        Later entries are refused. The file may be opened again with ``journal=``, and then goes on after the seal.
+        A ledger without one is left as it is.
+
+        Later entries are refused. The file may be opened again with ``journal=``, and then goes on
+        after the seal.
 
         Raises:
             LedgerError: the file system refused.
@@ -234,9 +271,10 @@ class Ledger:
     def verify(self) -> Verification:
         """Check that the ledger holds together. Never raises.
 
-        For a ledger that was loaded: the chain, header and seal of its file. For every ledger: each seed and each child's
-        master seed derived again from master seed and scheme, no two streams of a family with one seed, nothing built from a
-        stream that was never derived, no split with two sets of indices. All faults are collected, each with its line.
+        For a ledger that was loaded: the chain, header and seal of its file. For every ledger: each
+        seed and each child's master seed derived again from master seed and scheme, no two streams
+        of a family with one seed, nothing built from a stream that was never derived, no split with
+        two sets of indices. All faults are collected, each with its line.
         """
         checker = Checker()
         checker.faults.extend(self._faults)
@@ -244,7 +282,9 @@ class Ledger:
         parts = self._snapshot()
         for part in parts:
             line += 1  # of the part
-            for record, own_line in zip(part.entries, part.lines or range(line + 1, line + 1 + len(part.entries))):
+            for record, own_line in zip(
+                part.entries, part.lines or range(line + 1, line + 1 + len(part.entries))
+            ):
                 checker.check(record, own_line)
             line += len(part.entries)
         checker.finish()
@@ -256,25 +296,34 @@ class Ledger:
             is_sealed=self._is_sealed and not self._records,
         )
 
-    # --- other ledgers ------------------------------------------------------------------------------------------------
+    # --- other ledgers ----------------------------------------------------------------------------
 
     def part(self) -> Ledger:
-        """Return what this ledger has beyond what it was copied with: what a worker hands over for ``merge``.
+        """Return what this ledger has beyond what it was copied with.
 
-        For a ledger that is no copy, all of it. With it comes what it cannot be checked without: the runs, and the
-        derivations of inherited streams that it used. The part is a ledger of its own, and pickles.
+        What a worker hands over for ``merge``.
+
+        For a ledger that is no copy, all of it. With it comes what it cannot be checked without:
+        the runs, and the derivations of inherited streams that it used. The part is a ledger of its
+        own, and pickles.
         """
         parts = self._snapshot()
         own = [part for part in parts if not part.is_inherited]
         given = Ledger()
-        given._parts[:0] = [*merging.context_of([part for part in parts if part.is_inherited], own), *own]
+        given._parts[:0] = [
+            *merging.context_of([part for part in parts if part.is_inherited], own),
+            *own,
+        ]
         given._faults = self._faults
         return given
 
     def merge(self, *others: Ledger) -> Ledger:
-        """Take over the entries of other ledgers that are not here yet: of workers, ranks, processes, or from files.
+        """Take over the entries of other ledgers that are not here yet.
 
-        Merging again changes nothing, and neither does the order. All others are checked before the first is taken.
+        Of workers, ranks, processes, or from files.
+
+        Merging again changes nothing, and neither does the order. All others are checked before the
+        first is taken.
 
         Args:
             *others: ledgers, such as ``part()`` of those of other processes.
@@ -284,14 +333,21 @@ class Ledger:
 
         Raises:
             LedgerError: not a ledger, or the journal could not be written; nothing was taken.
-            LedgerIntegrityError: an other contradicts this one, or was loaded from a damaged file; nothing was taken.
-            SeedCollisionError: two streams of one family would have one seed (scheme ``sha256-31``); nothing was taken.
+            LedgerIntegrityError: an other contradicts this one, or was loaded from a damaged file;
+                nothing was taken.
+            SeedCollisionError: two streams of one family would have one seed (scheme
+                ``sha256-31``); nothing was taken.
         """
         for other in others:
             if not isinstance(other, Ledger):
-                raise LedgerError(f"merge takes ledgers, such as part() of a worker's; got {type(other).__name__}.")
+                raise LedgerError(
+                    "merge takes ledgers, such as part() of a worker's; got "
+                    f"{type(other).__name__}."
+                )
             other._refuse_damage("merged")
-        given = [part for other in others for part in other._snapshot()]  # before our lock: others may be merging us
+        given = [
+            part for other in others for part in other._snapshot()
+        ]  # before our lock: others may be merging us
         with self._lock:
             parts = self._snapshot()
             fresh, overlaps = merging.missing(parts, given)
@@ -313,31 +369,44 @@ class Ledger:
         """Compare this ledger with another one.
 
         Returns:
-            What differs, the first stream first, then by purpose, then in circumstance. False when the contents are equal.
+            What differs, the first stream first, then by purpose, then in circumstance. False when
+            the contents are equal.
         """
         return diff.compare(self._snapshot(), other._snapshot())
 
     @property
     def damage(self) -> Tuple[Fault, ...]:
-        """What was found damaged in the file that this ledger was loaded from; empty for a sound one."""
+        """What was found damaged in the file that this ledger was loaded from.
+
+        Empty for a sound one.
+        """
         return tuple(fault for fault in self._faults if fault.is_fatal)
 
     def _refuse_damage(self, what: str) -> None:
         damage = self.damage
         if damage:
             message = (
-                f"This ledger was loaded from a damaged file ({damage[0]}) and is not {what}, which would hide it. verify() "
-                "has every fault."
+                f"This ledger was loaded from a damaged file ({damage[0]}) and is not {what}, "
+                "which would hide it. verify() has every fault."
             )
             raise LedgerIntegrityError(message)
 
-    # --- for people ---------------------------------------------------------------------------------------------------
+    # --- for people -------------------------------------------------------------------------------
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return everything as plain data: format, digest and one dict a record, in the order of appending."""
-        return {"format": FORMAT, "digest": self.digest, "records": [codec.encode(record) for record in self]}
+        """Return everything as plain data.
 
-    def to_latex(self, *, every_stream: bool = False, label: str = "tab:seeds", unicode: bool = False) -> str:
+        Format, digest and one dict a record, in the order of appending.
+        """
+        return {
+            "format": FORMAT,
+            "digest": self.digest,
+            "records": [codec.encode(record) for record in self],
+        }
+
+    def to_latex(
+        self, *, every_stream: bool = False, label: str = "tab:seeds", unicode: bool = False
+    ) -> str:
         r"""Return a table for a paper, with the packages ``booktabs`` and, past 40 rows, ``longtable``.
 
         The caption states scheme, master seed and digest.
@@ -345,8 +414,9 @@ class Ledger:
         Args:
             every_stream: a row for each stream instead of one for each purpose.
             label: of the table, for ``\ref``.
-            unicode: write all characters as they are, for XeLaTeX and LuaLaTeX. Otherwise those that pdfLaTeX does not know
-                without a package are written by number, as in ``U+6A21``.
+            unicode: write all characters as they are, for XeLaTeX and LuaLaTeX. Otherwise those
+                that pdfLaTeX does not know without a package are written by number, as in
+                ``U+6A21``.
         """
         return export.to_latex(self.table(every_stream=every_stream), label=label, unicode=unicode)
 
@@ -355,7 +425,10 @@ class Ledger:
         return export.to_markdown(self.table(every_stream=every_stream))
 
     def to_csv(self, *, every_stream: bool = False) -> str:
-        """Return a table as comma-separated values (RFC 4180) with a header: a row for each purpose, or for each stream."""
+        """Return a table as comma-separated values (RFC 4180) with a header.
+
+        A row for each purpose, or for each stream.
+        """
         return export.to_csv(self.table(every_stream=every_stream))
 
     def statement(self) -> str:
@@ -378,7 +451,10 @@ class Ledger:
         return flat
 
     def table(self, *, every_stream: bool = False) -> tables.Table:
-        """Return what the exports are made of: for each registry a row for each purpose, or for each stream."""
+        """Return what the exports are made of.
+
+        For each registry a row for each purpose, or for each stream.
+        """
         return tables.build(*counted(self._snapshot()), every_stream=every_stream)
 
     def __str__(self) -> str:
@@ -390,10 +466,13 @@ class Ledger:
     def _warning(self, separator: str = "\n") -> str:
         damage = len(self.damage)
         return (
-            f"{separator}LOADED FROM A DAMAGED FILE: {damage} fault{'' if damage == 1 else 's'}, see verify()" if damage else ""
+            f"{separator}LOADED FROM A DAMAGED FILE: {damage} fault{'' if damage == 1 else 's'}, "
+            "see verify()"
+            if damage
+            else ""
         )
 
-    # --- copies -------------------------------------------------------------------------------------------------------
+    # --- copies -----------------------------------------------------------------------------------
 
     def __copy__(self) -> Ledger:
         twin = Ledger.__new__(Ledger)

@@ -10,7 +10,14 @@ from seedregistry.ledger import codec, records
 from seedregistry.ledger.parts import Part, Place
 from seedregistry.ledger.verification import Families, Words, source_of, words_of
 
-__all__ = ["context_of", "families_of", "missing", "own_derivations", "refuse_collisions", "refuse_contradictions"]
+__all__ = [
+    "context_of",
+    "families_of",
+    "missing",
+    "own_derivations",
+    "refuse_collisions",
+    "refuse_contradictions",
+]
 
 Overlap = Tuple[Part, Part]
 
@@ -46,18 +53,31 @@ def context_of(inherited: Sequence[Part], own: Iterable[Part]) -> Iterator[Part]
 
     These are the runs, and the derivations of streams that our own or the runs use.
     """
-    used = {words_of(record) for part in own for record in part.entries if isinstance(record, records.USES)}
+    used = {
+        words_of(record)
+        for part in own
+        for record in part.entries
+        if isinstance(record, records.USES)
+    }
     for part in (*inherited, *own):
         for record in part.entries:
-            if isinstance(record, records.Run) and record.parent is not None and record.purpose is not None:
+            if (
+                isinstance(record, records.Run)
+                and record.parent is not None
+                and record.purpose is not None
+            ):
                 used.add(source_of(record))
     for part in inherited:
         for serial, record in enumerate(part.entries, part.start):
-            if isinstance(record, records.Run) or (isinstance(record, records.Derivation) and words_of(record) in used):
+            if isinstance(record, records.Run) or (
+                isinstance(record, records.Derivation) and words_of(record) in used
+            ):
                 yield part.cut(serial, serial + 1)
 
 
-def refuse_contradictions(overlaps: Iterable[Overlap], own: Iterable[Part], fresh: Iterable[Part]) -> None:
+def refuse_contradictions(
+    overlaps: Iterable[Overlap], own: Iterable[Part], fresh: Iterable[Part]
+) -> None:
     """Refuse two different entries at one place, and splits of one stream with two sets of indices.
 
     Raises:
@@ -65,12 +85,18 @@ def refuse_contradictions(overlaps: Iterable[Overlap], own: Iterable[Part], fres
     """
     for present, other in overlaps:
         start, end = max(present.start, other.start), min(present.end, other.end)
-        pairs = zip(present.entries[start - present.start : end - present.start], other.entries[start - other.start :])
+        pairs = zip(
+            present.entries[start - present.start : end - present.start],
+            other.entries[start - other.start :],
+        )
         for serial, (one, two) in enumerate(pairs, start):
-            if one is not two and codec.written(one) != codec.written(two):  # NaN is not itself, and 1 is True
+            if one is not two and codec.written(one) != codec.written(
+                two
+            ):  # NaN is not itself, and 1 is True
                 message = (
-                    f"Entry {serial} of origin {present.origin}, session {present.session}, is {one!r} in one ledger and "
-                    f"{two!r} in the other: one of the two was changed. Verify both."
+                    f"Entry {serial} of origin {present.origin}, session {present.session}, is "
+                    f"{one!r} in one ledger and {two!r} in the other: one of the two was changed. "
+                    "Verify both."
                 )
                 raise LedgerIntegrityError(message)
     _refuse_other_indices([*own, *fresh])
@@ -78,14 +104,17 @@ def refuse_contradictions(overlaps: Iterable[Overlap], own: Iterable[Part], fres
 
 def _refuse_other_indices(parts: Iterable[Part]) -> None:
     known: Dict[Tuple[Any, ...], str] = {}
-    splits = (record for part in parts for record in part.entries if isinstance(record, records.Split))
+    splits = (
+        record for part in parts for record in part.entries if isinstance(record, records.Split)
+    )
     for split in splits:
         before = known.setdefault((*words_of(split), split.lengths), split.indices_digest)
         if before != split.indices_digest:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
             message = (
-                f"Split {name} has indices {split.indices_digest[:12]} in one ledger and {before[:12]} in another: the "
-                "datasets or the versions of torch differ. Nothing was merged."
+                f"Split {name} has indices {split.indices_digest[:12]} in one ledger and "
+                f"{before[:12]} in another: the datasets or the versions of torch differ. Nothing "
+                "was merged."
             )
             raise LedgerIntegrityError(message)
 
@@ -117,9 +146,19 @@ def refuse_collisions(own: Sequence[Part], fresh: Sequence[Part], families: Fami
                 _claim(owners, families, record)
 
 
-def own_derivations(own: Sequence[Part], fresh: Sequence[Part], families: Families) -> List[records.Derivation]:
-    """Return what is fresh and of a family that our own has: those whose seeds must not be given away again."""
-    roots = {families.root(record.master_seed) for part in own for record in part.entries if isinstance(record, records.Run)}
+def own_derivations(
+    own: Sequence[Part], fresh: Sequence[Part], families: Families
+) -> List[records.Derivation]:
+    """Return what is fresh and of a family that our own has.
+
+    Those whose seeds must not be given away again.
+    """
+    roots = {
+        families.root(record.master_seed)
+        for part in own
+        for record in part.entries
+        if isinstance(record, records.Run)
+    }
     return [record for record in _derivations(fresh) if families.root(record.master_seed) in roots]
 
 
@@ -131,14 +170,17 @@ def _derivations(parts: Iterable[Part]) -> Iterator[records.Derivation]:
                 yield record
 
 
-def _claim(owners: Dict[Tuple[int, int], Words], families: Families, record: records.Derivation) -> None:
+def _claim(
+    owners: Dict[Tuple[int, int], Words], families: Families, record: records.Derivation
+) -> None:
     words = words_of(record)
     owner = owners.setdefault((families.root(record.master_seed), record.seed), words)
     if owner != words:
         first, second = owner[1:3], words[1:3]
         message = (
-            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {words[0]}) have one seed, {record.seed}, "
-            f"under scheme {record.scheme!r}: in one experiment they draw the same numbers. Nothing was merged. Rename one and "
-            "run it again, or use scheme='sha256-256'."
+            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {words[0]}) "
+            f"have one seed, {record.seed}, under scheme {record.scheme!r}: in one experiment "
+            "they draw the same numbers. Nothing was merged. Rename one and run it again, or use "
+            "scheme='sha256-256'."
         )
         raise SeedCollisionError(message, seed=record.seed, first=first, second=second)

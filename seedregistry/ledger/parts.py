@@ -1,8 +1,9 @@
 """Where entries come from: origins, sessions and the parts of a ledger.
 
-An *origin* is one ledger object in one process, named by 64 random bits. A *session* is one life of a journal: each time it
-is opened again, its origin begins another. An entry is known for ever by its origin, session and serial number: that makes
-merging idempotent.
+An *origin* is one ledger object in one process, named by 64 random bits. A *session* is one life of
+a journal: each time it
+is opened again, its origin begins another. An entry is known for ever by its origin, session and
+serial number: that makes merging idempotent.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Part:
         session: int >= 0.
         start: serial number of the first entry.
         entries: the records, and tuples (function, arguments) of those that are not made yet.
-        lines: for each the number of its line in the file that it was loaded from; None where it was not loaded.
-        is_inherited: the entries came with a copy of the ledger, and are not this one's to hand over.
+        lines: for each the number of its line in the file that it was loaded from; None where it
+            was not loaded.
+        is_inherited: the entries came with a copy of the ledger, and are not this one's to hand
+            over.
     """
 
     origin: str
@@ -61,7 +64,10 @@ class Part:
         return self.start + len(self.entries)
 
     def snapshot(self) -> Part:
-        """Return the part as it is now, with all its records made; entries that are added later are not in it."""
+        """Return the part as it is now, with all its records made.
+
+        Entries that are added later are not in it.
+        """
         entries = self.entries
         end = len(entries)
         for index in range(self._made, end):
@@ -100,7 +106,8 @@ def joined(parts: Iterable[Part]) -> List[Part]:
 def counted(parts: Iterable[Part]) -> Tuple[List[Record], str]:
     """Return the records that count, and the digest of their content.
 
-    What a resumed journal, or two processes, have said again does not count twice; circumstance always counts.
+    What a resumed journal, or two processes, have said again does not count twice; circumstance
+    always counts.
     """
     contents = Contents()
     found = []

@@ -1,7 +1,7 @@
 """Reading a ledger file, line by line: what can be read, and a fault with its line for what cannot.
 
-Nothing in a file makes this raise anything but the library's own errors, and no line makes it hold more than
-:data:`LONGEST_LINE` bytes: a file is data from somebody else. Nothing is unpickled.
+Nothing in a file makes this raise anything but the library's own errors, and no line makes it hold
+more than :data:`LONGEST_LINE` bytes: a file is data from somebody else. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LARGEST_COUNT = 1 << 63
 _PROGRESS_BYTES = 1 << 20
 _VERSIONED = re.compile(r"seedregistry\.ledger/[0-9a-z.]{1,20}")
 
-# Most lines of most ledgers: a derivation whose words need no escape. What it matches is canonical; what it does not match
-# takes the long way and may be so too.
+# Most lines of most ledgers: a derivation whose words need no escape. What it matches is canonical;
+# what it does not match takes the long way and may be so too.
 _PLAIN = rb'[^"\\\x00-\x1f\x7f-\xff]'
 _DERIVATION = re.compile(
     rb'\{"circumstance":\{"call_site":"(%b*)"\},"content":\{"instance_id":(?:null|\{"s":"(%b*)"\}|\{"i":"(0|-?[1-9][0-9]{0,99})"\}),'
@@ -73,13 +73,20 @@ class Reader:
         self._recognised = 0
         self._other_format = ""
 
-    # --- what subclasses do -------------------------------------------------------------------------------------------
+    # --- what subclasses do -----------------------------------------------------------------------
 
     def origin(self, origin: str, session: int, start: int) -> None:
         """Take notice of where the entries that follow come from."""
 
     def derivation(
-        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+        self,
+        master_seed: int,
+        scheme: str,
+        purpose: str,
+        instance_id: InstanceId,
+        seed: int,
+        site: bytes,
+        line: int,
     ) -> None:
         """Take a derivation in its plain form."""
         raise NotImplementedError
@@ -88,7 +95,7 @@ class Reader:
         """Take any other entry."""
         raise NotImplementedError
 
-    # --- lines --------------------------------------------------------------------------------------------------------
+    # --- lines ------------------------------------------------------------------------------------
 
     def read(self, path: PathLike, progress: Optional[Callable[[int], None]] = None) -> None:
         """Read a file to its end.
@@ -98,7 +105,8 @@ class Reader:
             progress: told every megabyte or so how many bytes have been read.
 
         Raises:
-            LedgerFormatError: no ledger, of another version of the format, or with a line past the limit.
+            LedgerFormatError: no ledger, of another version of the format, or with a line past the
+                limit.
             LedgerError: it cannot be opened or read.
         """
         try:
@@ -106,11 +114,17 @@ class Reader:
                 self._read_lines(file, os.fspath(path), progress)
         except LedgerFormatError:
             raise
-        except (OSError, TypeError, ValueError) as error:  # the last two: not a path, or one with a zero byte
+        except (
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:  # the last two: not a path, or one with a zero byte
             reason = getattr(error, "strerror", None) or str(error)
             raise LedgerError(f"Could not read the ledger {str(path)!r}: {reason}.") from error
 
-    def _read_lines(self, file: IO[bytes], path: str, progress: Optional[Callable[[int], None]]) -> None:
+    def _read_lines(
+        self, file: IO[bytes], path: str, progress: Optional[Callable[[int], None]]
+    ) -> None:
         told = 0
         while True:
             line = file.readline(LONGEST_LINE + 1)
@@ -118,7 +132,10 @@ class Reader:
                 break
             self._line += 1
             if len(line) > LONGEST_LINE:
-                message = f"Line {self._line} of {path!r} is longer than {LONGEST_LINE} bytes: this is not a ledger."
+                message = (
+                    f"Line {self._line} of {path!r} is longer than {LONGEST_LINE} bytes: "
+                    "this is not a ledger."
+                )
                 raise LedgerFormatError(message)
             if not line.endswith(b"\n"):
                 self.torn = line
@@ -130,7 +147,10 @@ class Reader:
                 progress(told)
         if not self._recognised:
             what = "is empty" if not self._line else "has no line of a ledger"
-            raise LedgerFormatError(f"{path!r} {what}: expected {chain.FORMAT!r} in its first line. Was it written by save?")
+            raise LedgerFormatError(
+                f"{path!r} {what}: expected {chain.FORMAT!r} in its first line. Was it written by "
+                "save?"
+            )
         if self._line == 1:
             self._refuse_other_format(path)
         self._read_end()
@@ -138,19 +158,29 @@ class Reader:
     def _refuse_other_format(self, path: str) -> None:
         if self._other_format:
             message = (
-                f"{path!r} has format {self._other_format!r}, which this version does not read; it reads {chain.FORMAT!r}."
+                f"{path!r} has format {self._other_format!r}, which this version does not "
+                f"read; it reads {chain.FORMAT!r}."
             )
             raise LedgerFormatError(message)
 
     def _read_end(self) -> None:
         if self.torn:
-            message = f"the line ends after {len(self.torn)} bytes: an entry that was being written when its process ended"
+            message = (
+                f"the line ends after {len(self.torn)} bytes: an entry that was being "
+                "written when its process ended"
+            )
             is_torn = self.form == "journal" and not _is_whole(self.torn)
             self.checker.fault(self._line, "torn" if is_torn else "line", message)
         if self.form is None:
-            self.checker.fault(1, "header", f"the first line is not a header that names {chain.FORMAT!r}")
+            self.checker.fault(
+                1, "header", f"the first line is not a header that names {chain.FORMAT!r}"
+            )
         if self.form != "journal" and not self.is_sealed:
-            self.checker.fault(self._line, "seal", "a saved ledger ends with a seal, and this one does not: its end is missing")
+            self.checker.fault(
+                self._line,
+                "seal",
+                "a saved ledger ends with a seal, and this one does not: its end is missing",
+            )
         self.checker.faults.sort(key=lambda fault: fault.line)
 
     def _read_line(self, line: bytes, path: str) -> None:
@@ -162,10 +192,17 @@ class Reader:
             self.is_sealed = False
             return
         is_seal = body.endswith(b'"kind":"seal"}')
-        if self.head is not None and value != (chain.link_seal if is_seal else chain.link)(self.head, body):
+        if self.head is not None and value != (chain.link_seal if is_seal else chain.link)(
+            self.head, body
+        ):
             self._refuse_other_format(path)
             self.checker.fault(
-                self._line, "chain", "its chain value does not follow from its content and the line before: it was changed here"
+                self._line,
+                "chain",
+                (
+                    "its chain value does not follow from its content and the line before: it was "
+                    "changed here"
+                ),
             )
         was_sealed, self.is_sealed = self.is_sealed, False
         self._recognised += 1
@@ -177,19 +214,29 @@ class Reader:
 
     def _read_body(self, body: bytes, *, was_sealed: bool) -> None:
         if was_sealed and self.form == "saved":
-            self.checker.fault(self._line, "seal", "a saved ledger ends with its seal, and here something follows it")
+            self.checker.fault(
+                self._line,
+                "seal",
+                "a saved ledger ends with its seal, and here something follows it",
+            )
         match = _DERIVATION.fullmatch(body)
         if match is not None:
             self._begin_entry()
             self.contents.add("derivation", b"{" + body[match.end(1) + 3 :])
             site, text, number, master_seed, purpose, scheme, seed = match.groups()
             words = scheme.decode(), purpose.decode()
-            instance_id = text.decode() if text is not None else None if number is None else int(number)
+            instance_id = (
+                text.decode() if text is not None else None if number is None else int(number)
+            )
             self.derivation(int(master_seed), *words, instance_id, int(seed), site, self._line)
             return
         data = codec.parse(body)
         kind = data.get("kind") if type(data) is dict else None
-        structure = {"header": self._read_header, "part": self._read_part, "seal": self._read_seal}.get(str(kind))
+        structure = {
+            "header": self._read_header,
+            "part": self._read_part,
+            "seal": self._read_seal,
+        }.get(str(kind))
         if structure is not None:
             if codec.canonical(data) != body:
                 raise LedgerFormatError("not in canonical form")
@@ -206,31 +253,45 @@ class Reader:
 
     def _begin_entry(self) -> None:
         if not self._has_origin:
-            self.checker.fault(self._line, "origin", "nothing says where the entries from here on come from")
+            self.checker.fault(
+                self._line, "origin", "nothing says where the entries from here on come from"
+            )
             self._set_origin("0" * 16, 0, 0)
         self._count += 1
         self._serial += 1
         self._ends[self._place] = self._serial
 
-    # --- lines that hold no entry -------------------------------------------------------------------------------------
+    # --- lines that hold no entry -----------------------------------------------------------------
 
     def _read_header(self, data: Any) -> None:
         content = data.get("content")
         found = content.get("format") if type(content) is dict else None
         if type(found) is str and found != chain.FORMAT and _VERSIONED.fullmatch(found):
-            # Another version, or a flipped byte: the line after it will tell, which follows ours by our rules or does not.
+            # Another version, or a flipped byte: the line after it will tell, which follows ours by
+            # our rules or does not.
             self._other_format = found
         if self._line != 1:
             self.checker.fault(self._line, "header", "a header that is not the first line")
             return
         form = content.get("form") if type(content) is dict else None
-        if found != chain.FORMAT or form not in {"saved", "journal"} or data.keys() != {"content", "kind"} or len(content) != 2:  # noqa: PLR2004 - form and format
-            raise LedgerFormatError(f"a header names {chain.FORMAT!r} and is of form 'saved' or 'journal'")
+        if (
+            found != chain.FORMAT
+            or form not in {"saved", "journal"}
+            or data.keys() != {"content", "kind"}
+            or len(content) != 2
+        ):  # noqa: PLR2004 - form and format
+            raise LedgerFormatError(
+                f"a header names {chain.FORMAT!r} and is of form 'saved' or 'journal'"
+            )
         self.form = str(form)
 
     def _read_part(self, data: Any) -> None:
         where = data.get("circumstance")
-        if type(where) is not dict or where.keys() != {"origin", "session", "start"} or len(data) != 2:  # noqa: PLR2004 - itself and the kind
+        if (
+            type(where) is not dict
+            or where.keys() != {"origin", "session", "start"}
+            or len(data) != 2
+        ):  # noqa: PLR2004 - itself and the kind
             raise LedgerFormatError("a part has an origin, a session and a start")
         origin, session, start = where["origin"], where["session"], where["start"]
         if type(origin) is not str or not re.fullmatch("[0-9a-f]{16}", origin):
@@ -244,7 +305,10 @@ class Reader:
         self._has_origin = True
         place = (origin, session)
         if start < self._ends.get(place, 0):
-            message = f"the entries from number {start} on of origin {origin}, session {session}, stand in this file already"
+            message = (
+                f"the entries from number {start} on of origin {origin}, session "
+                f"{session}, stand in this file already"
+            )
             self.checker.fault(self._line, "origin", message)
         self._place, self._serial = place, start
         self.contents.begin(origin, session)
@@ -254,17 +318,28 @@ class Reader:
         self.is_sealed = True
         found = data.get("content")
         head = None if self.head is None else self.head.hex()
-        expected: dict[str, Any] = {"count": self._count, "digest": self.contents.digest(), "head": head}
+        expected: dict[str, Any] = {
+            "count": self._count,
+            "digest": self.contents.digest(),
+            "head": head,
+        }
         if type(found) is not dict or found.keys() != expected.keys() or len(data) != 2:  # noqa: PLR2004 - itself and the kind
             raise LedgerFormatError("a seal has a count, a digest and a head")
         for name, value in expected.items():
             if value is not None and found[name] != value:
                 shown = str(found[name])[:64]
-                self.checker.fault(self._line, "seal", f"the seal says {name} {shown}, and the file up to here has {value}")
+                self.checker.fault(
+                    self._line,
+                    "seal",
+                    f"the seal says {name} {shown}, and the file up to here has {value}",
+                )
 
 
 def _is_whole(line: bytes) -> bool:
-    """Return whether a line without its line feed holds an object and something after it: then it was changed, not torn."""
+    """Return whether a line without its line feed holds an object and something after it.
+
+    Then it was changed, not torn.
+    """
     try:
         _, end = json.JSONDecoder().raw_decode(line.decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -276,7 +351,14 @@ class _Verifier(Reader):
     """Checks entries and keeps none."""
 
     def derivation(
-        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+        self,
+        master_seed: int,
+        scheme: str,
+        purpose: str,
+        instance_id: InstanceId,
+        seed: int,
+        site: bytes,
+        line: int,
     ) -> None:
         del site
         self.checker.check_derivation(master_seed, scheme, purpose, instance_id, seed, line=line)
@@ -306,7 +388,14 @@ class _Loader(Reader):
         self._append_line: Callable[[int], None] = part.lines.append  # type: ignore[union-attr]
 
     def derivation(
-        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: bytes, line: int
+        self,
+        master_seed: int,
+        scheme: str,
+        purpose: str,
+        instance_id: InstanceId,
+        seed: int,
+        site: bytes,
+        line: int,
     ) -> None:
         same = self._known.setdefault
         self._append(
@@ -337,7 +426,9 @@ def load_parts(path: PathLike) -> _Loader:
     return loader
 
 
-def verify_file(path: PathLike, *, progress: Optional[Callable[[int], None]] = None) -> Verification:
+def verify_file(
+    path: PathLike, *, progress: Optional[Callable[[int], None]] = None
+) -> Verification:
     """Verify a ledger file line by line, without loading it.
 
     Args:
@@ -345,11 +436,13 @@ def verify_file(path: PathLike, *, progress: Optional[Callable[[int], None]] = N
         progress: told every megabyte or so how many bytes have been read.
 
     Returns:
-        What was found in the chain, the header and the seal, in deriving every seed and every child's master seed again, and in
-        looking for collisions and contradictions. Faults are collected, each with its line.
+        What was found in the chain, the header and the seal, in deriving every seed and every
+        child's master seed again, and in looking for collisions and contradictions. Faults are
+        collected, each with its line.
 
     Raises:
-        LedgerFormatError: no ledger, of another version of the format, or with a line past the limit of 16 MiB.
+        LedgerFormatError: no ledger, of another version of the format, or with a line past the
+            limit of 16 MiB.
         LedgerError: the file cannot be opened or read.
     """
     checker = Checker()

@@ -1,8 +1,9 @@
 """The records of a ledger: one frozen class per event.
 
-Fields hold str, int, bool, float, None, tuples and other records only. A field with ``circumstance`` in its metadata says
-where and under what conditions something happened; it is kept and shown, and it is outside the digest. All other fields
-are content. A class with ``IS_CONTENT = False`` is circumstance as a whole.
+Fields hold str, int, bool, float, None, tuples and other records only. A field with
+``circumstance`` in its metadata says where and under what conditions something happened; it is kept
+and shown, and it is outside the digest. All other fields are content. A class with ``IS_CONTENT =
+False`` is circumstance as a whole.
 
 How a record is written is in ``seedregistry.ledger.codec``.
 """
@@ -65,7 +66,10 @@ def is_plain(value: object, depth: int = 0) -> bool:  # noqa: PLR0911 - one retu
     if isinstance(value, (list, tuple)):
         return all(is_plain(item, depth + 1) for item in value)
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and is_plain(key) and is_plain(item, depth + 1) for key, item in value.items())
+        return all(
+            isinstance(key, str) and is_plain(key) and is_plain(item, depth + 1)
+            for key, item in value.items()
+        )
     return getattr(value, "ndim", None) == 0 and type(_item(value)) in _EXACT
 
 
@@ -88,11 +92,14 @@ def _item(value: object) -> object:
 
 
 def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one return a kind
-    """Return a value as records hold it: scalars as they are, sequences as tuples, mappings as sorted pairs.
+    """Return a value as records hold it.
 
-    Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified name and other objects by
-    the name of their type, never by an address; so is what is nested more than 16 deep, or in itself. Text that UTF-8 cannot
-    encode is escaped, and an int past 2**1024 is written in hexadecimal. Never raises.
+    Scalars as they are, sequences as tuples, mappings as sorted pairs.
+
+    Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified
+    name and other objects by the name of their type, never by an address; so is what is nested more
+    than 16 deep, or in itself. Text that UTF-8 cannot encode is escaped, and an int past 2**1024 is
+    written in hexadecimal. Never raises.
     """
     cls = type(value)
     if cls in _AS_THEY_ARE or (cls is str and value.isascii()):  # type: ignore[attr-defined]
@@ -111,7 +118,9 @@ def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one retur
     if getattr(value, "ndim", None) == 0 and type(_item(value)) in _EXACT:
         return freeze(_item(value))
     if callable(value) and not isinstance(value, Mapping):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', cls.__qualname__)}"
+        return (
+            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', cls.__qualname__)}"
+        )
     return f"<{cls.__module__}.{cls.__qualname__}>"
 
 
@@ -121,7 +130,10 @@ def _freeze_container(value: object, depth: int) -> Optional[Tuple[Any, ...]]:
     if isinstance(value, dict) or (not callable(value) and isinstance(value, Mapping)):
         if all(type(key) is str for key in value):
             return tuple([(freeze(key), freeze(value[key], depth)) for key in sorted(value)])
-        pairs = [(freeze(str(key)), type(key).__name__, freeze(item, depth)) for key, item in value.items()]
+        pairs = [
+            (freeze(str(key)), type(key).__name__, freeze(item, depth))
+            for key, item in value.items()
+        ]
         return tuple([(key, item) for key, _, item in sorted(pairs, key=_by_key)])
     if isinstance(value, (set, frozenset)):
         return tuple(sorted((freeze(item, depth) for item in value), key=repr))
@@ -132,12 +144,16 @@ def _by_key(entry: Tuple[Any, ...]) -> Tuple[str, str]:
     return entry[0], entry[1]
 
 
-# Comparison and display are written once, in the base: generated for each class they double the time of the import.
+# Comparison and display are written once, in the base: generated for each class they double the
+# time of the import.
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Record:
-    """Base of every record. Immutable; two records are equal when they are of one class and all their fields are equal."""
+    """Base of every record.
+
+    Immutable; two records are equal when they are of one class and all their fields are equal.
+    """
 
     IS_CONTENT: ClassVar[bool] = True
 
@@ -334,7 +350,10 @@ class Audited(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class LateSeeded(Record):
-    """An accelerator started inside a scope while no seed waited for it; after it, this seed was given to it."""
+    """An accelerator started inside a scope while no seed waited for it.
+
+    After it, this seed was given to it.
+    """
 
     IS_CONTENT: ClassVar[bool] = False
 
@@ -374,7 +393,8 @@ class Unknown(Record):
 
     Attributes:
         kind: its kind.
-        body: its canonical JSON, without the chain value. What stands under ``"content"`` in it counts as content.
+        body: its canonical JSON, without the chain value. What stands under ``"content"`` in it
+            counts as content.
     """
 
     kind: str

@@ -1,4 +1,7 @@
-"""A statement on reproducibility in words: facts of a ledger, and no claim that was not checked or recorded."""
+"""A statement on reproducibility in words.
+
+Facts of a ledger, and no claim that was not checked or recorded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ __all__ = ["write"]
 _NAMED = ("python", "numpy", "torch", "torch.cuda", "system", "machine")
 _MODES = {
     "off": "torch's deterministic algorithms were not asked for",
-    "warn": "torch's deterministic algorithms were asked for, in the mode that only warns where there is none",
+    "warn": (
+        "torch's deterministic algorithms were asked for, in the mode that only warns where "
+        "there is none"
+    ),
     "strict": "torch's deterministic algorithms were asked for, with an error where there is none",
 }
 
@@ -46,13 +52,21 @@ def _seeds(entries: Sequence[Record]) -> Iterator[str]:
         yield "No stream was derived."
         return
     roots = dict.fromkeys((run.master_seed, run.scheme) for run in runs if run.parent is None)
-    origin = join_words(f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots)
+    origin = join_words(
+        f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots
+    )
     purposes = sorted({name[1] for name in streams})
-    count = f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} ({join_words(purposes)})"
+    count = (
+        f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} "
+        f"({join_words(purposes)})"
+    )
     yield f"{count} {'was' if len(streams) == 1 else 'were'} derived from {origin}."
     children = {run.master_seed for run in runs if run.parent is not None}
     if children:
-        yield f"Of the registries, {len(children)} {'is a child' if len(children) == 1 else 'are children'} of another."
+        yield (
+            f"Of the registries, {len(children)} "
+            f"{'is a child' if len(children) == 1 else 'are children'} of another."
+        )
 
 
 def _verdict(verification: Verification) -> Iterator[str]:
@@ -65,7 +79,11 @@ def _verdict(verification: Verification) -> Iterator[str]:
 
 
 def _built(entries: Sequence[Record]) -> Iterator[str]:
-    models = [record for record in entries if isinstance(record, records.Built) and record.purpose == "model"]
+    models = [
+        record
+        for record in entries
+        if isinstance(record, records.Built) and record.purpose == "model"
+    ]
     digests = [dict(record.description).get("digest") for record in models]
     if models and all(isinstance(value, str) for value in digests):
         distinct = len(set(digests))
@@ -89,7 +107,10 @@ def _audits(entries: Sequence[Record]) -> Iterator[str]:
     audited = f"{plural(completed, 'audited block')} of the run"
     if found:
         audited = f"{plural(len(audits), 'audited block')} of the run"
-        yield f"In {audited}, {plural(found, 'draw')} outside these streams {'was' if found == 1 else 'were'} found."
+        yield (
+            f"In {audited}, {plural(found, 'draw')} outside these streams "
+            f"{'was' if found == 1 else 'were'} found."
+        )
     elif completed:
         yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
     if broken:
@@ -102,7 +123,10 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
         yield "Torch's determinism switches were not set through the registry."
         return
     modes = dict.fromkeys(_MODES.get(record.mode, f"mode {record.mode}") for record in switches)
-    yield f"At its setting of the global state, {join_words(modes)}; how long that stood is not recorded."
+    yield (
+        f"At its setting of the global state, {join_words(modes)}; how long that stood is not "
+        "recorded."
+    )
     ineffective = dict.fromkeys(line for record in switches for line in record.ineffective)
     if ineffective:
         yield f"Of what was asked for, this took no effect: {'; '.join(ineffective)}."
@@ -111,17 +135,24 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
 def _warnings(entries: Sequence[Record]) -> Iterator[str]:
     counts = Counter(record.category for record in entries if isinstance(record, records.Warned))
     if counts:
-        yield f"Warnings were recorded: {join_words(f'{count} x {name}' for name, count in sorted(counts.items()))}."
+        yield (
+            "Warnings were recorded: "
+            f"{join_words(f'{count} x {name}' for name, count in sorted(counts.items()))}."
+        )
 
 
 def _environment(entries: Sequence[Record]) -> Iterator[str]:
-    seen = [dict(record.values) for record in entries if isinstance(record, records.EnvironmentSeen)]
+    seen = [
+        dict(record.values) for record in entries if isinstance(record, records.EnvironmentSeen)
+    ]
     if not seen:
         yield "The environment was not recorded."
         return
     facts = []
     for name in _NAMED:
-        values = list(dict.fromkeys(str(values[name]) for values in seen if values.get(name) is not None))
+        values = list(
+            dict.fromkeys(str(values[name]) for values in seen if values.get(name) is not None)
+        )
         if values:
             facts.append(f"{name} {' and '.join(values)}")
     yield f"It ran with {', '.join(facts)}." if facts else "The environment was not recorded."

@@ -1,4 +1,7 @@
-"""The ledger as a table: a row for each purpose, or for each stream. What is printed and exported is made from it."""
+"""The ledger as a table: a row for each purpose, or for each stream.
+
+What is printed and exported is made from it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,19 @@ from seedregistry.ledger.verification import words_of
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["HEADER", "Row", "Section", "Table", "build", "join_words", "plural", "show_id", "show_value", "to_text", "visible"]
+__all__ = [
+    "HEADER",
+    "Row",
+    "Section",
+    "Table",
+    "build",
+    "join_words",
+    "plural",
+    "show_id",
+    "show_value",
+    "to_text",
+    "visible",
+]
 
 HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
 """The columns of an export."""
@@ -34,7 +49,8 @@ class Row:
         instance: its instance id, or the first and the last, as text.
         streams: how many.
         seed: the seed of one stream, or ``""``.
-        uses: how often generators, builds, splits or scopes began at the streams' start; positions are not counted.
+        uses: how often generators, builds, splits or scopes began at the streams' start; positions
+            are not counted.
         built: what was built, in short.
     """
 
@@ -79,17 +95,32 @@ class Table:
 
     @property
     def facts(self) -> Tuple[Tuple[str, str], ...]:
-        """What a caption states: master seeds and schemes of the registries that are no children, and the short digest."""
+        """What a caption states.
+
+        Master seeds and schemes of the registries that are no children, and the short digest.
+        """
         own = [section for section in self.sections if not section.name] or list(self.sections[:1])
         masters = ", ".join(dict.fromkeys(str(section.master_seed) for section in own)) or "none"
         schemes = ", ".join(dict.fromkeys(section.scheme for section in own)) or "none"
-        return ("master seed", masters), ("scheme", schemes), ("digest", self.digest[: digest.SHORT_LENGTH])
+        return (
+            ("master seed", masters),
+            ("scheme", schemes),
+            ("digest", self.digest[: digest.SHORT_LENGTH]),
+        )
 
     def cells(self) -> Iterator[Tuple[str, ...]]:
         """Yield the rows of an export, as text, in the columns of :data:`HEADER`."""
         for section in self.sections:
             for row in section.rows:
-                yield (section.name, row.purpose, row.instance, str(row.streams), row.seed, str(row.uses), row.built)
+                yield (
+                    section.name,
+                    row.purpose,
+                    row.instance,
+                    str(row.streams),
+                    row.seed,
+                    str(row.uses),
+                    row.built,
+                )
 
 
 def show_id(instance_id: Optional[object], width: int = _ID_WIDTH) -> str:
@@ -116,7 +147,9 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
         elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
             uses[words_of(record)] += 1
             if isinstance(record, records.Built):
-                built.setdefault(words_of(record), Counter())[_show_built(record, in_full=every_stream)] += 1
+                built.setdefault(words_of(record), Counter())[
+                    _show_built(record, in_full=every_stream)
+                ] += 1
     sections = []
     for run in sorted(runs.values(), key=lambda run: run.parent is not None):
         purposes = streams.get(run.master_seed, {})
@@ -126,16 +159,27 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
             for group in (([one] for one in found.values()) if every_stream else [found.values()])
         ]
         name = "" if run.parent is None else f"{run.purpose} {show_id(run.instance_id)}"
-        sections.append(Section(name=name, master_seed=run.master_seed, scheme=run.scheme, rows=tuple(rows)))
+        sections.append(
+            Section(name=name, master_seed=run.master_seed, scheme=run.scheme, rows=tuple(rows))
+        )
     return Table(sections=tuple(sections), notes=tuple(notes), digest=content_digest)
 
 
 def show_value(value: object) -> str:
-    """Return a note's value as text: pairs as ``name value``, digests short, and cut where it is long."""
+    """Return a note's value as text.
+
+    Pairs as ``name value``, digests short, and cut where it is long.
+    """
     if isinstance(value, tuple):
-        pairs = [item for item in value if isinstance(item, tuple) and len(item[1:]) == 1 and isinstance(item[0], str)]
+        pairs = [
+            item
+            for item in value
+            if isinstance(item, tuple) and len(item[1:]) == 1 and isinstance(item[0], str)
+        ]
         is_mapping = len(pairs) == len(value) > 0
-        shown = [f"{item[0]} {show_value(item[1])}" if is_mapping else show_value(item) for item in value]
+        shown = [
+            f"{item[0]} {show_value(item[1])}" if is_mapping else show_value(item) for item in value
+        ]
         text = (", " if is_mapping else " ").join(shown)
     else:
         text = str(value)
@@ -155,7 +199,9 @@ def _show_built(record: records.Built, *, in_full: bool) -> str:
 
 
 def _row(
-    group: List[records.Derivation], uses: Counter[Tuple[object, ...]], built: Dict[Tuple[object, ...], Counter[str]]
+    group: List[records.Derivation],
+    uses: Counter[Tuple[object, ...]],
+    built: Dict[Tuple[object, ...], Counter[str]],
 ) -> Row:
     first, last = group[0], group[-1]
     names: Counter[str] = Counter()
@@ -169,7 +215,9 @@ def _row(
     is_one = len(group) == 1
     return Row(
         purpose=first.purpose,
-        instance=show_id(first.instance_id) if is_one else f"{show_id(first.instance_id)} .. {show_id(last.instance_id)}",
+        instance=show_id(first.instance_id)
+        if is_one
+        else f"{show_id(first.instance_id)} .. {show_id(last.instance_id)}",
         streams=len(group),
         seed=str(first.seed) if is_one else "",
         uses=count,
@@ -198,7 +246,11 @@ def _seeds(row: Row) -> str:
 
 def visible(text: str) -> str:
     """Return text in which characters that would move a terminal's cursor, or end a line, are written as escapes."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    )
 
 
 def plural(count: int, noun: str) -> str:
@@ -209,4 +261,10 @@ def plural(count: int, noun: str) -> str:
 def join_words(words: Iterable[str]) -> str:
     """Return words as in a sentence: ``a, b and c``."""
     listed = list(words)
-    return listed[0] if len(listed) == 1 else f"{', '.join(listed[:-1])} and {listed[-1]}" if listed else "none"
+    return (
+        listed[0]
+        if len(listed) == 1
+        else f"{', '.join(listed[:-1])} and {listed[-1]}"
+        if listed
+        else "none"
+    )

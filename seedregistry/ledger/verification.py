@@ -1,4 +1,7 @@
-"""Whether a ledger holds together: every seed derived again, no two streams with one seed, nothing built from nowhere."""
+"""Whether a ledger holds together.
+
+Every seed derived again, no two streams with one seed, nothing built from nowhere.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,12 @@ class Fault:
     """Something that does not hold.
 
     Attributes:
-        line: where: number of the line in the file, from 1; for a ledger that was not loaded, in the file that ``save`` would
-            write.
-        code: ``"chain"``, ``"header"``, ``"seal"``, ``"line"`` (not a line of this format), ``"origin"``, ``"torn"`` (the
-            last line of a journal was never finished), ``"run"``, ``"seed"``, ``"stream"`` (used and never derived),
-            ``"collision"`` or ``"contradiction"``.
+        line: where: number of the line in the file, from 1; for a ledger that was not loaded, in
+            the file that ``save`` would write.
+        code: ``"chain"``, ``"header"``, ``"seal"``, ``"line"`` (not a line of this format),
+            ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
+            ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
+            ``"contradiction"``.
         message: what is wrong, in words.
     """
 
@@ -49,12 +53,13 @@ class Verification:
     """What ``verify`` found. True when nothing is damaged.
 
     Attributes:
-        faults: what does not hold, in the order of lines; a torn last line of a journal is among them and damages nothing.
+        faults: what does not hold, in the order of lines; a torn last line of a journal is among
+            them and damages nothing.
         entries: number of entries looked at.
         seeds: number of seeds and master seeds of children that were derived again.
         digest: digest of the content, 64 hexadecimal digits.
-        is_sealed: the file ends with a seal, so that entries lost from its end would be seen. A journal that is not closed
-            has none: compare its digest with one that was printed.
+        is_sealed: the file ends with a seal, so that entries lost from its end would be seen. A
+            journal that is not closed has none: compare its digest with one that was printed.
     """
 
     faults: Tuple[Fault, ...]
@@ -122,7 +127,10 @@ class Families:
 
 
 class Checker:
-    """Looks at the entries of one ledger in turn, then at what only the whole shows. Not thread-safe."""
+    """Looks at the entries of one ledger in turn, then at what only the whole shows.
+
+    Not thread-safe.
+    """
 
     def __init__(self) -> None:
         self.faults: List[Fault] = []
@@ -144,7 +152,14 @@ class Checker:
     def check(self, record: Record, line: int) -> None:
         """Look at an entry."""
         if isinstance(record, records.Derivation):
-            self.check_derivation(record.master_seed, record.scheme, record.purpose, record.instance_id, record.seed, line=line)
+            self.check_derivation(
+                record.master_seed,
+                record.scheme,
+                record.purpose,
+                record.instance_id,
+                record.seed,
+                line=line,
+            )
             return
         self.entries += 1
         if isinstance(record, records.Run):
@@ -158,7 +173,14 @@ class Checker:
                 self._check_split(record, words, line)
 
     def check_derivation(
-        self, master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, *, line: int
+        self,
+        master_seed: int,
+        scheme: str,
+        purpose: str,
+        instance_id: InstanceId,
+        seed: int,
+        *,
+        line: int,
     ) -> None:
         """Look at a derivation: derive it again."""
         self.entries += 1
@@ -168,7 +190,11 @@ class Checker:
             self._named[master_seed, scheme] = line
         rule = derivation.SCHEMES.get(scheme)
         if rule is None:
-            self.fault(line, "seed", f"scheme {scheme!r} is unknown to this version: its seed cannot be derived again")
+            self.fault(
+                line,
+                "seed",
+                f"scheme {scheme!r} is unknown to this version: its seed cannot be derived again",
+            )
             return
         try:
             expected = rule.derive(master_seed, derivation.validate_purpose(purpose), instance_id)
@@ -178,7 +204,14 @@ class Checker:
         self.seeds += 1
         if seed != expected:
             name = _show(purpose, instance_id)
-            self.fault(line, "seed", f"{name} has seed {expected} under {scheme} and master seed {master_seed}, not {seed}")
+            self.fault(
+                line,
+                "seed",
+                (
+                    f"{name} has seed {expected} under {scheme} and master seed {master_seed}, not "
+                    f"{seed}"
+                ),
+            )
         self._derived.add((master_seed, purpose, instance_id, type(instance_id)))
         if rule.refuses_shared_seeds:
             self._owners.append((seed, master_seed, purpose, instance_id, line))
@@ -203,7 +236,9 @@ class Checker:
             self.fault(line, "run", "a child names its parent and the stream it came from")
             return
         try:
-            key = derivation.stream_key(run.parent, derivation.validate_purpose(run.purpose), run.instance_id)
+            key = derivation.stream_key(
+                run.parent, derivation.validate_purpose(run.purpose), run.instance_id
+            )
         except InvalidNameError as error:
             self.fault(line, "run", str(error))
             return
@@ -212,14 +247,21 @@ class Checker:
         self._used.setdefault(source_of(run), line)
         if run.master_seed != expected:
             name = _show(run.purpose, run.instance_id)
-            self.fault(line, "run", f"child {name} of {run.parent} has master seed {expected}, not {run.master_seed}")
+            self.fault(
+                line,
+                "run",
+                f"child {name} of {run.parent} has master seed {expected}, not {run.master_seed}",
+            )
         self._families.add(run.master_seed, run.parent)
 
     def _check_split(self, split: records.Split, words: Words, line: int) -> None:
         known = self._splits.setdefault((*words, split.lengths), split.indices_digest)
         if known != split.indices_digest:
             name = _show(split.purpose, split.instance_id)
-            message = f"split {name} into {split.lengths} has indices {split.indices_digest[:12]} here and {known[:12]} before"
+            message = (
+                f"split {name} into {split.lengths} has indices "
+                f"{split.indices_digest[:12]} here and {known[:12]} before"
+            )
             self.fault(line, "contradiction", message)
 
     def finish(self) -> None:
@@ -227,15 +269,28 @@ class Checker:
         masters = {master_seed for master_seed, _ in self._schemes}
         for (master_seed, scheme), line in self._named.items():
             if (master_seed, scheme) not in self._schemes:
-                message = f"a stream of master seed {master_seed} under {scheme}, of which no run is recorded"
+                message = (
+                    f"a stream of master seed {master_seed} under {scheme}, of which no "
+                    "run is recorded"
+                )
                 self.fault(line, "run", message)
         for line, late in self._late:
             self.seeds += 1
-            if late.seed not in {derivation.late_seed(master_seed, late.kind) for master_seed in masters}:
-                self.fault(line, "seed", f"the late seed of {late.kind} comes from no master seed of this ledger")
+            if late.seed not in {
+                derivation.late_seed(master_seed, late.kind) for master_seed in masters
+            }:
+                self.fault(
+                    line,
+                    "seed",
+                    f"the late seed of {late.kind} comes from no master seed of this ledger",
+                )
         for words, line in self._used.items():
             if words not in self._derived:
-                self.fault(line, "stream", f"{_show(words[1], words[2])} of {words[0]} is used and was never derived")
+                self.fault(
+                    line,
+                    "stream",
+                    f"{_show(words[1], words[2])} of {words[0]} is used and was never derived",
+                )
         self._find_collisions()
         self.faults.sort(key=lambda fault: fault.line)
 
@@ -247,7 +302,9 @@ class Checker:
             owner = owners.setdefault((self._families.root(master_seed), seed), words)
             if owner != words:
                 names = f"{_show(*owner[1:3])} and {_show(purpose, instance_id)}"
-                self.fault(line, "collision", f"{names} have one seed, {seed}: they draw the same numbers")
+                self.fault(
+                    line, "collision", f"{names} have one seed, {seed}: they draw the same numbers"
+                )
 
 
 def _show(purpose: object, instance_id: Optional[object]) -> str:

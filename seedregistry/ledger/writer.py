@@ -38,8 +38,9 @@ class Lines:
         line = chain.join(value, body)
         if len(line) > LONGEST_LINE:
             message = (
-                f"An entry of {len(line)} bytes is longer than the {LONGEST_LINE} that a line of a ledger may have. Note what "
-                "identifies the data, such as its digest, instead of the data."
+                f"An entry of {len(line)} bytes is longer than the {LONGEST_LINE} that a line of "
+                "a ledger may have. Note what identifies the data, such as its digest, instead "
+                "of the data."
             )
             raise LedgerError(message)
         self.head = value
@@ -47,12 +48,15 @@ class Lines:
 
     def header(self, form: str) -> bytes:
         """Return the first line; ``form`` is ``"saved"`` or ``"journal"``."""
-        return self._add(codec.canonical({"content": {"form": form, "format": chain.FORMAT}, "kind": "header"}))
+        return self._add(
+            codec.canonical({"content": {"form": form, "format": chain.FORMAT}, "kind": "header"})
+        )
 
     def part(self, origin: str, session: int, start: int) -> bytes:
         """Return the line that says where the entries after it come from."""
         return self._add(
-            b'{"circumstance":{"origin":"%b","session":%d,"start":%d},"kind":"part"}' % (origin.encode(), session, start)
+            b'{"circumstance":{"origin":"%b","session":%d,"start":%d},"kind":"part"}'
+            % (origin.encode(), session, start)
         )
 
     def entry(self, body: bytes) -> bytes:
@@ -65,7 +69,9 @@ class Lines:
 
     def seal(self, count: int, digest: str) -> bytes:
         """Return the seal over all lines before it."""
-        body = codec.canonical({"content": {"count": count, "digest": digest, "head": self.head.hex()}, "kind": "seal"})
+        body = codec.canonical(
+            {"content": {"count": count, "digest": digest, "head": self.head.hex()}, "kind": "seal"}
+        )
         self.head = chain.link_seal(self.head, body)
         return chain.join(self.head, body)
 
@@ -98,14 +104,18 @@ def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
     Written beside it under another name, flushed to the disk, and renamed.
 
     Raises:
-        LedgerError: the file system refused; the old file is as it was, and nothing is left beside it.
+        LedgerError: the file system refused; the old file is as it was, and nothing is left beside
+            it.
     """
     try:
         target = Path(path).resolve()
         mode = target.stat().st_mode & 0o777 if target.exists() else None
     except (OSError, TypeError, ValueError) as error:
         raise storage_error("write", path, error, "Nothing was written.") from error
-    temporary = target.parent / f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(8)}.tmp"
+    temporary = (
+        target.parent
+        / f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(8)}.tmp"
+    )
     try:
         with temporary.open("xb") as file:
             if mode is not None:
@@ -119,7 +129,9 @@ def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise storage_error("write", path, error, "What was there before is as it was.") from error
+            raise storage_error(
+                "write", path, error, "What was there before is as it was."
+            ) from error
         raise
 
 
@@ -136,7 +148,10 @@ def _gather(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a new name in it survives a loss of power. Where folders cannot be opened, nothing happens."""
+    """Flush a folder, so that a new name in it survives a loss of power.
+
+    Where folders cannot be opened, nothing happens.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -54,7 +54,9 @@ def build(
     """
     scope = None
     if component.draws(factory):
-        scope = rng.Scope(stream, stream.label, torch_only=torch_only, watch=watch, late_seed=late_seed)
+        scope = rng.Scope(
+            stream, stream.label, torch_only=torch_only, watch=watch, late_seed=late_seed
+        )
     product = _build_in_scope(component, stream, scope, factory, args, kwargs)
     if _log.isEnabledFor(logging.INFO):
         extra = {
@@ -82,12 +84,22 @@ def build_recorded(
 
     Raises:
         StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
-        ComponentCreationError: from the factory's own exception, or from the component's description.
+        ComponentCreationError: from the factory's own exception, or from the component's
+            description.
     """
     site = call_site()
     with shared.lock:
         shared.guard.check_use(stream, site)
-    product, movement = build(component, stream, factory, args, kwargs, late_seed=late_seed, torch_only=torch_only, watch=True)
+    product, movement = build(
+        component,
+        stream,
+        factory,
+        args,
+        kwargs,
+        late_seed=late_seed,
+        torch_only=torch_only,
+        watch=True,
+    )
     shared.record_environment_once()
     description = _describe(component, stream, product, args, kwargs)
     origin = (describe_factory(factory), *distribution_of(factory))
@@ -98,7 +110,11 @@ def build_recorded(
 
 
 def _built(
-    stream: Stream, origin: Tuple[str, str, str], description: Any, movement: Optional[rng.Movement], site: str
+    stream: Stream,
+    origin: Tuple[str, str, str],
+    description: Any,
+    movement: Optional[rng.Movement],
+    site: str,
 ) -> records.Built:
     """Make the record of a build; what drew is worked out here, when the ledger is read."""
     factory, distribution, version = origin
@@ -116,7 +132,11 @@ def _built(
 
 
 def _describe(
-    component: Component, stream: Stream, product: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+    component: Component,
+    stream: Stream,
+    product: Any,
+    args: Tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> records.Value:
     """Return what the ledger keeps of a product.
 
@@ -124,10 +144,17 @@ def _describe(
         ComponentCreationError: from an exception of the component's own.
     """
     try:
-        return records.freeze({**component.describe_call(args, kwargs), **component.describe(product)})
+        return records.freeze(
+            {**component.describe_call(args, kwargs), **component.describe(product)}
+        )
     except Exception as error:
-        message = f"What was built from stream '{stream.label}' could not be described by {type(component).__name__}: {error}"
-        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error
+        message = (
+            f"What was built from stream '{stream.label}' could not be described by "
+            f"{type(component).__name__}: {error}"
+        )
+        raise ComponentCreationError(
+            message, purpose=stream.purpose, instance_id=stream.instance_id
+        ) from error
 
 
 def _build_in_scope(
@@ -152,7 +179,9 @@ def _build_in_scope(
         raise
     except Exception as error:
         message = (
-            f"{describe_factory(factory)} failed while the {component.purpose} of stream '{stream.label}' was built: "
-            f"{type(error).__name__}: {error}"
+            f"{describe_factory(factory)} failed while the {component.purpose} of stream "
+            f"'{stream.label}' was built: {type(error).__name__}: {error}"
         )
-        raise ComponentCreationError(message, purpose=stream.purpose, instance_id=stream.instance_id) from error
+        raise ComponentCreationError(
+            message, purpose=stream.purpose, instance_id=stream.instance_id
+        ) from error

@@ -19,7 +19,10 @@ _STATE_FORMAT = "seedregistry.registry/1"
 
 
 def save_state(shared: Shared, master_seed: int, scheme: str) -> Dict[str, Any]:
-    """Return the state of the default generators and of those handed out; see ``SeedRegistry.state_dict``."""
+    """Return the state of the default generators and of those handed out.
+
+    See ``SeedRegistry.state_dict``.
+    """
     refuse_in_scope("state_dict was called")
     generators = rng.save_state(shared.handouts)
     shared.ledger.append(records.StateSaved(entries=tuple(sorted(generators))))
@@ -32,19 +35,28 @@ def save_state(shared: Shared, master_seed: int, scheme: str) -> Dict[str, Any]:
 
 
 def load_state(shared: Shared, master_seed: int, scheme: str, state: Mapping[str, Any]) -> None:
-    """Set the generators from a state, all of them or none; see ``SeedRegistry.load_state_dict``."""
+    """Set the generators from a state, all of them or none.
+
+    See ``SeedRegistry.load_state_dict``.
+    """
     refuse_in_scope("load_state_dict was called")
     if not isinstance(state, collections.abc.Mapping):
         raise RngStateError(f"A state is a dict; got {type(state).__name__}. Nothing was changed.")
     expected = {"format": _STATE_FORMAT, "master_seed": str(master_seed), "scheme": scheme}
     wrong = tuple(name for name, value in expected.items() if state.get(name) != value)
     if wrong:
-        lines = "; ".join(f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong)
-        raise RngStateError(f"The state does not belong to this registry: {lines}. Nothing was changed.", entries=wrong)
+        lines = "; ".join(
+            f"{name} is {state.get(name)!r} and {expected[name]!r} was expected" for name in wrong
+        )
+        raise RngStateError(
+            f"The state does not belong to this registry: {lines}. Nothing was changed.",
+            entries=wrong,
+        )
     odd = tuple(sorted({*map(str, state)} ^ {*expected, "generators"}))
     if odd:
         message = (
-            f"The state must have the entries {', '.join([*expected, 'generators'])}; missing or foreign: {', '.join(odd)}."
+            f"The state must have the entries {', '.join([*expected, 'generators'])}; "
+            f"missing or foreign: {', '.join(odd)}."
         )
         raise RngStateError(message + " Nothing was changed.", entries=odd)
     rng.load_state(state["generators"], shared.handouts)

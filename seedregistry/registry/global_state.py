@@ -29,18 +29,25 @@ def refuse_in_scope(what: str) -> None:
     """
     if rng.scoped_libraries():
         where = "inside a scope" if rng.in_scope() else "while another thread is inside a scope"
-        message = f"{what} {where}, where the default generators are the scope's and its end puts back the caller's."
+        message = (
+            f"{what} {where}, where the default generators are the scope's and its end "
+            "puts back the caller's."
+        )
         raise ScopeError(message + " Call it outside.")
 
 
 class GlobalState:
-    """What ``set_global_state`` did, and the way back. As a context manager it reverts at the end of the block.
+    """What ``set_global_state`` did, and the way back.
+
+    As a context manager it reverts at the end of the block.
 
     Attributes:
         report: what was asked of the determinism switches, what took effect, and what could not.
     """
 
-    def __init__(self, captured: rng.Captured, switches: Switches, late_seed: Callable[[str], int]) -> None:
+    def __init__(
+        self, captured: rng.Captured, switches: Switches, late_seed: Callable[[str], int]
+    ) -> None:
         self._captured: Optional[rng.Captured] = captured
         self._switches = switches
         self._late_seed = late_seed
@@ -51,7 +58,9 @@ class GlobalState:
         return self._switches.report
 
     def revert(self) -> None:
-        """Put the default generators and the switches back as they were before the call. A second call does nothing.
+        """Put the default generators and the switches back as they were before the call.
+
+        A second call does nothing.
 
         Raises:
             ScopeError: inside a scope.
@@ -84,7 +93,9 @@ def set_global_state(
     fill_uninitialized_memory: bool,
     late_seed: Callable[[str], int],
 ) -> GlobalState:
-    """Set the determinism switches, then the default generators: both, or neither. Not while a scope is open.
+    """Set the determinism switches, then the default generators: both, or neither.
+
+    Not while a scope is open.
 
     Args:
         source: an int below 2**32 for every library, as documented, or a stream.

@@ -1,9 +1,24 @@
-"""The guard of a registry: no two streams with one seed, no purpose by mistake, no stream used twice by accident."""
+"""The guard of a registry.
+
+No two streams with one seed, no purpose by mistake, no stream used twice by accident.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Collection, Dict, FrozenSet, Iterable, List, Optional, Set, Tuple, Type
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Collection,
+    Dict,
+    FrozenSet,
+    Iterable,
+    List,
+    Optional,
+    Set,
+    Tuple,
+    Type,
+)
 
 from seedregistry.common.callsite import stack_level
 from seedregistry.errors import (
@@ -46,7 +61,9 @@ class Guard:
 
     def __init__(self, ledger: Ledger, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
         if on_reuse not in _REUSE_RULES:
-            message = f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
+            message = (
+                f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
+            )
             raise InvalidOptionError(message)
         self.ledger = ledger
         self._on_reuse = on_reuse
@@ -59,19 +76,33 @@ class Guard:
 
     def __getstate__(self) -> Dict[str, Any]:
         # Copied in one step each: another thread may be deriving while these are pickled or copied.
-        return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(self).items()}
+        return {
+            name: value.copy() if isinstance(value, (dict, set)) else value
+            for name, value in vars(self).items()
+        }
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)
 
-    def warn(self, category: Type[SeedRegistryWarning], message: str, purpose: str, instance_id: InstanceId = None) -> None:
+    def warn(
+        self,
+        category: Type[SeedRegistryWarning],
+        message: str,
+        purpose: str,
+        instance_id: InstanceId = None,
+    ) -> None:
         """Issue a warning at the user's line, and record it."""
         self.ledger.append(
-            records.Warned(category=category.__name__, purpose=purpose, instance_id=instance_id, message=message)
+            records.Warned(
+                category=category.__name__,
+                purpose=purpose,
+                instance_id=instance_id,
+                message=message,
+            )
         )
         warnings.warn(message, category, stacklevel=stack_level())
 
-    # --- purposes -----------------------------------------------------------------------------------------------------
+    # --- purposes ---------------------------------------------------------------------------------
 
     def require_purpose(self, purpose: str) -> None:
         """Refuse a purpose outside the closed set, where there is one.
@@ -83,7 +114,10 @@ class Guard:
             require_member(purpose, self._closed)
 
     def check_purpose(self, purpose: str, registered: Collection[str]) -> None:
-        """Refuse a purpose outside the closed set; warn, once, about one that looks like a slip of the finger."""
+        """Refuse a purpose outside the closed set.
+
+        Warn, once, about one that looks like a slip of the finger.
+        """
         if purpose in self._seen:
             return
         self.require_purpose(purpose)
@@ -93,12 +127,12 @@ class Guard:
         near = similar(purpose, {*registered, *LIBRARY_PURPOSES})
         if near is not None:
             message = (
-                f"Purpose {purpose!r} is new and one edit away from {near!r}. If it is meant, register a component for it or "
-                "name it in SeedRegistry(..., purposes=...)."
+                f"Purpose {purpose!r} is new and one edit away from {near!r}. If it is meant, "
+                "register a component for it or name it in SeedRegistry(..., purposes=...)."
             )
             self.warn(SimilarPurposeWarning, message, purpose)
 
-    # --- seeds --------------------------------------------------------------------------------------------------------
+    # --- seeds ------------------------------------------------------------------------------------
 
     def claim(self, seed: int, stream: Name) -> None:
         """Take a seed for a stream (master seed, purpose, instance id).
@@ -107,7 +141,9 @@ class Guard:
             SeedCollisionError: another stream has it.
         """
         owner = self._owners.setdefault(seed, stream)
-        if owner != stream:  # equal after an interrupt between claiming and recording: then it is taken up again
+        if (
+            owner != stream
+        ):  # equal after an interrupt between claiming and recording: then it is taken up again
             self._refuse(seed, owner, stream)
 
     def claim_all(self, claims: Iterable[Tuple[int, Name]]) -> None:
@@ -135,13 +171,14 @@ class Guard:
         elif first[0] == second[0] and str(first[1]) == str(second[1]):
             relation = " (they differ in the type of the instance id only)"
         message = (
-            f"Streams {first!r} and {second!r}{relation} have one seed, {seed}, under scheme 'sha256-31': they would draw the "
-            "same numbers. Rename one, or use SeedRegistry(..., scheme='sha256-256'), which has no such collisions. "
-            "registry.reserve(purpose, ids) finds them before the first training."
+            f"Streams {first!r} and {second!r}{relation} have one seed, {seed}, under scheme "
+            "'sha256-31': they would draw the same numbers. Rename one, or use SeedRegistry(..., "
+            "scheme='sha256-256'), which has no such collisions. registry.reserve(purpose, ids) "
+            "finds them before the first training."
         )
         raise SeedCollisionError(message, seed=seed, first=first, second=second)
 
-    # --- uses ---------------------------------------------------------------------------------------------------------
+    # --- uses -------------------------------------------------------------------------------------
 
     def check_use(self, stream: Stream, site: str, kind: str = "") -> None:
         """Warn about, or refuse, a use that repeats an earlier one, as ``on_reuse`` says.
@@ -166,14 +203,17 @@ class Guard:
             return
         if starts_over:
             what = (
-                f"A second {kind} generator of stream '{stream.label}' was handed out at {site}: it starts over, and a loop "
-                "that does this repeats its numbers."
+                f"A second {kind} generator of stream '{stream.label}' was handed out at {site}: "
+                "it starts over, and a loop that does this repeats its numbers."
             )
         else:
-            what = f"Stream '{stream.label}' is used at {site} and was first used at {first}: both draw the same numbers."
+            what = (
+                f"Stream '{stream.label}' is used at {site} and was first used at {first}: "
+                "both draw the same numbers."
+            )
         message = (
-            f"{what} Give each use an instance id, take positions of it (stream.at(epoch)), or share it on purpose with an "
-            "instance id or on_reuse='allow'."
+            f"{what} Give each use an instance id, take positions of it (stream.at(epoch)), or "
+            "share it on purpose with an instance id or on_reuse='allow'."
         )
         if rule == "forbid":
             raise StreamReuseError(message)

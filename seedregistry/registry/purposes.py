@@ -22,9 +22,14 @@ def close_set(purposes: object) -> FrozenSet[str]:
         InvalidNameError: a member is not a purpose.
     """
     if isinstance(purposes, str) or not isinstance(purposes, Iterable):
-        message = f"purposes must be a collection of names, such as {{'model', 'dropout'}}; got {purposes!r}."
+        message = (
+            "purposes must be a collection of names, such as {'model', 'dropout'}; got "
+            f"{purposes!r}."
+        )
         raise InvalidOptionError(message)
-    return frozenset(derivation.validate_purpose(purpose) for purpose in purposes) | LIBRARY_PURPOSES
+    return (
+        frozenset(derivation.validate_purpose(purpose) for purpose in purposes) | LIBRARY_PURPOSES
+    )
 
 
 def require_member(purpose: str, closed: FrozenSet[str]) -> None:
@@ -60,4 +65,6 @@ def one_edit_apart(first: str, second: str) -> bool:
 
 def similar(purpose: str, known: Iterable[str]) -> Optional[str]:
     """Return a known purpose that is one edit away, or None."""
-    return next((candidate for candidate in sorted(known) if one_edit_apart(purpose, candidate)), None)
+    return next(
+        (candidate for candidate in sorted(known) if one_edit_apart(purpose, candidate)), None
+    )

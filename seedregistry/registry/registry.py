@@ -1,7 +1,7 @@
 """The registry: the one object of an experiment that owns the master seed.
 
-Here the RNG wing (derivation, streams, scopes, components) and the ledger wing meet: everything that is derived or built
-goes through the registry and is recorded.
+Here the RNG wing (derivation, streams, scopes, components) and the ledger wing meet: everything
+that is derived or built goes through the registry and is recorded.
 """
 
 from __future__ import annotations
@@ -75,23 +75,27 @@ _Optimizer = TypeVar("_Optimizer")
 class SeedRegistry:
     """Owns the master seed of an experiment; derives, hands out, builds and records.
 
-    Every random decision is a pure function of (master seed, purpose, instance, position): the order in which things are
-    asked for, added or left out changes nothing for the others.
+    Every random decision is a pure function of (master seed, purpose, instance, position): the
+    order in which things are asked for, added or left out changes nothing for the others.
 
-    Lifetime: one object for an experiment; pass it on. Thread-safe. It pickles and deep-copies into an independent registry
-    with the same seeds, components and records; only the generators that were handed out stay with the original. Equal words
-    give equal numbers in every process.
+    Lifetime: one object for an experiment; pass it on. Thread-safe. It pickles and deep-copies into
+    an independent registry with the same seeds, components and records; only the generators that
+    were handed out stay with the original. Equal words give equal numbers in every process.
 
     Args:
-        master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits from the operating system,
-            records them and logs the line to paste.
-        scheme: ``"sha256-31"`` (the documented seeds) or ``"sha256-256"`` (no collisions, full-width generators).
-        journal: path of a file in which every entry of the ledger is when the call that made it returns. A file that is
-            there goes on, and must be a journal of the same master seed and scheme. In a run with several ranks, those above
-            0 get their rank before the suffix: ``ledger.rank1.jsonl``.
-        durable: flush each entry of the journal to the disk, so that it survives a loss of power as well as a kill.
-        on_reuse: ``"auto"`` (a stream used twice is sharing with an instance id and a warning without one; two generators
-            from one line are a warning), ``"allow"``, ``"warn"`` (every second use) or ``"forbid"`` (an error).
+        master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits
+            from the operating system, records them and logs the line to paste.
+        scheme: ``"sha256-31"`` (the documented seeds) or ``"sha256-256"`` (no collisions,
+            full-width generators).
+        journal: path of a file in which every entry of the ledger is when the call that made it
+            returns. A file that is there goes on, and must be a journal of the same master seed and
+            scheme. In a run with several ranks, those above 0 get their rank before the suffix:
+            ``ledger.rank1.jsonl``.
+        durable: flush each entry of the journal to the disk, so that it survives a loss of power as
+            well as a kill.
+        on_reuse: ``"auto"`` (a stream used twice is sharing with an instance id and a warning
+            without one; two generators from one line are a warning), ``"allow"``, ``"warn"`` (every
+            second use) or ``"forbid"`` (an error).
         purposes: the closed set of purposes; None leaves it open.
 
     Attributes:
@@ -102,8 +106,10 @@ class SeedRegistry:
     Raises:
         InvalidSeedError: the master seed is not such an integer.
         InvalidOptionError: another argument is not one of its values.
-        LedgerError: the journal is written by somebody else, belongs to another registry, or the file system refused.
-        LedgerFormatError, LedgerIntegrityError: the journal's file is none, or does not hold together.
+        LedgerError: the journal is written by somebody else, belongs to another registry, or the
+            file system refused.
+        LedgerFormatError, LedgerIntegrityError: the journal's file is none, or does not hold
+            together.
     """
 
     def __init__(
@@ -117,18 +123,31 @@ class SeedRegistry:
         purposes: Optional[Iterable[str]] = None,
     ) -> None:
         drawn = master_seed is None
-        number = secrets.randbits(derivation.MASTER_SEED_BITS) if drawn else derivation.validate_master_seed(master_seed)
+        number = (
+            secrets.randbits(derivation.MASTER_SEED_BITS)
+            if drawn
+            else derivation.validate_master_seed(master_seed)
+        )
         rule = derivation.find_scheme(scheme)
         shared = Shared(on_reuse=on_reuse, purposes=purposes)
         if journal is not None:  # last: nothing is written for a registry that is refused
             path = ranks.path_of_rank(journal)
             shared.keep_in(Ledger.journalled(path, durable=durable, run=(number, rule.name)))
-        for component in (ModelComponent(), OptimizerComponent(), SchedulerComponent(), DataLoaderComponent()):
+        for component in (
+            ModelComponent(),
+            OptimizerComponent(),
+            SchedulerComponent(),
+            DataLoaderComponent(),
+        ):
             shared.components[component.purpose] = component
         self._begin(number, rule, shared)
-        shared.ledger.append(records.Run(master_seed=number, scheme=rule.name, began=_now(), call_site=call_site()))
+        shared.ledger.append(
+            records.Run(master_seed=number, scheme=rule.name, began=_now(), call_site=call_site())
+        )
         if drawn:
-            _log.info("No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number)
+            _log.info(
+                "No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number
+            )
 
     def _begin(self, master_seed: int, scheme: derivation.Scheme, shared: Shared) -> None:
         self._master_seed = master_seed
@@ -139,7 +158,7 @@ class SeedRegistry:
         self._streams: Dict[Tuple[str, Any, type], Stream] = {}
         self._children: Dict[Tuple[str, Any, type], SeedRegistry] = {}
 
-    # --- words --------------------------------------------------------------------------------------------------------
+    # --- words ------------------------------------------------------------------------------------
 
     @property
     def master_seed(self) -> int:
@@ -177,14 +196,17 @@ class SeedRegistry:
         kept = f"{recorded} record{'' if recorded == 1 else 's'}"
         return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {kept}>"
 
-    # --- derivation ---------------------------------------------------------------------------------------------------
+    # --- derivation -------------------------------------------------------------------------------
 
     def seed(self, purpose: str, instance_id: InstanceId = None) -> int:
-        """Return the component seed of (purpose, instance id): int, ``0 <= seed < 2**31``. Derived once, then cached.
+        """Return the component seed of (purpose, instance id): int, ``0 <= seed < 2**31``.
+
+        Derived once, then cached.
 
         Raises:
             InvalidNameError: a word is of another type, empty or not encodable.
-            SeedCollisionError: another stream of this registry or its relatives has the seed (scheme ``sha256-31``).
+            SeedCollisionError: another stream of this registry or its relatives has the seed
+                (scheme ``sha256-31``).
             UnknownPurposeError: the set of purposes is closed and this one is not in it.
         """
         # The type is looked at before the cache, in which True and 1.0 would find the entry of 1.
@@ -213,7 +235,9 @@ class SeedRegistry:
     def _add(self, purpose: str, instance_id: InstanceId, seed: int, site: str) -> None:
         """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
         scheme = self._scheme.name
-        self._shared.ledger.append_later(_derivation, self._master_seed, scheme, purpose, instance_id, seed, site)
+        self._shared.ledger.append_later(
+            _derivation, self._master_seed, scheme, purpose, instance_id, seed, site
+        )
         self._seeds[purpose, instance_id] = seed
         if _log.isEnabledFor(logging.DEBUG):
             extra = self._extra(purpose, instance_id, seed)
@@ -238,26 +262,38 @@ class SeedRegistry:
 
         Raises:
             InvalidNameError: a word is not of an accepted type.
-            SeedCollisionError: two of them, or one and an earlier stream, have one seed; nothing was derived.
+            SeedCollisionError: two of them, or one and an earlier stream, have one seed; nothing
+                was derived.
         """
         name = derivation.validate_purpose(purpose)
         if isinstance(instance_ids, (str, bytes)):
-            message = f"reserve takes a collection of ids, such as [f'lds_{{i}}' for i in range(300)]; got {instance_ids!r}."
+            message = (
+                "reserve takes a collection of ids, such as [f'lds_{i}' for i in "
+                f"range(300)]; got {instance_ids!r}."
+            )
             raise InvalidOptionError(message)
         identities = [derivation.validate_instance_id(instance_id) for instance_id in instance_ids]
         shared = self._shared
         site = call_site()
         with shared.lock:
             shared.guard.check_purpose(name, shared.components)
-            fresh = [key for key in dict.fromkeys((name, identity) for identity in identities) if key not in self]
+            fresh = [
+                key
+                for key in dict.fromkeys((name, identity) for identity in identities)
+                if key not in self
+            ]
             seeds = [self._scheme.derive(self._master_seed, *key) for key in fresh]
             if self._scheme.refuses_shared_seeds:
-                shared.guard.claim_all((seed, (self._master_seed, *key)) for seed, key in zip(seeds, fresh))
+                shared.guard.claim_all(
+                    (seed, (self._master_seed, *key)) for seed, key in zip(seeds, fresh)
+                )
             for key, seed in zip(fresh, seeds):
                 self._add(*key, seed, site)
 
     def stream(self, purpose: str, instance_id: InstanceId = None) -> Stream:
-        """Return the stream of (purpose, instance id), always the same object. Looking it up is no use of it.
+        """Return the stream of (purpose, instance id), always the same object.
+
+        Looking it up is no use of it.
 
         Raises:
             InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
@@ -267,19 +303,31 @@ class SeedRegistry:
         name = (str.__str__(purpose), identity, type(identity))
         stream = self._streams.get(name)
         if stream is None:
-            made = Stream(self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self._host)
+            made = Stream(
+                self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self._host
+            )
             stream = self._streams.setdefault(name, made)
         return stream
 
     def generator(
-        self, purpose: str, instance_id: InstanceId = None, *, device: Union[str, torch.device] = "cpu"
+        self,
+        purpose: str,
+        instance_id: InstanceId = None,
+        *,
+        device: Union[str, torch.device] = "cpu",
     ) -> torch.Generator:
-        """Return a new ``torch.Generator`` on a device, at the stream's start. See :meth:`Stream.generator`."""
+        """Return a new ``torch.Generator`` on a device, at the stream's start.
+
+        See :meth:`Stream.generator`.
+        """
         rng.resolve_device(device)  # before anything is derived
         return self.stream(purpose, instance_id).generator(device)
 
     def numpy(self, purpose: str, instance_id: InstanceId = None) -> np.random.Generator:
-        """Return a new ``numpy.random.Generator`` at the stream's start. See :meth:`Stream.numpy`."""
+        """Return a new ``numpy.random.Generator`` at the stream's start.
+
+        See :meth:`Stream.numpy`.
+        """
         return self.stream(purpose, instance_id).numpy()
 
     def python(self, purpose: str, instance_id: InstanceId = None) -> random.Random:
@@ -287,10 +335,12 @@ class SeedRegistry:
         return self.stream(purpose, instance_id).python()
 
     def child(self, purpose: str, instance_id: InstanceId = None) -> SeedRegistry:
-        """Return the registry inside this one at (purpose, instance id): a fold, a trial, a repetition.
+        """Return the registry inside this one at (purpose, instance id).
 
-        Its master seed is derived from the stream's key; ledger, components and the guard against shared seeds are this
-        registry's. The same words give the same object.
+        A fold, a trial, a repetition.
+
+        Its master seed is derived from the stream's key; ledger, components and the guard against
+        shared seeds are this registry's. The same words give the same object.
 
         Raises:
             InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
@@ -316,13 +366,14 @@ class SeedRegistry:
                 self._children[name] = child
         return child
 
-    # --- components ---------------------------------------------------------------------------------------------------
+    # --- components -------------------------------------------------------------------------------
 
     def register(self, component: Component) -> None:
         """Add a component for its purpose. Validated first; nothing is changed when it is refused.
 
         Raises:
-            ComponentRegistrationError: not a :class:`~seedregistry.Component` instance, or its purpose is taken.
+            ComponentRegistrationError: not a :class:`~seedregistry.Component` instance, or its
+                purpose is taken.
             InvalidNameError: its purpose is not a name.
             UnknownPurposeError: the set of purposes is closed and this one is not in it.
         """
@@ -337,7 +388,8 @@ class SeedRegistry:
         with shared.lock:
             if purpose in shared.components:
                 message = (
-                    f"Purpose {purpose!r} has a component already, {type(shared.components[purpose]).__name__}. Call "
+                    f"Purpose {purpose!r} has a component already, "
+                    f"{type(shared.components[purpose]).__name__}. Call "
                     f"registry.unregister({purpose!r}) first to replace it."
                 )
                 raise ComponentRegistrationError(message)
@@ -401,8 +453,9 @@ class SeedRegistry:
     ) -> _Model:
         """Build a model: ``factory(*args, **kwargs)`` in the scope of ("model", instance id).
 
-        Bit-equal to ``torch.manual_seed(registry.seed("model", instance_id))`` and the bare call, under ``sha256-31``; the
-        default generators are as before after it. The ledger keeps the number of parameters and their digest.
+        Bit-equal to ``torch.manual_seed(registry.seed("model", instance_id))`` and the bare call,
+        under ``sha256-31``; the default generators are as before after it. The ledger keeps the
+        number of parameters and their digest.
 
         Raises:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
@@ -424,7 +477,9 @@ class SeedRegistry:
         Raises:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
-        optimizer: _Optimizer = self._build(self._component("optimizer"), cls, (params, *args), kwargs, instance_id)
+        optimizer: _Optimizer = self._build(
+            self._component("optimizer"), cls, (params, *args), kwargs, instance_id
+        )
         return optimizer
 
     def scheduler(
@@ -449,7 +504,9 @@ class SeedRegistry:
             UnsupportedSchedulerError: no scheduler goes by that name.
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
-        return self._build(self._component("scheduler"), cls_or_name, (optimizer, *args), kwargs, instance_id)
+        return self._build(
+            self._component("scheduler"), cls_or_name, (optimizer, *args), kwargs, instance_id
+        )
 
     def dataloader(
         self,
@@ -466,27 +523,41 @@ class SeedRegistry:
         """Build a loader whose order, samples and batches are functions of the stream ("dataloader", instance id).
 
         Args:
-            source: a dataset (an object with ``__getitem__`` or ``__iter__``), or a class or function that returns a
-                ``DataLoader``, which is rebuilt with every argument kept.
+            source: a dataset (an object with ``__getitem__`` or ``__iter__``), or a class or
+                function that returns a ``DataLoader``, which is rebuilt with every argument kept.
             instance_id: which one of several.
-            order: how an epoch is shuffled: ``"documented"`` (``randperm`` seeded with ``seed + epoch``; the default under
-                ``sha256-31``), ``"hashed"`` (``randperm`` at the position (epoch,); the default under ``sha256-256``) or
-                ``"indexed"`` (a keyed permutation, position by position: any step of 10**12 samples in constant time).
-            shard: with several ranks, True (each rank its part, from ``torch.distributed``), (rank, world size), or False (a
-                framework divides the batches, or every rank sees all). Not said, iteration raises.
-            global_batch_size: samples a step of all ranks together, instead of ``batch_size``, which is of each rank: step k
-                is the same samples for every number of ranks; the last one is padded from the beginning, or dropped.
-            epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: the same until told otherwise.
-            **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or for the factory.
+            order: how an epoch is shuffled: ``"documented"`` (``randperm`` seeded with ``seed +
+                epoch``; the default under ``sha256-31``), ``"hashed"`` (``randperm`` at the
+                position (epoch,); the default under ``sha256-256``) or ``"indexed"`` (a keyed
+                permutation, position by position: any step of 10**12 samples in constant time).
+            shard: with several ranks, True (each rank its part, from ``torch.distributed``), (rank,
+                world size), or False (a framework divides the batches, or every rank sees all). Not
+                said, iteration raises.
+            global_batch_size: samples a step of all ranks together, instead of ``batch_size``,
+                which is of each rank: step k is the same samples for every number of ranks; the
+                last one is padded from the beginning, or dropped.
+            epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: the same
+                until told otherwise.
+            **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or
+                for the factory.
 
         Raises:
-            InvalidOptionError: ``generator=`` beside a dataset, options that exclude each other, or another value of one.
-            UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream, epoch).
+            InvalidOptionError: ``generator=`` beside a dataset, options that exclude each other, or
+                another value of one.
+            UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream,
+                epoch).
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
         component = self._component("dataloader")
-        own = {"order": order, "shard": shard, "global_batch_size": global_batch_size, "epochs": epochs}
-        loader: SeededDataLoader = self._build(component, source, (), {**kwargs, **own}, instance_id)
+        own = {
+            "order": order,
+            "shard": shard,
+            "global_batch_size": global_batch_size,
+            "epochs": epochs,
+        }
+        loader: SeededDataLoader = self._build(
+            component, source, (), {**kwargs, **own}, instance_id
+        )
         return loader
 
     def _build(
@@ -499,7 +570,10 @@ class SeedRegistry:
         *,
         torch_only: bool = False,
     ) -> Any:
-        """Build one thing and record it. ``torch_only`` builds are those of the documented functions."""
+        """Build one thing and record it.
+
+        ``torch_only`` builds are those of the documented functions.
+        """
         resolved = component.resolve(factory)
         stream = self.stream(component.purpose, instance_id)
         return build_recorded(
@@ -522,7 +596,8 @@ class SeedRegistry:
     ) -> List[Subset[Any]]:
         """Split a dataset as ``torch.utils.data.random_split`` does with the generator of ("split", instance id).
 
-        The ledger keeps the lengths and a digest of the indices. The same split made again is checked against it.
+        The ledger keeps the lengths and a digest of the indices. The same split made again is
+        checked against it.
 
         Args:
             dataset: a dataset with a length.
@@ -531,7 +606,8 @@ class SeedRegistry:
 
         Raises:
             ComponentCreationError: the lengths do not fit the dataset.
-            LedgerIntegrityError: the same split gave other indices than before, as another version of torch might.
+            LedgerIntegrityError: the same split gave other indices than before, as another version
+                of torch might.
         """
         stream = self.stream("split", instance_id)
         site = call_site()
@@ -556,27 +632,34 @@ class SeedRegistry:
                     )
                 )
             elif known != digest:
-                message = f"Split '{stream.label}' into {counts} has indices {digest[:12]} now and had {known[:12]} before."
+                message = (
+                    f"Split '{stream.label}' into {counts} has indices {digest[:12]} now "
+                    f"and had {known[:12]} before."
+                )
                 raise LedgerIntegrityError(message)
         return parts
 
-    # --- the state of the process -------------------------------------------------------------------------------------
+    # --- the state of the process -----------------------------------------------------------------
 
-    def set_global_state(self, *, deterministic: str = "off", fill_uninitialized_memory: bool = False) -> GlobalState:
+    def set_global_state(
+        self, *, deterministic: str = "off", fill_uninitialized_memory: bool = False
+    ) -> GlobalState:
         """Seed the default generators of the process and set torch's determinism switches.
 
-        A master seed below 2**32 seeds python, NumPy and torch with that integer, as the documented function does; a larger
-        one sets each from words of its own, from stream ("global", None). Call it first, or not at all: whatever is built
-        from the registry does not depend on it.
+        A master seed below 2**32 seeds python, NumPy and torch with that integer, as the documented
+        function does; a larger one sets each from words of its own, from stream ("global", None).
+        Call it first, or not at all: whatever is built from the registry does not depend on it.
 
         Args:
-            deterministic: ``"off"`` leaves the switches alone; ``"warn"`` asks for deterministic algorithms and warns where
-                there is none; ``"strict"`` raises there.
-            fill_uninitialized_memory: fill fresh memory with NaN or the largest value, which costs time.
+            deterministic: ``"off"`` leaves the switches alone; ``"warn"`` asks for deterministic
+                algorithms and warns where there is none; ``"strict"`` raises there.
+            fill_uninitialized_memory: fill fresh memory with NaN or the largest value, which costs
+                time.
 
         Returns:
-            A handle whose ``.report`` says what took effect, and whose ``.revert()`` gives the generators and the caller's
-            switches back, as the end of a ``with`` block does. Without either it stays.
+            A handle whose ``.report`` says what took effect, and whose ``.revert()`` gives the
+            generators and the caller's switches back, as the end of a ``with`` block does. Without
+            either it stays.
 
         Raises:
             InvalidOptionError: not one of these values; nothing was changed.
@@ -604,11 +687,13 @@ class SeedRegistry:
     def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
         """Put the environment of the process, as it is now, into the ledger, as circumstance.
 
-        What is recorded by itself, once, with the first thing that is built, has neither a command line nor a path.
+        What is recorded by itself, once, with the first thing that is built, has neither a command
+        line nor a path.
 
         Args:
             command_line: also the command line. It may hold whatever was typed, secrets among it.
-            paths: also the working directory and the paths of the script and of Python. They may name the user.
+            paths: also the working directory and the paths of the script and of Python. They may
+                name the user.
         """
         self._shared.record_environment(command_line=command_line, paths=paths)
 
@@ -616,8 +701,8 @@ class SeedRegistry:
         """Return a block in which every draw comes from a stream, or is reported.
 
         Args:
-            mode: ``"error"`` raises at the first operator that draws outside every stream, and at the end for python and
-                NumPy; ``"warn"`` warns, once for each operator and line.
+            mode: ``"error"`` raises at the first operator that draws outside every stream, and at
+                the end for python and NumPy; ``"warn"`` warns, once for each operator and line.
 
         Raises:
             InvalidOptionError: another mode.
@@ -626,7 +711,9 @@ class SeedRegistry:
         return audit.Audit(mode, self._shared.ledger.append)
 
     def note(self, /, **config: Any) -> None:
-        """Put settings of your own into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
+        """Put settings of your own into the ledger, as content.
+
+        ``registry.note(lr=0.1, batch_size=256)``.
 
         Args:
             **config: str, int, float, bool, None, and sequences and mappings of them.
@@ -637,8 +724,9 @@ class SeedRegistry:
         for name, value in config.items():
             if not records.is_plain(value):
                 message = (
-                    f"note({name}=...) takes str, int, float, bool, None and sequences and mappings of them; got "
-                    f"{type(value).__name__}. Pass what identifies it, such as its name."
+                    f"note({name}=...) takes str, int, float, bool, None and sequences and "
+                    f"mappings of them; got {type(value).__name__}. Pass what identifies it, such "
+                    "as its name."
                 )
                 raise InvalidOptionError(message)
         for name, value in config.items():
@@ -647,9 +735,9 @@ class SeedRegistry:
     def state_dict(self) -> Dict[str, Any]:
         """Return the state of the default generators and of the generators handed out that somebody still holds.
 
-        For code that draws outside scopes. Generators of positions are left out: they are made again from their position.
-        Ints, strings and byte tensors only, in format ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads
-        it.
+        For code that draws outside scopes. Generators of positions are left out: they are made
+        again from their position. Ints, strings and byte tensors only, in format
+        ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads it.
 
         Raises:
             ScopeError: inside a scope, where the default generators are the scope's.
@@ -658,16 +746,18 @@ class SeedRegistry:
         return checkpoint.save_state(self._shared, self._master_seed, self.scheme)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the generators as :meth:`state_dict` found them, here or in another process: all of them, or none.
+        """Set the generators as :meth:`state_dict` found them, here or in another process.
+
+        All of them, or none.
 
         Raises:
-            RngStateError: another format, master seed or scheme, or an entry that is missing, foreign or corrupt; the message
-                names it and nothing was changed.
+            RngStateError: another format, master seed or scheme, or an entry that is missing,
+                foreign or corrupt; the message names it and nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
         checkpoint.load_state(self._shared, self._master_seed, self.scheme, state)
 
-    # --- copies -------------------------------------------------------------------------------------------------------
+    # --- copies -----------------------------------------------------------------------------------
 
     def __getstate__(self) -> Dict[str, Any]:
         with self._shared.lock:
@@ -693,5 +783,10 @@ def _derivation(
     master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: str
 ) -> records.Derivation:
     return records.Derivation(
-        master_seed=master_seed, scheme=scheme, purpose=purpose, instance_id=instance_id, seed=seed, call_site=site
+        master_seed=master_seed,
+        scheme=scheme,
+        purpose=purpose,
+        instance_id=instance_id,
+        seed=seed,
+        call_site=site,
     )

@@ -19,7 +19,9 @@ __all__ = ["Shared"]
 
 
 class Shared:
-    """What a registry and its children have in common. Lives as long as any of them; guarded by one lock.
+    """What a registry and its children have in common.
+
+    Lives as long as any of them; guarded by one lock.
 
     Pickles and deep-copies without the generators that were handed out.
     """
@@ -39,17 +41,23 @@ class Shared:
         Raises:
             SeedCollisionError: two of them have one seed.
         """
-        refusing = {name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds}
+        refusing = {
+            name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds
+        }
         for record in ledger.find(records.Derivation):
             if record.scheme in refusing:
-                self.guard.claim(record.seed, (record.master_seed, record.purpose, record.instance_id))
+                self.guard.claim(
+                    record.seed, (record.master_seed, record.purpose, record.instance_id)
+                )
         self.ledger = ledger
         self.guard.ledger = ledger
         ledger.on_merge = self._claim
 
     def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
         """Put the environment of the process, as it is now, into the ledger."""
-        values = records.freeze(environment.snapshot(command_line=command_line, paths=paths).to_dict())
+        values = records.freeze(
+            environment.snapshot(command_line=command_line, paths=paths).to_dict()
+        )
         with self.lock:
             self.ledger.append(records.EnvironmentSeen(values=values))  # type: ignore[arg-type]
             self.has_environment = True
@@ -75,13 +83,21 @@ class Shared:
         """
         with self.lock:
             self.guard.claim_all(
-                (record.seed, (record.master_seed, record.purpose, record.instance_id)) for record in derivations
+                (record.seed, (record.master_seed, record.purpose, record.instance_id))
+                for record in derivations
             )
 
     def __getstate__(self) -> Dict[str, Any]:
         with self.lock:
-            state = {name: value for name, value in vars(self).items() if name not in {"lock", "handouts"}}
-            return {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in state.items()}
+            state = {
+                name: value
+                for name, value in vars(self).items()
+                if name not in {"lock", "handouts"}
+            }
+            return {
+                name: value.copy() if isinstance(value, (dict, set)) else value
+                for name, value in state.items()
+            }
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         vars(self).update(state)

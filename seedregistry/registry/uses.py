@@ -17,7 +17,9 @@ __all__ = ["Host"]
 
 
 class Host:
-    """Takes notice of the uses of one registry's streams: the streams hold it, and the registry stays out of their sight.
+    """Takes notice of the uses of one registry's streams.
+
+    The streams hold it, and the registry stays out of their sight.
 
     Thread-safe. Lives as long as the registry or one of its streams.
     """
@@ -38,7 +40,9 @@ class Host:
             shared.guard.check_use(stream, site, device or kind)
             shared.guard.mark_use(stream, site, device or kind)
             tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
-            shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator)
+            shared.handouts.add(
+                f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator
+            )
             shared.ledger.append(
                 records.HandedOut(
                     master_seed=self._master_seed,
@@ -71,12 +75,17 @@ class Host:
                 )
 
     def late_seed(self, kind: str) -> int:
-        """Return and record the seed of an accelerator that started inside a scope; called when the scope ends."""
+        """Return and record the seed of an accelerator that started inside a scope.
+
+        Called when the scope ends.
+        """
         seed = derivation.late_seed(self._master_seed, kind)
         self._shared.ledger.append(records.LateSeeded(kind=kind, seed=seed))
         return seed
 
-    def note_epoch(self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]) -> None:
+    def note_epoch(
+        self, stream: Stream, epoch: int, digest: Callable[[int], Optional[str]]
+    ) -> None:
         """Record the indices of an epoch that begins, once for each epoch and order.
 
         Args:

@@ -1,7 +1,7 @@
 """RNG state: the only package that touches the generators of the process.
 
-Everything that reads, sets or swaps a default generator of python, NumPy or torch is here, and so is whatever differs
-between versions of torch. The linter holds the rest of the library to it.
+Everything that reads, sets or swaps a default generator of python, NumPy or torch is here, and so
+is whatever differs between versions of torch. The linter holds the rest of the library to it.
 """
 
 from seedregistry.rng.checkpoint import Handouts, load_state, save_state
@@ -14,7 +14,14 @@ from seedregistry.rng.generators import (
     seed_generator,
 )
 from seedregistry.rng.scope import DEFAULT_TIMEOUT_S, Scope, in_scope, scoped_libraries
-from seedregistry.rng.state import GLOBAL_SEED_BITS, Captured, Movement, fingerprint, seed_global, shared_generators
+from seedregistry.rng.state import (
+    GLOBAL_SEED_BITS,
+    Captured,
+    Movement,
+    fingerprint,
+    seed_global,
+    shared_generators,
+)
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",

@@ -1,11 +1,13 @@
 """Accelerators: one path to the default generators of every device kind that torch was built with.
 
-CUDA, XPU and MTIA start late: until then torch keeps the seeds that it was given in a queue (``_LazySeedTracker``) and
-applies them when the device is first used. A scope must therefore know both states, *initialised* (generators exist and
-are captured like the CPU's) and *not yet* (the queue is what is captured).
+CUDA, XPU and MTIA start late: until then torch keeps the seeds that it was given in a queue
+(``_LazySeedTracker``) and applies them when the device is first used. A scope must therefore know
+both states, *initialised* (generators exist and are captured like the CPU's) and *not yet* (the
+queue is what is captured).
 
-Source: ``torch/cuda/__init__.py`` (``_lazy_call``, ``_lazy_init``), ``torch/xpu/__init__.py``, ``torch/mps/__init__.py``
-and ``torch/_utils.py`` (``_LazySeedTracker``), read at torch 2.2.2 and 2.13.0.
+Source: ``torch/cuda/__init__.py`` (``_lazy_call``, ``_lazy_init``), ``torch/xpu/__init__.py``,
+``torch/mps/__init__.py`` and ``torch/_utils.py`` (``_LazySeedTracker``), read at torch 2.2.2 and
+2.13.0.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ _SeedCall = Callable[[], Any]
 class LazyQueue:
     """The seeds that wait for an accelerator to start, captured so that they can be put back.
 
-    Torch runs the ordinary queued calls first and the tracked seeds after them; so does :meth:`replay`. Of the ordinary
-    calls only those of the device's ``random`` module (``set_rng_state``) concern generators.
+    Torch runs the ordinary queued calls first and the tracked seeds after them; so does
+    :meth:`replay`. Of the ordinary calls only those of the device's ``random`` module
+    (``set_rng_state``) concern generators.
     """
 
     __slots__ = ("_calls", "_length", "_module", "_order", "_seed", "_seed_all")
@@ -43,7 +46,10 @@ class LazyQueue:
         return bool(getattr(call, "__module__", "") == self._module.__name__ + ".random")
 
     def replace(self, call: _SeedCall) -> None:
-        """Make ``call`` the only seed that waits. No stack trace is taken: torch's own queueing spends 100 us on it."""
+        """Make ``call`` the only seed that waits.
+
+        No stack trace is taken: torch's own queueing spends 100 us on it.
+        """
         entry: Tuple[_SeedCall, List[str]] = (call, [])
         tracker = self._module._lazy_seed_tracker
         tracker.manual_seed_all_cb = entry
@@ -51,13 +57,18 @@ class LazyQueue:
         tracker.call_order = [entry]
 
     def restore(self) -> None:
-        """Put the queue back as it was; generator states queued in between are dropped, other calls stay."""
+        """Put the queue back as it was.
+
+        Generator states queued in between are dropped, other calls stay.
+        """
         tracker = self._module._lazy_seed_tracker
         tracker.manual_seed_all_cb = self._seed_all
         tracker.manual_seed_cb = self._seed
         tracker.call_order = self._order
         if len(self._calls) > self._length:
-            self._calls[self._length :] = [e for e in self._calls[self._length :] if not self._is_rng_call(e[0])]
+            self._calls[self._length :] = [
+                e for e in self._calls[self._length :] if not self._is_rng_call(e[0])
+            ]
 
     def replay(self) -> bool:
         """Run what waited at capture, now that the device has started.
@@ -119,15 +130,19 @@ class Accelerator:
         is_capturing = getattr(self.module, "is_current_stream_capturing", None)
         if is_capturing is not None and is_capturing():
             message = (
-                "A scope cannot be entered or left while a CUDA graph is being captured: torch refuses to read or set "
-                "generator states then. Capture a step that uses stream.at(...).generator(device), registered with "
+                "A scope cannot be entered or left while a CUDA graph is being captured: torch "
+                "refuses to read or set generator states then. Capture a step that uses "
+                "stream.at(...).generator(device), registered with "
                 "graph.register_generator_state, or open the scope around the whole capture."
             )
             raise ScopeError(message)
 
 
 def _discover() -> Tuple[Accelerator, ...]:
-    """Return the kinds that this torch was built with. CPU-only builds have none, and their scopes pay nothing."""
+    """Return the kinds that this torch was built with.
+
+    CPU-only builds have none, and their scopes pay nothing.
+    """
     found = []
     for kind in ("cuda", "xpu", "mtia"):
         module = getattr(torch, kind, None)

@@ -1,8 +1,9 @@
 """Generator states as plain data: saved, checked, and loaded all or not at all.
 
-Part of format ``seedregistry.registry/1``: an entry for each generator, a dict of ints, strings and one-dimensional uint8
-tensors with a SHA-256 over its content, so that ``torch.load(weights_only=True)`` reads it and a damaged entry is named. Left
-out: generators that nobody holds any more, and accelerators that have not started.
+Part of format ``seedregistry.registry/1``: an entry for each generator, a dict of ints, strings and
+one-dimensional uint8 tensors with a SHA-256 over its content, so that
+``torch.load(weights_only=True)`` reads it and a damaged entry is named. Left out: generators that
+nobody holds any more, and accelerators that have not started.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _PYTHON_VERSION = 3  # of random.getstate(), since Python 3.2
 class Handouts:
     """The generators that a registry has handed out, by name, held weakly.
 
-    A name is (purpose, tagged instance id, kind, how many of these came before). Lives as long as its registry; not
-    pickled.
+    A name is (purpose, tagged instance id, kind, how many of these came before). Lives as long as
+    its registry; not pickled.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class Handouts:
         return dict(self._alive)
 
 
-# --- bytes ------------------------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 
 def _tensor(words: Any) -> torch.Tensor:
@@ -59,14 +60,20 @@ def _tensor(words: Any) -> torch.Tensor:
 
 def _words(entry: Entry, name: str, field: str = "words") -> np.ndarray[Any, Any]:
     tensor = entry[field]
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.uint8 or tensor.shape != (4 * _MT_WORDS,):
+    if (
+        not isinstance(tensor, torch.Tensor)
+        or tensor.dtype != torch.uint8
+        or tensor.shape != (4 * _MT_WORDS,)
+    ):
         raise _bad(name, f"'{field}' must be a uint8 tensor of {4 * _MT_WORDS} bytes")
     words: np.ndarray[Any, Any] = tensor.cpu().numpy().copy().view("<u4")
     return words
 
 
 def _bad(name: str, what: str) -> RngStateError:
-    return RngStateError(f"Entry '{name}' of the RNG state is corrupt: {what}. Nothing was changed.", entries=(name,))
+    return RngStateError(
+        f"Entry '{name}' of the RNG state is corrupt: {what}. Nothing was changed.", entries=(name,)
+    )
 
 
 def _digest(entry: Mapping[str, Any]) -> str:
@@ -75,12 +82,16 @@ def _digest(entry: Mapping[str, Any]) -> str:
         if field == "sha256":
             continue
         value = entry[field]
-        payload = value.cpu().numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+        payload = (
+            value.cpu().numpy().tobytes()
+            if isinstance(value, torch.Tensor)
+            else repr(value).encode()
+        )
         sha.update(f"{field}:{len(payload)}:".encode() + payload)
     return sha.hexdigest()
 
 
-# --- one encoder and one decoder a kind. A decoder checks its entry and returns the call that applies it. ---------------
+# --- one encoder and one decoder a kind. A decoder checks its entry and returns the call that applies it.
 
 
 def _encode_python(generator: Any) -> Entry:
@@ -96,7 +107,13 @@ def _encode_python(generator: Any) -> Entry:
 
 def _decode_python(entry: Entry, name: str, generator: Any) -> Callable[[], object]:
     if entry["version"] != _PYTHON_VERSION:
-        raise _bad(name, f"version {entry['version']!r} of python's state is unknown; expected {_PYTHON_VERSION}")
+        raise _bad(
+            name,
+            (
+                f"version {entry['version']!r} of python's state is unknown; expected "
+                f"{_PYTHON_VERSION}"
+            ),
+        )
     words = tuple(int(word) for word in _words(entry, name))
     position = entry["position"]
     if not 0 <= position <= _MT_WORDS:
@@ -109,8 +126,9 @@ def _encode_numpy_legacy() -> Entry:
     state: Any = np.random.get_state(legacy=False)
     if state["bit_generator"] != "MT19937":
         message = (
-            f"NumPy's global generator is a {state['bit_generator']}, set with np.random.set_bit_generator; only MT19937 "
-            "can be saved. Put the original back, or use a generator of your own."
+            f"NumPy's global generator is a {state['bit_generator']}, set with "
+            "np.random.set_bit_generator; only MT19937 can be saved. Put the original back, or "
+            "use a generator of your own."
         )
         raise RngStateError(message, entries=("numpy",))
     return {
@@ -165,17 +183,25 @@ def _encode_torch(generator: torch.Generator) -> Entry:
 
 def _decode_torch(entry: Entry, name: str, generator: torch.Generator) -> Callable[[], object]:
     if entry["device"] != generator.device.type:
-        raise _bad(name, f"it was saved on '{entry['device']}' and the generator is on '{generator.device.type}'")
+        raise _bad(
+            name,
+            (
+                f"it was saved on '{entry['device']}' and the generator is on "
+                f"'{generator.device.type}'"
+            ),
+        )
     state = entry["state"]
     expected = generator.get_state().shape
     if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.shape != expected:
         raise _bad(name, f"'state' must be a uint8 tensor of {expected.numel()} bytes")
     private = state.cpu().clone()
-    torch.Generator(device=generator.device).set_state(private)  # torch's own checks, on a generator nobody uses
+    torch.Generator(device=generator.device).set_state(
+        private
+    )  # torch's own checks, on a generator nobody uses
     return lambda: generator.set_state(private)
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 
 def _torch_defaults() -> Dict[str, torch.Generator]:
@@ -202,8 +228,12 @@ def save_state(handouts: Handouts) -> Dict[str, Entry]:
         RngStateError: NumPy's global bit generator is not an MT19937.
     """
     entries = {"python": _encode_python(random), "numpy": _encode_numpy_legacy()}
-    entries.update((name, _encode_torch(generator)) for name, generator in _torch_defaults().items())
-    entries.update((name, _encode_handed(generator)) for name, generator in handouts.alive().items())
+    entries.update(
+        (name, _encode_torch(generator)) for name, generator in _torch_defaults().items()
+    )
+    entries.update(
+        (name, _encode_handed(generator)) for name, generator in handouts.alive().items()
+    )
     for entry in entries.values():
         entry["sha256"] = _digest(entry)
     return entries
@@ -223,7 +253,9 @@ def _check_entry(name: str, entry: object, kind: str) -> Entry:
     if entry.get("kind") != kind:
         raise _bad(name, f"it is of kind {entry.get('kind')!r}; expected {kind!r}")
     if set(entry) != _FIELDS[kind]:
-        raise _bad(name, f"its fields are {sorted(map(str, entry))}; expected {sorted(_FIELDS[kind])}")
+        raise _bad(
+            name, f"its fields are {sorted(map(str, entry))}; expected {sorted(_FIELDS[kind])}"
+        )
     if _digest(entry) != entry["sha256"]:
         raise _bad(name, "its SHA-256 does not match its content")
     return entry
@@ -257,14 +289,19 @@ def load_state(entries: object, handouts: Handouts) -> None:
 
     Args:
         entries: what :func:`save_state` returned, here or in another process.
-        handouts: the generators handed out in this process; each one held needs an entry, and each entry needs one.
+        handouts: the generators handed out in this process; each one held needs an entry, and each
+            entry needs one.
 
     Raises:
-        RngStateError: names the entries that are missing, that belong to no generator here, or that are corrupt. Nothing
-            has been changed then, except that an accelerator with an entry may have been started.
+        RngStateError: names the entries that are missing, that belong to no generator here, or that
+            are corrupt. Nothing has been changed then, except that an accelerator with an entry may
+            have been started.
     """
     if not isinstance(entries, dict):
-        raise RngStateError(f"'generators' must be a dict of entries; got {type(entries).__name__}. Nothing was changed.")
+        raise RngStateError(
+            f"'generators' must be a dict of entries; got {type(entries).__name__}. Nothing was "
+            "changed."
+        )
     _start_accelerators([str(name) for name in entries])
     targets: Dict[str, Any] = {"python": random, "numpy": np.random}
     targets.update(_torch_defaults())
@@ -278,8 +315,8 @@ def load_state(entries: object, handouts: Handouts) -> None:
         if foreign:
             parts.append(f"nothing here goes by {', '.join(foreign)}")
         message = (
-            f"The RNG state does not fit this process: {'; '.join(parts)}. Hand out the same generators, on the same "
-            "devices, before loading. Nothing was changed."
+            f"The RNG state does not fit this process: {'; '.join(parts)}. Hand out the same "
+            "generators, on the same devices, before loading. Nothing was changed."
         )
         raise RngStateError(message, entries=tuple(missing + foreign))
     plan = [_plan(name, entries[name], targets[name]) for name in sorted(targets)]

@@ -42,8 +42,9 @@ __all__ = [
     "seed_generator",
 ]
 
-# The state of torch's CPU generator is 5,056 bytes: seed u64, left i32, seeded i32, next u64, 624 words of 32 bits held
-# as u64, and the cached normals. Source: aten/src/ATen/CPUGeneratorImpl.cpp (CPUGeneratorImplStateLegacy).
+# The state of torch's CPU generator is 5,056 bytes: seed u64, left i32, seeded i32, next u64, 624
+# words of 32 bits held as u64, and the cached normals. Source: aten/src/ATen/CPUGeneratorImpl.cpp
+# (CPUGeneratorImplStateLegacy).
 _STATE_BYTES = 5056
 _WORDS_START, _WORDS_END = 24, 24 + 624 * 8
 _HEADER = struct.Struct("<QiiQ")
@@ -54,21 +55,29 @@ def _check_cpu_layout() -> None:
     """Compare the layout above with a generator that torch seeded, once, before relying on it."""
     seed = 5489
     state = torch.Generator().manual_seed(seed).get_state().numpy()
-    known = state.size == _STATE_BYTES and _HEADER.unpack(state[:_WORDS_START].tobytes()) == (seed, 1, 1, 0)
+    known = state.size == _STATE_BYTES and _HEADER.unpack(state[:_WORDS_START].tobytes()) == (
+        seed,
+        1,
+        1,
+        0,
+    )
     if known:
         legacy: Any = np.random.RandomState(seed).get_state()
         words = legacy[1]  # MT19937 init_genrand, as torch seeds it
         known = bool(np.array_equal(state[_WORDS_START:_WORDS_END].view("<u8"), words))
     if not known:
         message = (
-            f"torch {torch.__version__} keeps the state of its CPU generator in a layout that this version does not "
-            "know, so scheme 'sha256-256' cannot set it. Use scheme 'sha256-31' or a torch release that is supported."
+            f"torch {torch.__version__} keeps the state of its CPU generator in a layout that "
+            "this version does not know, so scheme 'sha256-256' cannot set it. Use scheme "
+            "'sha256-31' or a torch release that is supported."
         )
         raise RngStateError(message)
 
 
 class FullState:
-    """A state of torch's CPU generator with all 624 words from a key. It may be filled again: generators copy it.
+    """A state of torch's CPU generator with all 624 words from a key.
+
+    It may be filled again: generators copy it.
 
     Raises:
         RngStateError: this torch keeps the state in a layout that is not known.
@@ -84,7 +93,10 @@ class FullState:
         self._tensor = torch.from_numpy(state)
 
     def fill(self, key: bytes, seed: int) -> torch.Tensor:
-        """Return the state of a key, for ``Generator.set_state``; ``initial_seed`` will say ``seed``."""
+        """Return the state of a key, for ``Generator.set_state``.
+
+        ``initial_seed`` will say ``seed``.
+        """
         _HEADER.pack_into(self._bytes, 0, seed, 1, 1, 0)
         self._words[:] = np.frombuffer(derivation.mt19937_words(key), dtype="<u4")
         return self._tensor
@@ -93,8 +105,9 @@ class FullState:
 def seed_generator(generator: torch.Generator, source: SeedSource) -> None:
     """Set a torch generator to the start of a stream or position, on whatever device it lives.
 
-    Under a 31-bit scheme that is ``manual_seed(seed)``. Under a full-width scheme the CPU's MT19937 state is filled from
-    the key (an integer seed would count with its low 32 bits only), and a Philox generator takes 64 bits of the key.
+    Under a 31-bit scheme that is ``manual_seed(seed)``. Under a full-width scheme the CPU's MT19937
+    state is filled from the key (an integer seed would count with its low 32 bits only), and a
+    Philox generator takes 64 bits of the key.
     """
     if not source.full_width:
         generator.manual_seed(source.seed)
@@ -108,7 +121,8 @@ def resolve_device(device: Union[str, torch.device]) -> torch.device:
     """Return the device, if it can have a generator here.
 
     Raises:
-        DeviceError: not a device, a kind without random numbers (``meta``), or not available on this machine.
+        DeviceError: not a device, a kind without random numbers (``meta``), or not available on
+            this machine.
     """
     try:
         resolved = torch.device(device)
@@ -119,8 +133,9 @@ def resolve_device(device: Union[str, torch.device]) -> torch.device:
         return resolved
     if resolved.type == "meta":
         message = (
-            "Device 'meta' holds no data and has no generator. Use a generator of the device that the tensors will live "
-            "on, or a CPU one: factory functions accept it with device='meta'."
+            "Device 'meta' holds no data and has no generator. Use a generator of the device "
+            "that the tensors will live on, or a CPU one: factory functions accept it with "
+            "device='meta'."
         )
         raise DeviceError(message)
     for accelerator in accelerators.ACCELERATORS:
@@ -129,14 +144,23 @@ def resolve_device(device: Union[str, torch.device]) -> torch.device:
         count = accelerator.device_count()
         if (resolved.index or 0) < count:
             return resolved
-        message = f"Device '{resolved}' is not available: torch sees {count} device(s) of kind '{resolved.type}' here."
+        message = (
+            f"Device '{resolved}' is not available: torch sees {count} device(s) of kind "
+            f"'{resolved.type}' here."
+        )
         raise DeviceError(message)
-    built = ", ".join(["'cpu'", *(f"'{accelerator.kind}'" for accelerator in accelerators.ACCELERATORS)])
-    message = f"Device '{resolved}' is not available: this build of torch has generators for {built} only."
+    built = ", ".join(
+        ["'cpu'", *(f"'{accelerator.kind}'" for accelerator in accelerators.ACCELERATORS)]
+    )
+    message = (
+        f"Device '{resolved}' is not available: this build of torch has generators for "
+        f"{built} only."
+    )
     raise DeviceError(message)
 
 
-# From which release on torch.Generator can be referenced weakly is not documented; 2.2 cannot, 2.13 can.
+# From which release on torch.Generator can be referenced weakly is not documented; 2.2 cannot, 2.13
+# can.
 if torch.Generator.__weakrefoffset__:
     _Generator = torch.Generator
 else:
@@ -148,7 +172,10 @@ else:
 
 
 class _NumpyGenerator(np.random.Generator):
-    """A generator that can be referenced weakly; its copies and pickles are plain ``numpy.random.Generator``s."""
+    """A generator that can be referenced weakly.
+
+    Its copies and pickles are plain ``numpy.random.Generator``s.
+    """
 
     __slots__ = ("__weakref__",)
 

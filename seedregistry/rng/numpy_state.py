@@ -1,10 +1,12 @@
 """NumPy's legacy global state, swapped instead of copied.
 
-``np.random.get_bit_generator`` and ``set_bit_generator`` (NumPy 1.24) exchange the bit generator under the global
-``RandomState`` in 0.2 us, where reading its state takes 30 us. A swap loses one thing: the second half of the last pair
-of legacy normals, which the ``RandomState`` itself keeps (``has_gauss``, ``gauss``). It is read before and put back after.
+``np.random.get_bit_generator`` and ``set_bit_generator`` (NumPy 1.24) exchange the bit generator
+under the global ``RandomState`` in 0.2 us, where reading its state takes 30 us. A swap loses one
+thing: the second half of the last pair of legacy normals, which the ``RandomState`` itself keeps
+(``has_gauss``, ``gauss``). It is read before and put back after.
 
-The generators swapped in are ``MT19937`` and nothing else: ``np.random.seed`` and ``set_state`` refuse any other.
+The generators swapped in are ``MT19937`` and nothing else: ``np.random.seed`` and ``set_state``
+refuse any other.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import numpy as np
 __all__ = ["Cached", "Pooled", "borrow", "fresh", "read_cached", "swap_in", "swap_out"]
 
 Cached = Tuple[Any, int, float]
-"""The bit generator that was under the global state, and its cached normal: (bit generator, has_gauss, gauss)."""
+"""The bit generator that was under the global state, and its cached normal.
+
+(bit generator, has_gauss, gauss).
+"""
 
 
 class Pooled:
@@ -33,10 +38,11 @@ class Pooled:
 class _CachedNormalOnly(np.random.MT19937):
     """A bit generator without a state, to read and write the cached normal alone.
 
-    ``RandomState.get_state`` asks its bit generator for ``state`` and adds ``has_gauss`` and ``gauss``; ``set_state``
-    hands ``state`` on and keeps these two. With this in place of the bit generator both cost under a microsecond. It stands
-    there for a moment only; what other threads ask of it in that moment goes on to the one that it stands for, and drawing
-    does not ask at all. Source: ``numpy/random/mtrand.pyx``, ``RandomState.get_state``, ``set_state`` and ``seed``.
+    ``RandomState.get_state`` asks its bit generator for ``state`` and adds ``has_gauss`` and
+    ``gauss``; ``set_state`` hands ``state`` on and keeps these two. With this in place of the bit
+    generator both cost under a microsecond. It stands there for a moment only; what other threads
+    ask of it in that moment goes on to the one that it stands for, and drawing does not ask at all.
+    Source: ``numpy/random/mtrand.pyx``, ``RandomState.get_state``, ``set_state`` and ``seed``.
     """
 
     def stand_for(self, actual: Any) -> None:
@@ -94,7 +100,10 @@ def _probing(actual: Any, call: Callable[[], Any]) -> Any:
 
 
 def borrow(depth: int) -> Pooled:
-    """Return the pooled generator for a nesting depth. Only the holder of the scope lock may call this."""
+    """Return the pooled generator for a nesting depth.
+
+    Only the holder of the scope lock may call this.
+    """
     while len(_pool) <= depth:
         _pool.append(Pooled())
     return _pool[depth]
@@ -121,12 +130,20 @@ def swap_in(bit_generator: Any) -> None:
 
 
 def swap_out(cached: Cached) -> None:
-    """Put back what :func:`read_cached` returned: the same bit generator, untouched, and the cached normal."""
+    """Put back what :func:`read_cached` returned.
+
+    The same bit generator, untouched, and the cached normal.
+    """
     actual, has_gauss, gauss = cached
     np.random.set_bit_generator(actual)  # type: ignore[attr-defined]
     if not has_gauss:
         return
-    cached_normal = {"bit_generator": "MT19937", "state": {}, "has_gauss": has_gauss, "gauss": gauss}
+    cached_normal = {
+        "bit_generator": "MT19937",
+        "state": {},
+        "has_gauss": has_gauss,
+        "gauss": gauss,
+    }
     try:
         _probing(actual, lambda: np.random.set_state(cached_normal))
     except AttributeError:

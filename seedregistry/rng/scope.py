@@ -1,7 +1,7 @@
 """Scopes: ``with`` blocks in which the default generators come from a stream, and after which they are as before.
 
-Default generators belong to the process, so one thread at a time holds the scopes; it may nest them. A scope that another
-thread holds is waited for, for a limited time.
+Default generators belong to the process, so one thread at a time holds the scopes; it may nest
+them. A scope that another thread holds is waited for, for a limited time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, List, Optional, Tuple, Type, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    FrozenSet,
+    List,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+)
 
 from seedregistry.errors import ScopeError
 from seedregistry.rng.state import Captured, Movement
@@ -44,8 +55,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 class _Stack:
     """The open scopes of the process, and the thread that holds them.
 
-    The holder is entered with ``dict.setdefault``, which takes the place and says who has it in one step: an interrupt
-    between two bytecodes can then not leave the scopes held by nobody.
+    The holder is entered with ``dict.setdefault``, which takes the place and says who has it in one
+    step: an interrupt between two bytecodes can then not leave the scopes held by nobody.
     """
 
     __slots__ = ("_holder", "_released", "_waiting", "open")
@@ -75,7 +86,9 @@ class _Stack:
                     holder = self._holder.setdefault("thread", me)
                     if holder is me:
                         return
-                    if not holder.is_alive():  # it ended inside a scope: put its state back and take its place
+                    if (
+                        not holder.is_alive()
+                    ):  # it ended inside a scope: put its state back and take its place
                         self._bury(holder)
                         continue
                     remaining_s = give_up_at - time.monotonic()
@@ -96,9 +109,9 @@ class _Stack:
     def _give_up(self, timeout_s: float) -> None:
         holder = self.describe_holder()
         message = (
-            f"Waited {timeout_s:g} s for a scope that {holder} holds. Default generators belong to the whole process, so one "
-            "thread at a time can set them. Let the threads draw from stream.at(...).generator(device), or give the scope a "
-            "longer timeout_s."
+            f"Waited {timeout_s:g} s for a scope that {holder} holds. Default generators belong "
+            "to the whole process, so one thread at a time can set them. Let the threads draw "
+            "from stream.at(...).generator(device), or give the scope a longer timeout_s."
         )
         raise ScopeError(message, holder=holder)
 
@@ -126,8 +139,8 @@ class _Stack:
     def free_after_fork(self) -> None:
         """Run in a forked child, which has the forking thread alone.
 
-        A scope of the forking thread stays open in the child. One of another thread can never be left there: its state
-        is put back and the place is freed.
+        A scope of the forking thread stays open in the child. One of another thread can never be
+        left there: its state is put back and the place is freed.
         """
         self._released = threading.Condition(threading.Lock())
         self._waiting = 0
@@ -151,9 +164,12 @@ def in_scope() -> bool:
 
 
 def scoped_libraries() -> FrozenSet[str]:
-    """Return what open scopes, of any thread, have set: ``"torch"``, and ``"python"`` and ``"numpy"`` unless torch-only.
+    """Return what open scopes, of any thread, have set.
 
-    Default generators belong to the process: while a scope is open, every thread that draws from them draws from it.
+    ``"torch"``, and ``"python"`` and ``"numpy"`` unless torch-only.
+
+    Default generators belong to the process: while a scope is open, every thread that draws from
+    them draws from it.
     """
     scopes = tuple(_stack.open)
     if not scopes:
@@ -173,9 +189,10 @@ def _runs_later(function: Any) -> bool:
 class Scope:
     """A block in which the default generators are set from a source, and restored after, whatever happens inside.
 
-    Restored on return, on any exception (``KeyboardInterrupt`` and ``GeneratorExit`` too), nested to any depth, to the
-    byte. One object is one block: it cannot be entered twice, but as a decorator it opens a new block at every call.
-    Threads: one thread at a time; another waits up to ``timeout_s``. Fork: a child begins with a free lock.
+    Restored on return, on any exception (``KeyboardInterrupt`` and ``GeneratorExit`` too), nested
+    to any depth, to the byte. One object is one block: it cannot be entered twice, but as a
+    decorator it opens a new block at every call. Threads: one thread at a time; another waits up to
+    ``timeout_s``. Fork: a child begins with a free lock.
 
     Args:
         source: the stream, position or plain seed that the generators are set from.
@@ -183,7 +200,8 @@ class Scope:
         torch_only: leave python's and NumPy's generators alone.
         watch: keep what shows which generators moved, for ``movement``.
         timeout_s: how long to wait for another thread's scope, in seconds.
-        late_seed: gives the seed of an accelerator that starts inside while no seed was waiting for it.
+        late_seed: gives the seed of an accelerator that starts inside while no seed was waiting for
+            it.
 
     Attributes:
         movement: after the block, with ``watch``: says which generators moved; else None.
@@ -234,8 +252,8 @@ class Scope:
     def __enter__(self) -> Self:
         if self._captured is not None:
             message = (
-                f"Scope '{self.label}' was entered a second time. A scope is one block: make a new one with "
-                "stream.scope(...) for the next."
+                f"Scope '{self.label}' was entered a second time. A scope is one block: make a "
+                "new one with stream.scope(...) for the next."
             )
             raise ScopeError(message)
         caller: FrameType = sys._getframe(1)
@@ -248,7 +266,12 @@ class Scope:
             _stack.open.append(self)
             self._is_open = True
             if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("scope of %s opened at depth %d", self.label, depth, extra={"label": self.label, "depth": depth})
+                _log.debug(
+                    "scope of %s opened at depth %d",
+                    self.label,
+                    depth,
+                    extra={"label": self.label, "depth": depth},
+                )
             captured.seed_from(self._source, depth)
         except BaseException:
             if _stack.holder is threading.current_thread():
@@ -257,13 +280,17 @@ class Scope:
         return self
 
     def reseed(self, source: SeedSource) -> None:
-        """Set the generators from another position of the same scheme, inside the block: many short draws, one capture.
+        """Set the generators from another position of the same scheme, inside the block.
+
+        Many short draws, one capture.
 
         Raises:
             ScopeError: this is not the innermost open scope.
         """
         if not self._is_open or _stack.open[-1] is not self or self._captured is None:
-            message = f"Scope '{self.label}' is not the innermost open scope, and cannot be seeded again."
+            message = (
+                f"Scope '{self.label}' is not the innermost open scope, and cannot be seeded again."
+            )
             raise ScopeError(message)
         seeder = self._seeder
         if seeder is None:
@@ -288,7 +315,9 @@ class Scope:
             self._leave()
 
     def _leave(self) -> None:
-        """Put the state back, close this scope and free the place if it was the last; also half-way through entering.
+        """Put the state back, close this scope and free the place if it was the last.
+
+        Also half-way through entering.
 
         An interrupt on the way waits until this is done: every step can be repeated.
         """
@@ -331,9 +360,10 @@ class Scope:
         finally:
             _stack.release()
         message = (
-            f"Scope '{self.label}' (opened at {mine}) was left while '{innermost.label}' (opened at {innermost.line}) was "
-            f"the innermost, held by {holder}. Scopes are left in the reverse order of entering, by the thread that "
-            "entered them. All of them are closed now and the generators are as before the outermost."
+            f"Scope '{self.label}' (opened at {mine}) was left while '{innermost.label}' (opened "
+            f"at {innermost.line}) was the innermost, held by {holder}. Scopes are left in the "
+            "reverse order of entering, by the thread that entered them. All of them are closed "
+            "now and the generators are as before the outermost."
         )
         raise ScopeError(message, holder=holder)
 
@@ -341,12 +371,14 @@ class Scope:
         """Return the function with every call in a new block of this scope; its value is returned.
 
         Raises:
-            ScopeError: for a class, a generator or an async function: their bodies run after the call has returned.
+            ScopeError: for a class, a generator or an async function: their bodies run after the
+                call has returned.
         """
         if not callable(function) or inspect.isclass(function) or _runs_later(function):
             message = (
-                f"A scope cannot decorate {function!r}: it wraps the call of a plain function, and the body of a generator, an "
-                "async function or a class's methods runs after that. Open the scope with `with` inside the body."
+                f"A scope cannot decorate {function!r}: it wraps the call of a plain function, "
+                "and the body of a generator, an async function or a class's methods runs after "
+                "that. Open the scope with `with` inside the body."
             )
             raise ScopeError(message)
 

@@ -1,7 +1,8 @@
 """The default generators of every library: captured, seeded from a source, put back.
 
-What counts as state: ``random``'s hidden instance, NumPy's legacy global state, torch's default CPU generator, the default
-generators of every initialised accelerator, and the seeds that wait for an accelerator that has not started.
+What counts as state: ``random``'s hidden instance, NumPy's legacy global state, torch's default CPU
+generator, the default generators of every initialised accelerator, and the seeds that wait for an
+accelerator that has not started.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ if TYPE_CHECKING:
     from seedregistry.rng.accelerators import Accelerator, LazyQueue
     from seedregistry.rng.generators import SeedSource
 
-__all__ = ["GLOBAL_SEED_BITS", "Captured", "Movement", "fingerprint", "seed_global", "shared_generators"]
+__all__ = [
+    "GLOBAL_SEED_BITS",
+    "Captured",
+    "Movement",
+    "fingerprint",
+    "seed_global",
+    "shared_generators",
+]
 
 _HEAD_BYTES = 64
 
-# random.seed is a method of a hidden instance, and most of its own time is spent on looking at the type of the seed.
+# random.seed is a method of a hidden instance, and most of its own time is spent on looking at the
+# type of the seed.
 _python: Any = getattr(random, "_inst", None)
 _SEED_PYTHON: Any = random.Random.__base__.seed if _python is not None else None  # type: ignore[union-attr]
 
@@ -32,11 +41,17 @@ GLOBAL_SEED_BITS = 32
 """Width of an integer that seeds every library: NumPy's legacy generator takes no more."""
 
 LateSeed = Callable[[str], int]
-"""Called with a device kind that started inside a scope with no seed waiting; returns a 64-bit seed for after it."""
+"""Called with a device kind that started inside a scope with no seed waiting.
+
+Returns a 64-bit seed for after it.
+"""
 
 
 def _bytes_of(generator: torch.Generator) -> bytes:
-    """Return the state of a torch generator as bytes; half the price of ``torch.equal`` on two states."""
+    """Return the state of a torch generator as bytes.
+
+    Half the price of ``torch.equal`` on two states.
+    """
     return generator.get_state().numpy().tobytes()
 
 
@@ -46,10 +61,13 @@ def _head_of(generator: torch.Generator) -> bytes:
 
 
 class Captured:
-    """The default generators at one moment. Made by one thread, restored at most once by each holder.
+    """The default generators at one moment.
 
-    NumPy's is captured as the object under the global state and its cached normal, not as a copy: whoever lets code draw
-    from it before :meth:`restore` has put another one in its place first, as :meth:`seed_from` and :func:`seed_global` do.
+    Made by one thread, restored at most once by each holder.
+
+    NumPy's is captured as the object under the global state and its cached normal, not as a copy:
+    whoever lets code draw from it before :meth:`restore` has put another one in its place first, as
+    :meth:`seed_from` and :func:`seed_global` do.
 
     Attributes:
         torch_only: python's and NumPy's generators were left out.
@@ -80,7 +98,8 @@ class Captured:
 
         Args:
             source: the stream, position or plain seed.
-            depth: nesting depth of the scope, for NumPy's pooled generators; None for a state that stays.
+            depth: nesting depth of the scope, for NumPy's pooled generators; None for a state that
+                stays.
         """
         seed_generator(torch.default_generator, source)
         for generator, _ in self._accelerators:
@@ -155,7 +174,8 @@ class Captured:
         """Put everything back. Running it again, as after an interrupt half-way, does the same once more.
 
         Args:
-            late_seed: gives the seed of an accelerator that started since the capture while no seed was waiting for it.
+            late_seed: gives the seed of an accelerator that started since the capture while no seed
+                was waiting for it.
         """
         torch.default_generator.set_state(self._cpu)
         if self._numpy is not None:
@@ -187,12 +207,15 @@ class _SeedDefaults:
 
 
 class Movement:
-    """What shows, after a scope's body, which libraries drew in it. For the ledger: most optimizers draw nothing.
+    """What shows, after a scope's body, which libraries drew in it.
 
-    Taken before the state is restored, from the next word of python's and NumPy's generators and the state of torch's (1 us);
-    compared only when somebody asks, with new generators set from the same source. Of a torch state its head is kept, in
-    which every draw shows: the position in the words on the CPU, the offset of Philox. A generator that moved shows the same
-    word with a chance of 2**-32.
+    For the ledger: most optimizers draw nothing.
+
+    Taken before the state is restored, from the next word of python's and NumPy's generators and
+    the state of torch's (1 us); compared only when somebody asks, with new generators set from the
+    same source. Of a torch state its head is kept, in which every draw shows: the position in the
+    words on the CPU, the offset of Philox. A generator that moved shows the same word with a chance
+    of 2**-32.
     """
 
     __slots__ = ("_numpy_word", "_python_word", "_source", "_torch")
@@ -209,11 +232,20 @@ class Movement:
             self._numpy_word = np.random.get_bit_generator().random_raw()  # type: ignore[attr-defined]
 
     def drew(self) -> Tuple[str, ...]:
-        """Return the libraries and device kinds whose generator moved, sorted: ``"numpy"``, ``"python"``, ``"torch"``, ..."""
+        """Return the libraries and device kinds whose generator moved, sorted.
+
+        ``"numpy"``, ``"python"``, ``"torch"``, ...
+        """
         source = self._source
-        moved = {name for name, device, head in self._torch if head != _head_of(make_generator(device, source))}
+        moved = {
+            name
+            for name, device, head in self._torch
+            if head != _head_of(make_generator(device, source))
+        }
         if self._python_word is not None:
-            if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(32):
+            if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(
+                32
+            ):
                 moved.add("python")
             legacy = numpy_state.fresh()
             _seed_legacy(legacy, source)
@@ -225,7 +257,9 @@ class Movement:
 def _seed_legacy(pooled: numpy_state.Pooled, source: SeedSource) -> None:
     """Set NumPy's legacy generator to the start of a source, from words of its own."""
     key = source.key
-    pooled.state.seed(derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key))
+    pooled.state.seed(
+        derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key)
+    )
 
 
 def _comparable(state: Any) -> object:
@@ -238,7 +272,10 @@ def _comparable(state: Any) -> object:
 
 
 def fingerprint() -> Dict[str, object]:
-    """Return something comparable for every default generator: equal exactly when it has not moved. Reads only, 40 us."""
+    """Return something comparable for every default generator: equal exactly when it has not moved.
+
+    Reads only, 40 us.
+    """
     found: Dict[str, object] = {
         "python": random.getstate(),
         "numpy": _comparable(np.random.get_state(legacy=False)),
@@ -259,8 +296,8 @@ def shared_generators() -> Tuple[object, ...]:
 def seed_global(seed: int) -> None:
     """Seed python, NumPy's legacy generator and torch on every device with one integer, as the documents do.
 
-    A generator of another kind that was put under NumPy's global state (``set_bit_generator``), which ``np.random.seed``
-    refuses, is replaced by an MT19937.
+    A generator of another kind that was put under NumPy's global state (``set_bit_generator``),
+    which ``np.random.seed`` refuses, is replaced by an MT19937.
 
     Args:
         seed: int, ``0 <= seed < 2**32``.

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from typing_extensions import assert_type
 
-from seedregistry import Component, Position, SeedRegistry, Stream, derive_component_seed, deterministic_context
+from seedregistry import (
+    Component,
+    Position,
+    SeedRegistry,
+    Stream,
+    derive_component_seed,
+    deterministic_context,
+)
 
 registry = SeedRegistry(42, scheme="sha256-256", on_reuse="forbid", purposes={"model", "noise"})
 assert_type(registry.seed("model", 7), int)

@@ -1,4 +1,5 @@
-"""Accelerate: ``set_seed``, ``prepare`` with the seedable sampler, ``save_state``, ``skip_first_batches``."""
+"""Accelerate: ``set_seed``, ``prepare`` with the seedable sampler, ``save_state``,
+``skip_first_batches``."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from peers.work import Drawing, Net, Step, Work, disturb
 
 
 def _accelerator() -> Accelerator:
-    return Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    return Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
+    )
 
 
 class Accelerate(Peer):
@@ -40,7 +43,9 @@ class Accelerate(Peer):
             persistent_workers=work.persistent,
         )
         optimizer: Any
-        model, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1), loader)
+        model, optimizer, loader = accelerator.prepare(
+            net, torch.optim.SGD(net.parameters(), lr=0.1), loader
+        )
         first, skipped = 0, 0
         if work.resume:
             accelerator.load_state(str(work.folder))
@@ -63,7 +68,9 @@ class Accelerate(Peer):
                     return trace
             if work.validate:
                 model.eval()
-                for batch in accelerator.prepare(torch.utils.data.DataLoader(Drawing(8), num_workers=work.workers)):
+                for batch in accelerator.prepare(
+                    torch.utils.data.DataLoader(Drawing(8), num_workers=work.workers)
+                ):
                     model(batch)
                 model.train()
         return trace
@@ -76,7 +83,9 @@ class Accelerate(Peer):
         return {name: nn.Linear(4, 4).weight.flatten().tolist() for name in names}
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        one, other = (list(SeedableRandomSampler(range(10), data_seed=seed)) for seed in (1, 1 + 2**32))
+        one, other = (
+            list(SeedableRandomSampler(range(10), data_seed=seed)) for seed in (1, 1 + 2**32)
+        )
         return one, other
 
     def set_switches(self) -> Tuple[str, Optional[Callable[[], None]]]:

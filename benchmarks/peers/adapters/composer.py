@@ -31,7 +31,8 @@ class _Model(ComposerModel):
 
 
 class Composer(Peer):
-    """``Trainer(seed=...)``, ``dist.get_sampler``, a checkpoint by ``save_checkpoint`` and ``load_path``."""
+    """``Trainer(seed=...)``, ``dist.get_sampler``, a checkpoint by ``save_checkpoint`` and
+    ``load_path``."""
 
     name = "composer"
     title = "Composer"
@@ -53,7 +54,11 @@ class Composer(Peer):
         )
         if work.disturb:
             disturb(loader)
-        validation = torch.utils.data.DataLoader(Drawing(8), num_workers=work.workers) if work.validate else None
+        validation = (
+            torch.utils.data.DataLoader(Drawing(8), num_workers=work.workers)
+            if work.validate
+            else None
+        )
         trainer = Trainer(
             model=model,
             train_dataloader=loader,
@@ -86,7 +91,9 @@ class Composer(Peer):
         return {name: nn.Linear(4, 4).weight.flatten().tolist() for name in names}
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        one, other = (list(dist.get_sampler(range(10), shuffle=True, seed=seed)) for seed in (1, 1 + 2**32))
+        one, other = (
+            list(dist.get_sampler(range(10), shuffle=True, seed=seed)) for seed in (1, 1 + 2**32)
+        )
         return one, other
 
     def set_switches(self) -> Tuple[str, Optional[Callable[[], None]]]:

@@ -66,7 +66,10 @@ class Ignite(Peer):
 
             @trainer.on(Events.ITERATION_COMPLETED(once=work.stop_after))
             def _() -> None:
-                torch.save({"model": model.state_dict(), "trainer": trainer.state_dict()}, work.folder / "state.pt")
+                torch.save(
+                    {"model": model.state_dict(), "trainer": trainer.state_dict()},
+                    work.folder / "state.pt",
+                )
                 trainer.terminate()
 
         trainer.run(loader, max_epochs=work.epochs)
@@ -96,7 +99,9 @@ class Ignite(Peer):
     def set_rng_state(self, state: Any) -> None:
         """Resume an engine in mid-epoch, which is when it sets them."""
         engine = DeterministicEngine(lambda *_: None)
-        engine.load_state_dict({"epoch_length": 4, "max_epochs": 1, "iteration": 2, "rng_states": state})
+        engine.load_state_dict(
+            {"epoch_length": 4, "max_epochs": 1, "iteration": 2, "rng_states": state}
+        )
         engine.run(list(range(4)), max_epochs=1)
 
     def without_numpy(self, state: Any) -> Any:

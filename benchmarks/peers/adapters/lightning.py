@@ -60,7 +60,9 @@ class Lightning(Peer):
             max_epochs=work.epochs,
             max_steps=work.stop_after or -1,
             logger=False,
-            callbacks=[ModelCheckpoint(work.folder, "state", every_n_train_steps=work.stop_after)] if work.stop_after else [],
+            callbacks=[ModelCheckpoint(work.folder, "state", every_n_train_steps=work.stop_after)]
+            if work.stop_after
+            else [],
             enable_checkpointing=bool(work.stop_after),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -84,7 +86,8 @@ class Lightning(Peer):
         return {name: nn.Linear(4, 4).weight.flatten().tolist() for name in names}
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        """Workers of two ranks whose seeds, as Lightning derives them, agree in the 32 bits that torch uses."""
+        """Workers of two ranks whose seeds, as Lightning derives them, agree in the 32 bits that
+        torch uses."""
         base = 5
         seeds: Dict[int, Tuple[int, int]] = {}
         for rank in range(16_384):
@@ -99,7 +102,13 @@ class Lightning(Peer):
         raise AssertionError("no two of 262,144 workers share a seed")
 
     def set_switches(self) -> Tuple[str, Optional[Callable[[], None]]]:
-        Trainer(deterministic=True, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=False)
+        Trainer(
+            deterministic=True,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            barebones=False,
+        )
         return "", None
 
 

@@ -32,16 +32,26 @@ class Own(Peer):
         registry = SeedRegistry(work.seed, scheme=SCHEME)
         trace: List[Step] = []
         model = registry.model(Net, trace, instance_id="training")
-        optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1)
+        optimizer = registry.optimizer(
+            torch.optim.SGD, model.parameters(), instance_id="training", lr=0.1
+        )
         dropout = registry.stream("dropout", "training")
 
         def loader_of(size: int, instance_id: str, **options: Any) -> Any:
             return registry.dataloader(
-                Drawing(size), instance_id=instance_id, batch_size=work.batch_size, shard=True, **options
+                Drawing(size),
+                instance_id=instance_id,
+                batch_size=work.batch_size,
+                shard=True,
+                **options,
             )
 
         loader = loader_of(
-            work.size, "training", shuffle=work.shuffle, num_workers=work.workers, persistent_workers=work.persistent
+            work.size,
+            "training",
+            shuffle=work.shuffle,
+            num_workers=work.workers,
+            persistent_workers=work.persistent,
         )
         if work.resume:
             state = torch.load(work.folder / "state.pt", weights_only=True)
@@ -87,14 +97,18 @@ class Own(Peer):
         return torch.rand(4, generator=stream.generator()).tolist()
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        """Two models whose seeds collide in 31 bits: kept apart by the one scheme, refused by the other."""
+        """Two models whose seeds collide in 31 bits: kept apart by the one scheme, refused by
+        the other."""
         seeds: Dict[int, int] = {}
         plain = SeedRegistry(5, scheme=SCHEME)
         for instance_id in itertools.count():
             other = seeds.setdefault(plain.seed("model", instance_id), instance_id)
             if other != instance_id:
                 break
-        one, two = (torch.rand(4, generator=plain.generator("model", name)).tolist() for name in (other, instance_id))
+        one, two = (
+            torch.rand(4, generator=plain.generator("model", name)).tolist()
+            for name in (other, instance_id)
+        )
         if one == two:
             return one, two
         documented = SeedRegistry(5)
@@ -122,7 +136,9 @@ class Own(Peer):
 
     def discover(self) -> ContextManager[Any]:
         """Look for devices again, which the library does once, when it is imported."""
-        found = tuple(accelerators.Accelerator(kind, getattr(torch, kind)) for kind in ("xpu", "mps"))
+        found = tuple(
+            accelerators.Accelerator(kind, getattr(torch, kind)) for kind in ("xpu", "mps")
+        )
         return mock.patch.object(accelerators, "ACCELERATORS", found)
 
 

@@ -1,4 +1,5 @@
-"""PyTorch as its note on reproducibility has it, with torchdata's ``StatefulDataLoader`` and ``DistributedSampler``."""
+"""PyTorch as its note on reproducibility has it, with torchdata's ``StatefulDataLoader`` and
+``DistributedSampler``."""
 
 from __future__ import annotations
 
@@ -71,13 +72,23 @@ class PyTorch(Peer):
                 loss.backward()
                 optimizer.step()
                 if len(trace) == work.stop_after:
-                    state = {"model": model.state_dict(), "loader": loader.state_dict(), "epoch": epoch}
-                    torch.save({**state, "generator": generator.get_state(), "rng": _states()}, work.folder / "state.pt")
+                    state = {
+                        "model": model.state_dict(),
+                        "loader": loader.state_dict(),
+                        "epoch": epoch,
+                    }
+                    torch.save(
+                        {**state, "generator": generator.get_state(), "rng": _states()},
+                        work.folder / "state.pt",
+                    )
                     return trace
             if work.validate:
                 model.eval()
                 for batch in torch.utils.data.DataLoader(
-                    Drawing(8), num_workers=work.workers, worker_init_fn=seed_worker, generator=generator
+                    Drawing(8),
+                    num_workers=work.workers,
+                    worker_init_fn=seed_worker,
+                    generator=generator,
                 ):
                     model(batch)
                 model.train()
@@ -98,7 +109,10 @@ class PyTorch(Peer):
         return {name: nn.Linear(4, 4).weight.flatten().tolist() for name in names}
 
     def equal_streams(self) -> Tuple[List[float], List[float]]:
-        one, other = (torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 1 + 2**32))
+        one, other = (
+            torch.rand(4, generator=torch.Generator().manual_seed(seed)).tolist()
+            for seed in (1, 1 + 2**32)
+        )
         return one, other
 
     def set_switches(self) -> Tuple[str, Optional[Callable[[], None]]]:
@@ -112,7 +126,11 @@ class PyTorch(Peer):
 
 def _states() -> Any:
     """Return the states of all three libraries, which a user has to collect."""
-    return {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
 
 
 def _set_states(states: Any) -> None:

@@ -40,7 +40,8 @@ class Plan:
         image_shape: shape of an image as (height, width) or (channels, height, width).
 
     Raises:
-        InvalidOptionError: the ablation has no fractions, or one that is not among the others, with which it is compared.
+        InvalidOptionError: the ablation has no fractions, or one that is not among the others, with
+            which it is compared.
     """
 
     recipe: Recipe
@@ -56,12 +57,17 @@ class Plan:
 
     def __attrs_post_init__(self) -> None:
         if not self.ablation_fractions or not set(self.ablation_fractions) <= set(self.fractions):
-            message = f"ablation_fractions must be some of the fractions {self.fractions!r}; got {self.ablation_fractions!r}."
+            message = (
+                f"ablation_fractions must be some of the fractions {self.fractions!r}; got "
+                f"{self.ablation_fractions!r}."
+            )
             raise InvalidOptionError(message)
 
 
 def digits_plan(registry: SeedRegistry) -> Plan:
-    """Return the plan for the digits: 1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
+    """Return the plan for the digits.
+
+    1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
 
     Images are standardised by mean and deviation of the training ones.
     """
@@ -91,7 +97,9 @@ def digits_plan(registry: SeedRegistry) -> Plan:
     return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
 
 
-def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, width: int = 64) -> Plan:
+def cifar10_plan(
+    registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, width: int = 64
+) -> Plan:
     """Return the plan for CIFAR-10: ResNet-9 with smooth choices, batches of 500, 20 epochs.
 
     A step at full width takes more than a second on two cores: a job for a GPU.
@@ -102,7 +110,10 @@ def cifar10_plan(registry: SeedRegistry, root: Union[str, os.PathLike[str]], *, 
         width: channels of the first layer.
     """
     del registry  # the data come divided
-    data, test = ReloadableTensors(load_cifar10, os.path.abspath(root)), load_cifar10(root, train=False)
+    data, test = (
+        ReloadableTensors(load_cifar10, os.path.abspath(root)),
+        load_cifar10(root, train=False),
+    )
     train = (data.tensors[0], data.tensors[1])
     recipe = Recipe(
         model=functools.partial(construct_rn9, width=width),

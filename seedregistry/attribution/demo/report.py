@@ -57,12 +57,17 @@ def render(demo: Demo) -> str:
         "subsets": demo.plan.subsets,
         "targets": demo.plan.targets,
         "fractions": fractions,
-        "lds": [(name, [f"{one.mean:.3f}" for one in scored]) for name, scored in demo.scores.items()],
+        "lds": [
+            (name, [f"{one.mean:.3f}" for one in scored]) for name, scored in demo.scores.items()
+        ],
         "slopes": [(fraction, one.slope) for fraction, one in zip(fractions, demo.scores["MAGIC"])],
         "smoothness": demo.smoothness.value,
         "advice": demo.smoothness.advice,
         "ablation_fractions": [f"{100 * fraction:g}%" for fraction in demo.plan.ablation_fractions],
-        "ablation": [(PROTOCOLS[name], [f"{one.mean:.3f}" for one in scored]) for name, scored in demo.ablation.items()],
+        "ablation": [
+            (PROTOCOLS[name], [f"{one.mean:.3f}" for one in scored])
+            for name, scored in demo.ablation.items()
+        ],
         "ledger": str(demo.registry.ledger),
         "statement": demo.registry.ledger.statement(),
         "scatter": _scatter(demo),
@@ -76,7 +81,13 @@ def _bytes_of(figure: Figure, form: str) -> bytes:
     """Return a figure as a file. A fixed salt and no date: the same figure is the same bytes."""
     out = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "seedregistry"}):
-        figure.savefig(out, format=form, bbox_inches="tight", dpi=120, metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(
+            out,
+            format=form,
+            bbox_inches="tight",
+            dpi=120,
+            metadata={"Date": None} if form == "svg" else None,
+        )
     return out.getvalue()
 
 
@@ -87,12 +98,18 @@ def _address(picture: bytes, kind: str) -> str:
 
 def _predicted(demo: Demo, retrainings: Retrainings) -> torch.Tensor:
     """Return the values that are predicted for each retraining: shape (subsets, targets)."""
-    weights = torch.ones(len(retrainings.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype)
+    weights = torch.ones(
+        len(retrainings.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype
+    )
     return demo.attribution.predict(weights.scatter_(1, retrainings.dropped, 0.0))
 
 
 def _scatter(demo: Demo) -> str:
-    chosen = (demo.retrainings[0], demo.retrainings[len(demo.retrainings) // 2], demo.retrainings[-1])
+    chosen = (
+        demo.retrainings[0],
+        demo.retrainings[len(demo.retrainings) // 2],
+        demo.retrainings[-1],
+    )
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
     for axes, one in zip(figure.subplots(1, 3), chosen):
         predicted = (_predicted(demo, one) - demo.attribution.values).flatten()
@@ -108,17 +125,24 @@ def _scatter(demo: Demo) -> str:
 
 
 def wrong_seeds(demo: Demo) -> bytes:
-    """Return a picture, PNG, of what one wrong seed costs: for each protocol the ranks of predicted and actual losses.
+    """Return a picture, PNG, of what one wrong seed costs.
 
-    Each point is one test image after one retraining; both ranks are among the retrainings, for that image.
+    For each protocol the ranks of predicted and actual losses.
+
+    Each point is one test image after one retraining; both ranks are among the retrainings, for
+    that image.
     """
-    shared = next(one for one in demo.retrainings if one.fraction == demo.plan.ablation_fractions[0])
+    shared = next(
+        one for one in demo.retrainings if one.fraction == demo.plan.ablation_fractions[0]
+    )
     shown = {"weights": shared, **{name: found[0] for name, found in demo.wrong.items()}}
     figure = Figure(figsize=(2.4 * len(shown), 2.9), layout="constrained")
     for axes, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
         predicted = ranks(_predicted(demo, one).numpy())
         colour = _BLUE if name == "weights" else _RED
-        axes.scatter(predicted, ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0)
+        axes.scatter(
+            predicted, ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0
+        )
         axes.set_title(f"{demo.ablation[name][0].mean:.3f}", fontsize=20, color=colour)
         axes.set_xlabel(_IN_WORDS[name], fontsize=9)
         axes.set_xticks([])
@@ -136,12 +160,22 @@ def _examples(demo: Demo) -> str:
     grid = figure.subplots(rows, columns, squeeze=False)
     for row, target in enumerate(_hardest(demo, rows)):
         scores = demo.attribution.scores[target]
-        helpful, harmful = scores.argsort()[:_SHOWN_EXAMPLES], scores.argsort(descending=True)[:_SHOWN_EXAMPLES]
-        images: List[Tuple[torch.Tensor, int, str]] = [(demo.plan.test[0][target], int(demo.plan.test[1][target]), "black")]
+        helpful, harmful = (
+            scores.argsort()[:_SHOWN_EXAMPLES],
+            scores.argsort(descending=True)[:_SHOWN_EXAMPLES],
+        )
+        images: List[Tuple[torch.Tensor, int, str]] = [
+            (demo.plan.test[0][target], int(demo.plan.test[1][target]), "black")
+        ]
         for indices, colour in ((helpful, _BLUE), (harmful, _RED)):
-            images += [(demo.plan.train[0][index], int(demo.plan.train[1][index]), colour) for index in indices.tolist()]
+            images += [
+                (demo.plan.train[0][index], int(demo.plan.train[1][index]), colour)
+                for index in indices.tolist()
+            ]
         for axes, (image, label, colour) in zip(grid[row], images):
-            axes.imshow(_as_image(image, demo.plan.image_shape), cmap="gray_r")  # the map is for images without channels
+            axes.imshow(
+                _as_image(image, demo.plan.image_shape), cmap="gray_r"
+            )  # the map is for images without channels
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(str(label), fontsize=9, color=colour, pad=2)

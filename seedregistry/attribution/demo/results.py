@@ -27,7 +27,8 @@ class Demo:
         attribution: MAGIC's scores.
         scores: for each method, MAGIC first, its score for each fraction.
         retrainings: for each fraction.
-        wrong: for each protocol with a wrong seed, the retrainings for each of the ablation's fractions.
+        wrong: for each protocol with a wrong seed, the retrainings for each of the ablation's
+            fractions.
         ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of these fractions.
         smoothness: of the training.
         test_accuracy: share of the test examples that the trained model gets right.
@@ -58,7 +59,9 @@ class Demo:
             "lds": means(lds),
             "lds_interval": {repr(one.fraction): list(one.interval) for one in lds},
             "lds_slope": {repr(one.fraction): one.slope for one in lds},
-            "baselines": {name: means(scored) for name, scored in self.scores.items() if name != "MAGIC"},
+            "baselines": {
+                name: means(scored) for name, scored in self.scores.items() if name != "MAGIC"
+            },
             "ablation": {name: means(scored) for name, scored in self.ablation.items()},
             "metasmoothness": self.smoothness.value,
             "test_accuracy": self.test_accuracy,

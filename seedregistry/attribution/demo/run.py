@@ -1,7 +1,9 @@
-"""The demonstration on real data: train, attribute, retrain on subsets, score, and write down what was found.
+"""The demonstration on real data.
 
-Everything random comes from one registry; run twice, with whatever number of processes, it gives the same numbers and one
-digest.
+Train, attribute, retrain on subsets, score, and write down what was found.
+
+Everything random comes from one registry; run twice, with whatever number of processes, it gives
+the same numbers and one digest.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def run_demo(
 ) -> Demo:
     """Train, attribute, retrain and score; write ledger, table, scores, results and report.
 
-    The files are ``ledger.jsonl``, ``ledger.tex``, ``scores.npz``, ``results.json``, ``report.html`` and ``wrong_seeds.png``,
-    the picture of the first page.
+    The files are ``ledger.jsonl``, ``ledger.tex``, ``scores.npz``, ``results.json``,
+    ``report.html`` and ``wrong_seeds.png``, the picture of the first page.
 
     Killed and run again with the same folder, it goes on.
 
@@ -88,7 +90,8 @@ def run_demo(
         plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a ``Plan``.
         root: where CIFAR-10 is.
         workers: as for ``retrain``.
-        bridges: score dattri's influence function and traker's TRAK too. Their streams are in the ledger, and so in its digest.
+        bridges: score dattri's influence function and traker's TRAK too. Their streams are in the
+            ledger, and so in its digest.
         device: where it trains, such as ``"cuda"``; None is where the plan says.
         progress: told what is being done.
 
@@ -102,7 +105,9 @@ def run_demo(
     }
     make = plans.get(plan) if isinstance(plan, str) else plan
     if make is None:
-        raise InvalidOptionError(f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}.")
+        raise InvalidOptionError(
+            f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}."
+        )
     check_workers(workers)
     if bridges:
         require()
@@ -116,7 +121,9 @@ def run_demo(
         made = attrs.evolve(made, recipe=attrs.evolve(made.recipe, device=device))
     with contextlib.ExitStack() as stack:
         if isinstance(workers, int) and workers > 1:
-            workers = stack.enter_context(process_pool(workers))  # one for all parts: processes are slow to start
+            workers = stack.enter_context(
+                process_pool(workers)
+            )  # one for all parts: processes are slow to start
         demo = _carry_out(registry, made, kept, workers, tell, bridges=bridges)
     _write(demo, folder)
     shutil.rmtree(kept)
@@ -137,7 +144,9 @@ def _carry_out(
     targets = slice(0, plan.targets)
     measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
     with registry.audit():
-        final = clock.time("train", lambda: training.train(progress=lambda done, total: tell("train", done, total)))
+        final = clock.time(
+            "train", lambda: training.train(progress=lambda done, total: tell("train", done, total))
+        )
     attribution: Attribution = clock.time(
         "magic",
         lambda: magic(
@@ -162,9 +171,15 @@ def _carry_out(
     scores = {
         "MAGIC": attribution.scores,
         **clock.time("baselines", lambda: dict(_baselines(training, measurement, plan))),
-        **(clock.time("bridges", lambda: dict(_bridge_scores(training, plan, final))) if bridges else {}),
+        **(
+            clock.time("bridges", lambda: dict(_bridge_scores(training, plan, final)))
+            if bridges
+            else {}
+        ),
     }
-    wrong = clock.time("ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell))
+    wrong = clock.time(
+        "ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell)
+    )
     shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
     with torch.no_grad(), torch_threads(plan.recipe.threads):
         outputs = training.outputs(final, plan.test[0]).cpu()
@@ -173,16 +188,23 @@ def _carry_out(
         plan=plan,
         attribution=attribution,
         scores={
-            name: tuple(score(one, given, registry=_if_magic(registry, name)) for one in retrainings)
+            name: tuple(
+                score(one, given, registry=_if_magic(registry, name)) for one in retrainings
+            )
             for name, given in scores.items()
         },
         retrainings=retrainings,
         wrong=wrong,
         ablation={
             "weights": tuple(score(one, attribution.scores) for one in shared),
-            **{name: tuple(score(one, attribution.scores) for one in found) for name, found in wrong.items()},
+            **{
+                name: tuple(score(one, attribution.scores) for one in found)
+                for name, found in wrong.items()
+            },
         },
-        smoothness=clock.time("metasmoothness", lambda: metasmoothness(training, measurement, progress=False)),
+        smoothness=clock.time(
+            "metasmoothness", lambda: metasmoothness(training, measurement, progress=False)
+        ),
         test_accuracy=float((outputs.argmax(1) == plan.test[1]).to(torch.float64).mean()),
         seconds=clock.seconds,
     )
@@ -192,19 +214,27 @@ def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
     return registry if name == "MAGIC" else None
 
 
-def _baselines(training: Training, measurement: Any, plan: Plan) -> Iterator[Tuple[str, torch.Tensor]]:
+def _baselines(
+    training: Training, measurement: Any, plan: Plan
+) -> Iterator[Tuple[str, torch.Tensor]]:
     states = [training.initial_state()]
     with torch_threads(training.recipe.threads):
         for epoch in range(1, training.recipe.epochs + 1):
-            states.append(training.advance(states[-1], epoch * training.steps // training.recipe.epochs))
-    influence = baselines.influence_function(training, measurement, states[-1], iterations=plan.influence_iterations)
+            states.append(
+                training.advance(states[-1], epoch * training.steps // training.recipe.epochs)
+            )
+    influence = baselines.influence_function(
+        training, measurement, states[-1], iterations=plan.influence_iterations
+    )
     yield "influence function (Gauss-Newton, CG)", influence
     yield "TracIn (every epoch)", baselines.tracin(training, measurement, states[1:])
     yield "gradient dot product", baselines.gradient_dot_product(training, measurement, states[-1])
     yield "random", baselines.random_scores(training, plan.targets)
 
 
-def _bridge_scores(training: Training, plan: Plan, final: State) -> Iterator[Tuple[str, torch.Tensor]]:
+def _bridge_scores(
+    training: Training, plan: Plan, final: State
+) -> Iterator[Tuple[str, torch.Tensor]]:
     examples = plan.test[0][: plan.targets], plan.test[1][: plan.targets]
     yield "influence function (dattri, CG)", dattri_influence(training, examples, final)
     yield "TRAK (traker, one model)", traker_trak(training, examples, final)
@@ -229,7 +259,9 @@ def _ablate(
             protocol=protocol,
             workers=workers,
             store=kept / "retrain",
-            progress=lambda done, total, protocol=protocol: tell(f"retrain ({protocol})", done, total),  # type: ignore[misc]
+            progress=lambda done, total, protocol=protocol: tell(
+                f"retrain ({protocol})", done, total
+            ),  # type: ignore[misc]
         )
     return found
 
@@ -238,7 +270,9 @@ def _write(demo: Demo, folder: Path) -> None:
     ledger = demo.registry.ledger
     ledger.save(folder / "ledger.jsonl")
     (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
-    (folder / "results.json").write_text(json.dumps(demo.results(), indent=2) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps(demo.results(), indent=2) + "\n", encoding="utf-8"
+    )
     arrays: Dict[str, np.ndarray] = {
         "scores": demo.attribution.scores.numpy(),
         "values": demo.attribution.values.numpy(),
