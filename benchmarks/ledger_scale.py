@@ -82,8 +82,8 @@ def main(count: int, folder: Path) -> None:
             42, scheme=SCHEME, journal=folder / f"journal-{durable}.jsonl", durable=durable
         )
         found["journal_durable" if durable else "journal"] = entries / seconds(
-            lambda: derive(registry, entries)
-        )  # noqa: B023 - called at once
+            lambda: derive(registry, entries)  # noqa: B023 - called at once
+        )
     print(json.dumps(found))
 
 

@@ -91,8 +91,9 @@ def _global_seed(master_seed: MasterSeed) -> int:
 
 
 def set_global_deterministic_state(
-    master_seed: MasterSeed, enable_deterministic: bool = True
-) -> None:  # noqa: FBT001, FBT002 - the documented signature
+    master_seed: MasterSeed,
+    enable_deterministic: bool = True,  # noqa: FBT001, FBT002 - the documented signature
+) -> None:
     """Seed python, NumPy and torch on every device with one integer, and set torch's determinism switches.
 
     With ``enable_deterministic``: ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` where unset, deterministic

@@ -424,9 +424,9 @@ def test_the_order_of_uses_changes_no_digest():
     for order in ((0, 1), (1, 0)):
         registry = SeedRegistry(42)
         uses = [
-            lambda: registry.stream("noise", "x").scope(),
-            lambda: registry.generator("noise", "x"),
-        ]  # noqa: B023
+            lambda: registry.stream("noise", "x").scope(),  # noqa: B023
+            lambda: registry.generator("noise", "x"),  # noqa: B023
+        ]
         for i in order:
             uses[i]()
         digests.append(registry.ledger.digest)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.states import State
     from seedregistry.attribution.training import Training
 
-__all__ = ["gradient_dot_product", "influence_function", "random_scores", "tracin"]
-
 _TOLERANCE = 1e-6
 _MOST_NUMBERS = 2**26
 """Numbers in the gradients of the examples that are looked at together.

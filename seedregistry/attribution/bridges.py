@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.states import State
     from seedregistry.attribution.training import Training
 
-__all__ = ["dattri_influence", "require", "traker_trak"]
-
 Pair = Tuple[torch.Tensor, torch.Tensor]
 
 

@@ -18,8 +18,6 @@ from seedregistry.errors import RecipeError
 if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["ReloadableTensors", "get_cifar10_dataloader", "load_cifar10", "load_digits"]
-
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 

@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.attribution.states import State
 
-__all__ = [
-    "Chunk",
-    "Job",
-    "Outcome",
-    "check_workers",
-    "process_pool",
-    "retraining_id",
-    "run_chunks",
-]
-
-
 Outcome = Tuple[List[float], str]
 """The measured values of a retraining, and the fingerprint of the state that it started from."""
 

@@ -13,8 +13,6 @@ from seedregistry.attribution.training import Training
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
-__all__ = ["Identity", "Measurement", "identify", "losses_of", "margins_of", "measure"]
-
 Measurement = Callable[[Training, State], torch.Tensor]
 """From a training and its final state to the measured values.
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.states import State
     from seedregistry.attribution.training import Training
 
-__all__ = ["Attribution", "magic"]
-
 _log = logging.getLogger(__name__)
 
 _SAVE_EVERY = 50

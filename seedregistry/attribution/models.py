@@ -9,8 +9,6 @@ from torch import nn
 
 from seedregistry.errors import InvalidOptionError
 
-__all__ = ["GroupNorm", "construct_digits_cnn", "construct_digits_mlp", "construct_rn9"]
-
 _ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,

@@ -15,8 +15,6 @@ import torch
 
 from seedregistry.errors import RecipeError
 
-__all__ = ["OPTIMIZERS", "Hyper", "apply_clip", "check_options", "slot_names"]
-
 Hyper = Mapping[str, Any]
 """The options of a parameter's group at one step."""
 

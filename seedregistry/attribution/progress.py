@@ -10,8 +10,6 @@ from typing import Any, Callable, Dict, Iterator, Union
 
 from seedregistry import rng
 
-__all__ = ["Display", "ProgressOption", "show_progress"]
-
 ProgressOption = Union[bool, Callable[[int, int], None]]
 """How work shows its progress: True when it takes more than a few seconds, False never.
 

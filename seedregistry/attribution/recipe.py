@@ -16,8 +16,6 @@ from seedregistry.attribution.datasets import ReloadableTensors
 from seedregistry.attribution.optimizers import OPTIMIZERS
 from seedregistry.errors import RecipeError
 
-__all__ = ["Recipe", "cross_entropy"]
-
 
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy of each example: shape (batch,)."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from seedregistry.attribution.states import State
 
-__all__ = ["KeptState", "KeptStates", "best_cut", "default_keep", "replayed_steps", "walk_back"]
-
 
 def default_keep(steps: int) -> int:
     """Return the number of states kept unless told otherwise.

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.training import Training
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["PROTOCOLS", "Retrainings", "drop_sets", "retrain"]
-
 PROTOCOLS: Dict[str, str] = {
     "weights": "the run itself with weights of zero: initial parameters, order and draws shared",
     "cut": "the same, and the mean is over the examples that are left in a batch",

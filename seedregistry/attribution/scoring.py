@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.training import Training
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["LdsScore", "lds", "noise_ceiling", "ranks", "score"]
-
 _BOOTSTRAPS = 1000
 
 

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-__all__ = ["setup_lds_validation", "setup_magic_training", "setup_perfect_consistency"]
-
 _TRAINING = "training"
 _SHARED = "shared_training"
 

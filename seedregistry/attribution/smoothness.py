@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
-__all__ = ["Metasmoothness", "metasmoothness"]
-
 _GOOD, _FAIR = 0.98, 0.9
 
 

@@ -8,8 +8,6 @@ from typing import Any, Iterable, Sequence, Tuple
 import attrs
 import torch
 
-__all__ = ["Batch", "State", "add_tensors", "raw_bytes"]
-
 
 @attrs.frozen(kw_only=True, eq=False)
 class State:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.recipe import Recipe
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Training"]
-
 _log = logging.getLogger(__name__)
 
 _COMPUTES = (

@@ -28,8 +28,6 @@ from seedregistry.cli import attribution, derive, ledger
 from seedregistry.cli.options import UNANSWERED, YES
 from seedregistry.errors import SeedRegistryError
 
-__all__ = ["cli", "main"]
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="seedregistry")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
-__all__ = ["demo_command", "lds_command", "magic_command"]
-
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
 _workers = click.option(
     "--workers",
@@ -147,10 +145,10 @@ def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
     found = function(registry)
     if (
         not isinstance(found, tuple)
-        or len(found) != 2
+        or len(found) != 2  # noqa: PLR2004 - a pair
         or not isinstance(found[0], Recipe)
         or not callable(found[1])
-    ):  # noqa: PLR2004 - a pair
+    ):
         raise click.BadParameter(
             f"{name!r} must return (Recipe, measurement) for a registry.",
             param_hint="MODULE:FUNCTION",

@@ -8,8 +8,6 @@ import click
 
 from seedregistry.cli.options import YES, json_option, print_json
 
-__all__ = ["derive_command"]
-
 _MOST_DIGITS = 128
 
 

@@ -15,8 +15,6 @@ from seedregistry.cli.options import NO, YES, file_argument, json_option, print_
 if TYPE_CHECKING:
     from seedregistry.ledger import Ledger, tables
 
-__all__ = ["ledger_group"]
-
 _LARGE_BYTES = 10_000_000
 """Files from here on take long enough to show a bar."""
 

@@ -8,8 +8,6 @@ from typing import Any, Dict
 
 import click
 
-__all__ = ["NO", "UNANSWERED", "YES", "file_argument", "json_option", "print_json"]
-
 YES, NO, UNANSWERED = 0, 1, 2
 """Exit codes."""
 

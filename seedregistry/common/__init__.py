@@ -2,5 +2,3 @@
 
 No door: import the module that is meant.
 """
-
-__all__ = ()

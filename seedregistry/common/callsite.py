@@ -6,8 +6,6 @@ import os
 import sys
 from typing import Dict, Tuple
 
-__all__ = ["call_site", "stack_level", "user_line"]
-
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _seen: Dict[Tuple[str, int], str] = {}
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 from typing import Iterable
 
-__all__ = ["SHORT_LENGTH", "PiecesDigest", "digest_sorted"]
-
 SHORT_LENGTH = 12
 """Hexadecimal digits of a short digest.
 

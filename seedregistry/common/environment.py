@@ -20,8 +20,6 @@ import attrs
 import numpy as np
 import torch
 
-__all__ = ["Environment", "snapshot"]
-
 Value = Union[None, bool, int, str]
 
 NOT_INITIALISED = "not initialised"

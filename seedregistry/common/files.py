@@ -8,8 +8,6 @@ import secrets
 from pathlib import Path
 from typing import Callable, Iterable, Union
 
-__all__ = ["PathLike", "sync_folder", "write_atomically"]
-
 PathLike = Union[str, "os.PathLike[str]"]
 
 _LONGEST_NAME = 100

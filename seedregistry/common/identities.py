@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Iterable, List, Mapping, NamedTuple, Union
 
-__all__ = ["QualifiedId", "StreamId", "mismatches", "show_mismatches"]
-
 InstanceId = Union[None, int, str]
 
 

@@ -11,8 +11,6 @@ from typing import Any, Collection, Iterable
 
 from seedregistry.errors import InvalidOptionError
 
-__all__ = ["NOT_GIVEN", "NotGiven", "check_choice", "check_count", "did_you_mean", "join_choices"]
-
 
 class NotGiven:
     """The class of :data:`NOT_GIVEN`.

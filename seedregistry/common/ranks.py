@@ -8,8 +8,6 @@ from typing import Union
 
 import torch
 
-__all__ = ["path_of_rank", "rank", "world_size"]
-
 
 def _is_initialized() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

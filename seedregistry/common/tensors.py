@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["tensor_bytes"]
-
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in row-major order, without a copy where it is dense, contiguous and on the CPU.

@@ -16,15 +16,6 @@ from seedregistry.errors import FactorySignatureError
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = [
-    "RESERVED",
-    "Component",
-    "describe_factory",
-    "distribution_of",
-    "refuse_reserved",
-    "takes",
-]
-
 RESERVED: FrozenSet[str] = frozenset({"instance_id"})
 """Keywords that every builder keeps for itself."""
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from seedregistry.data.loader import SeededDataLoader
     from seedregistry.stream import Stream
 
-__all__ = ["DataLoaderComponent"]
-
 
 @final
 class DataLoaderComponent(Component):

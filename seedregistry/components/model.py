@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from seedregistry.stream import Stream
 
-__all__ = ["ModelComponent", "model_digest"]
-
 
 def _tensor_bytes(tensor: torch.Tensor) -> Optional[Buffer]:
     """Return the bytes of a tensor in row-major order, without a copy where it is on the CPU and contiguous."""

@@ -9,8 +9,6 @@ from seedregistry.components.base import Component
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = ["OptimizerComponent"]
-
 # How a step is computed, not what: these come and go between releases of torch, and none changes
 # the update rule.
 _NOT_HYPERPARAMETERS = frozenset(

@@ -17,8 +17,6 @@ from seedregistry.errors import UnsupportedSchedulerError
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = ["SchedulerComponent", "find_scheduler"]
-
 
 def _is_scheduler(member: Any) -> bool:
     module = torch.optim.lr_scheduler

@@ -6,8 +6,6 @@ from typing import Any, List, Tuple
 
 from seedregistry.errors import SampleAddressError
 
-__all__ = ["Address", "AddressedList", "AddressedSample", "check_addresses"]
-
 Address = Tuple[int, int, int, Any, int]
 """(epoch, step, position, index, occurrence).
 

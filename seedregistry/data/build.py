@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from seedregistry.data.shards import Shard
     from seedregistry.stream import Stream
 
-__all__ = ["build_documented_loader", "build_loader", "is_dataset"]
-
 _EPOCH_RULES = ("advance", "repeat")
 _ORDERS = ("documented", "hashed", "indexed")
 _KEPT = (
@@ -217,8 +215,8 @@ def _read_order(loader: DataLoader[Any]) -> Tuple[bool, Dict[str, Any]]:
     elif (
         type(sampler) is RandomSampler
         and not sampler.replacement
-        and sampler.num_samples == len(loader.dataset)
-    ):  # type: ignore[arg-type]
+        and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    ):
         shuffle = True
     elif type(sampler) is not SequentialSampler:
         own["sampler"] = sampler

@@ -8,8 +8,6 @@ import torch
 
 from seedregistry.errors import InvalidOptionError
 
-__all__ = ["Cursor", "check_count"]
-
 
 def check_count(value: Any, name: str) -> int:
     """Return a count as an int >= 0, or refuse it with an ``InvalidOptionError``."""

@@ -19,8 +19,6 @@ from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, Loader
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = ["STATE_FORMAT", "SeededDataLoader"]
-
 STATE_FORMAT = "seedregistry.loader/1"
 _EPOCH = "epoch"
 _YIELDED = "batches_yielded"

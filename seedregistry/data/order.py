@@ -34,19 +34,6 @@ from seedregistry.errors import InvalidOptionError, UnrepeatableSamplerError
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = [
-    "DocumentedOrder",
-    "DrawnOrder",
-    "HashedOrder",
-    "IndexedOrder",
-    "Indices",
-    "Order",
-    "SequentialOrder",
-    "documented_order",
-    "order_of_batches",
-    "order_of_sampler",
-]
-
 Indices = Union[np.ndarray, List[Any]]
 """int64, or a list where a sampler yields keys that are no ints."""
 

@@ -26,8 +26,6 @@ import numpy.typing as npt
 
 from seedregistry.errors import InvalidOptionError, OutOfRangeError
 
-__all__ = ["IndexedPermutation"]
-
 _TAG = b"seedregistry/1/permutation"
 _KEY_BYTES = 32
 _SIZE_BITS = 62

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from seedregistry.data.shards import Shard
     from seedregistry.stream import Stream
 
-__all__ = ["DeterministicSampler", "EpochBatchSampler", "EpochSampler"]
-
 _SEED_BITS = 64
 _CHUNK = 1 << 16
 
@@ -52,8 +50,12 @@ class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
     drop_last = False
 
     def __init__(
-        self, dataset_size: int, shuffle: bool = True, seed: int = 42, epoch: int = 0
-    ) -> None:  # noqa: FBT001, FBT002 - the documented signature
+        self,
+        dataset_size: int,
+        shuffle: bool = True,  # noqa: FBT001, FBT002 - the documented signature
+        seed: int = 42,
+        epoch: int = 0,
+    ) -> None:
         self.dataset_size = check_count(dataset_size, "dataset_size")
         self.shuffle = bool(shuffle)
         self.seed = derivation.validate_master_seed(seed, bits=_SEED_BITS, name="seed of a sampler")

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from seedregistry.data.shards import Shard
     from seedregistry.stream import KeyedSource, PositionPrefix, Stream
 
-__all__ = ["SeededCollate", "SeededDataset", "SeededIterable", "draws_nothing"]
-
 SAMPLE = "sample"
 COLLATE = "collate"
 ITEM = "item"

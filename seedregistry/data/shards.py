@@ -12,8 +12,6 @@ from seedregistry.errors import InvalidOptionError, ShardingError
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-__all__ = ["Shard", "Shards", "check_shard", "refuse_missing_shard", "resolve_shard"]
-
 Shard = Union[None, bool, Tuple[int, int]]
 """True: from ``torch.distributed``, read when an epoch begins.
 

@@ -11,8 +11,6 @@ from torch.utils.data import Subset, random_split
 from seedregistry.common.digest import PiecesDigest
 from seedregistry.errors import ComponentCreationError
 
-__all__ = ["indices_digest", "split_dataset"]
-
 
 def indices_digest(parts: Sequence[Sequence[int]]) -> str:
     """Return SHA-256 over the indices of each part: 64 hexadecimal digits.

@@ -15,8 +15,6 @@ import torch
 
 from seedregistry import rng
 
-__all__ = ["find_generators"]
-
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _LEAVES = (
     str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, torch.Tensor, np.ndarray, range,

@@ -23,8 +23,6 @@ from typing import Tuple
 
 from seedregistry.errors import LedgerFormatError
 
-__all__ = ["FORMAT", "START", "join", "link", "link_seal", "split"]
-
 FORMAT = "seedregistry.ledger/1"
 """The name of the file format."""
 

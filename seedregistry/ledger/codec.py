@@ -23,19 +23,6 @@ from seedregistry.ledger import records
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = [
-    "FACTS",
-    "KINDS",
-    "canonical",
-    "content",
-    "decode",
-    "encode",
-    "kind_of",
-    "parse",
-    "tag_id",
-    "written",
-]
-
 KINDS: Dict[str, Type[records.Record]] = {
     "audit": records.Audited,
     "built": records.Built,
@@ -138,8 +125,9 @@ def _value(data: Any) -> records.Value:
 def _pairs(data: Any) -> records.Pairs:
     pairs = _value(data)
     if type(pairs) is not tuple or not all(
-        type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs
-    ):  # noqa: PLR2004 - a pair
+        type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str  # noqa: PLR2004 - a pair
+        for pair in pairs
+    ):
         raise LedgerFormatError("a description is a list of [name, value]")
     return pairs
 

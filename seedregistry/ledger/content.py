@@ -19,8 +19,6 @@ from seedregistry.common import digest
 from seedregistry.ledger import codec
 from seedregistry.ledger.chain import FORMAT
 
-__all__ = ["Contents"]
-
 _FACTS = ""
 """The one group of all facts; events are counted by origin, and no origin has an empty name."""
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from seedregistry.ledger.parts import Part
     from seedregistry.ledger.records import InstanceId
 
-__all__ = ["LedgerDiff", "PurposeDiff", "StreamDiff", "compare"]
-
 _SHOWN_IDS = 3
 _SHOWN_VALUES = 120
 

@@ -11,8 +11,6 @@ from seedregistry.ledger.tables import HEADER, visible
 if TYPE_CHECKING:
     from seedregistry.ledger.tables import Table
 
-__all__ = ["to_csv", "to_latex", "to_markdown"]
-
 _LONGEST_TABLE = 40
 """Rows: more do not fit on a page, and become a longtable."""
 

@@ -32,8 +32,6 @@ try:
 except ImportError:  # pragma: no cover - Windows
     fcntl = None
 
-__all__ = ["Journal", "is_being_written", "open_journal"]
-
 PathLike = Union[str, "os.PathLike[str]"]
 
 _SHOWN_TORN = 200

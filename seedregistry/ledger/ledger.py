@@ -33,8 +33,6 @@ from seedregistry.ledger.records import Record
 from seedregistry.ledger.verification import Checker, Fault, Verification
 from seedregistry.ledger.writer import Lines, saved_lines, write_whole
 
-__all__ = ["Ledger"]
-
 _log = logging.getLogger(__name__)
 
 _ANY: Any = object()

@@ -10,15 +10,6 @@ from seedregistry.ledger import codec, records
 from seedregistry.ledger.parts import Part, Place
 from seedregistry.ledger.verification import Families, Words, source_of, words_of
 
-__all__ = [
-    "context_of",
-    "families_of",
-    "missing",
-    "own_derivations",
-    "refuse_collisions",
-    "refuse_contradictions",
-]
-
 Overlap = Tuple[Part, Part]
 
 

@@ -19,8 +19,6 @@ from seedregistry.ledger.content import Contents
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
 
-__all__ = ["Part", "Place", "continued", "counted", "joined", "new_origin"]
-
 Place = Tuple[str, int]
 """Origin and session."""
 

@@ -22,8 +22,6 @@ from seedregistry.ledger.verification import Checker, Verification
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["LONGEST_LINE", "Reader", "load_parts", "verify_file"]
-
 PathLike = Union[str, "os.PathLike[str]"]
 
 LONGEST_LINE = 1 << 24
@@ -278,8 +276,8 @@ class Reader:
             found != chain.FORMAT
             or form not in {"saved", "journal"}
             or data.keys() != {"content", "kind"}
-            or len(content) != 2
-        ):  # noqa: PLR2004 - form and format
+            or len(content) != 2  # noqa: PLR2004 - form and format
+        ):
             raise LedgerFormatError(
                 f"a header names {chain.FORMAT!r} and is of form 'saved' or 'journal'"
             )
@@ -290,8 +288,8 @@ class Reader:
         if (
             type(where) is not dict
             or where.keys() != {"origin", "session", "start"}
-            or len(data) != 2
-        ):  # noqa: PLR2004 - itself and the kind
+            or len(data) != 2  # noqa: PLR2004 - itself and the kind
+        ):
             raise LedgerFormatError("a part has an origin, a session and a start")
         origin, session, start = where["origin"], where["session"], where["start"]
         if type(origin) is not str or not re.fullmatch("[0-9a-f]{16}", origin):

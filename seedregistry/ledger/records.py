@@ -14,30 +14,6 @@ from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
 
 import attrs
 
-__all__ = [
-    "USES",
-    "Audited",
-    "Built",
-    "Derivation",
-    "Determinism",
-    "EnvironmentSeen",
-    "EpochStarted",
-    "HandedOut",
-    "LateSeeded",
-    "Note",
-    "Record",
-    "Run",
-    "Scoped",
-    "Split",
-    "StateLoaded",
-    "StateSaved",
-    "Unknown",
-    "Value",
-    "Warned",
-    "freeze",
-    "is_plain",
-]
-
 InstanceId = Union[None, int, str]
 Scalar = Union[None, bool, int, float, str]
 Value = Union[Scalar, Tuple[Any, ...]]

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
     from seedregistry.ledger.verification import Verification
 
-__all__ = ["write"]
-
 _NAMED = ("python", "numpy", "torch", "torch.cuda", "system", "machine")
 _MODES = {
     "off": "torch's deterministic algorithms were not asked for",

@@ -17,20 +17,6 @@ from seedregistry.ledger.verification import words_of
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = [
-    "HEADER",
-    "Row",
-    "Section",
-    "Table",
-    "build",
-    "join_words",
-    "plural",
-    "show_id",
-    "show_value",
-    "to_text",
-    "visible",
-]
-
 HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
 """The columns of an export."""
 

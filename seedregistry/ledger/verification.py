@@ -16,8 +16,6 @@ from seedregistry.ledger import records
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
 
-__all__ = ["Checker", "Families", "Fault", "Verification", "Words", "source_of", "words_of"]
-
 _SHOWN = 20
 
 

@@ -16,8 +16,6 @@ from seedregistry.ledger.reader import LONGEST_LINE
 if TYPE_CHECKING:
     from seedregistry.ledger.parts import Part
 
-__all__ = ["Lines", "saved_lines", "storage_error", "sync_folder", "write_whole"]
-
 PathLike = Union[str, "os.PathLike[str]"]
 
 _BLOCK_BYTES = 1 << 20

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from seedregistry.rng.state import LateSeed
     from seedregistry.stream import Stream
 
-__all__ = ["build", "build_recorded"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -13,8 +13,6 @@ from seedregistry.registry.global_state import refuse_in_scope
 if TYPE_CHECKING:
     from seedregistry.registry.shared import Shared
 
-__all__ = ["load_state", "save_state"]
-
 _STATE_FORMAT = "seedregistry.registry/1"
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from seedregistry.determinism import DeterminismReport, Switches
     from seedregistry.stream import Stream
 
-__all__ = ["GlobalState", "refuse_in_scope", "set_global_state"]
-
 
 def refuse_in_scope(what: str) -> None:
     """Raise while a scope is open, in this thread or in another.

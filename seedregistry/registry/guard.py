@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     Name = Tuple[int, str, InstanceId]
     Words = Tuple[object, ...]
 
-__all__ = ["Guard"]
-
 _REUSE_RULES = ("auto", "allow", "warn", "forbid")
 
 

@@ -8,8 +8,6 @@ from typing import FrozenSet, Iterable, Optional
 from seedregistry import derivation
 from seedregistry.errors import InvalidOptionError, UnknownPurposeError
 
-__all__ = ["LIBRARY_PURPOSES", "close_set", "one_edit_apart", "require_member", "similar"]
-
 LIBRARY_PURPOSES: FrozenSet[str] = frozenset({"global", "split"})
 """Purposes of the library's own; they are in every closed set."""
 

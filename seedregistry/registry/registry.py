@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     from seedregistry.data.shards import Shard
     from seedregistry.derivation import InstanceId
 
-__all__ = ["SeedRegistry"]
-
 _log = logging.getLogger(__name__)
 
 _ID_TYPES = frozenset({str, int, type(None)})

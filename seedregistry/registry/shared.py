@@ -15,8 +15,6 @@ from seedregistry.registry.guard import Guard
 if TYPE_CHECKING:
     from seedregistry.components.base import Component
 
-__all__ = ["Shared"]
-
 
 class Shared:
     """What a registry and its children have in common.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from seedregistry.registry.shared import Shared
     from seedregistry.stream import Stream
 
-__all__ = ["Host"]
-
 
 class Host:
     """Takes notice of the uses of one registry's streams.

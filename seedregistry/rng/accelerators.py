@@ -18,8 +18,6 @@ import torch
 
 from seedregistry.errors import ScopeError
 
-__all__ = ["ACCELERATORS", "Accelerator", "LazyQueue"]
-
 _SeedCall = Callable[[], Any]
 
 

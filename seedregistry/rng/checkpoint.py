@@ -19,8 +19,6 @@ import torch
 from seedregistry.errors import RngStateError
 from seedregistry.rng import accelerators
 
-__all__ = ["Handouts", "load_state", "save_state"]
-
 Entry = Dict[str, Any]
 AnyGenerator = Union[torch.Generator, np.random.Generator, random.Random]
 

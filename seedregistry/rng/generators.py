@@ -32,16 +32,6 @@ if TYPE_CHECKING:
             """Return whether generators take more of the key than the seed."""
 
 
-__all__ = [
-    "FullState",
-    "make_generator",
-    "make_numpy",
-    "make_plain_generator",
-    "make_python",
-    "resolve_device",
-    "seed_generator",
-]
-
 # The state of torch's CPU generator is 5,056 bytes: seed u64, left i32, seeded i32, next u64, 624
 # words of 32 bits held as u64, and the cached normals. Source: aten/src/ATen/CPUGeneratorImpl.cpp
 # (CPUGeneratorImplStateLegacy).

@@ -16,8 +16,6 @@ from typing import Any, Callable, List, Tuple
 
 import numpy as np
 
-__all__ = ["Cached", "Pooled", "borrow", "fresh", "read_cached", "swap_in", "swap_out"]
-
 Cached = Tuple[Any, int, float]
 """The bit generator that was under the global state, and its cached normal.
 

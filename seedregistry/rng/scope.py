@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from seedregistry.rng.generators import SeedSource
     from seedregistry.rng.state import LateSeed
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Scope", "in_scope", "scoped_libraries"]
-
 DEFAULT_TIMEOUT_S = 60.0
 """How long a scope waits for another thread's, in seconds."""
 

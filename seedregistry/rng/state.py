@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from seedregistry.rng.accelerators import Accelerator, LazyQueue
     from seedregistry.rng.generators import SeedSource
 
-__all__ = [
-    "GLOBAL_SEED_BITS",
-    "Captured",
-    "Movement",
-    "fingerprint",
-    "seed_global",
-    "shared_generators",
-]
-
 _HEAD_BYTES = 64
 
 # random.seed is a method of a hidden instance, and most of its own time is spent on looking at the

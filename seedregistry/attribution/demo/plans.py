@@ -18,8 +18,6 @@ from seedregistry.errors import InvalidOptionError
 if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Plan", "cifar10_plan", "digits_plan"]
-
 Pair = Tuple[torch.Tensor, torch.Tensor]
 
 

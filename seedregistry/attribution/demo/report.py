@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.demo.results import Demo
     from seedregistry.attribution.retraining import Retrainings
 
-__all__ = ["render", "wrong_seeds"]
-
 _SHOWN_TARGETS = 4
 _SHOWN_EXAMPLES = 4
 _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#9ca3af"

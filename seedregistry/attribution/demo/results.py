@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from seedregistry.attribution.smoothness import Metasmoothness
     from seedregistry.registry import SeedRegistry
 
-__all__ = ["Demo"]
-
 
 @attrs.frozen(kw_only=True, eq=False)
 class Demo:

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
     from seedregistry.attribution.states import State
 
-__all__ = ["run_demo"]
-
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
