@@ -11,7 +11,6 @@ Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yam
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Type
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit"]
 
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _MODES = ("error", "warn")
 _WAY_OUT = "Run it inside stream.scope(...), or give it generator=stream.at(...).generator(device)."
 
@@ -133,7 +131,7 @@ class Audit:
         self._record(Audited(mode=self._mode, undeclared=self.undeclared, completed=error is None))
 
     def _seen_operator(self, name: str, device: str, before: rng.Captured) -> None:
-        path, number = user_line(_TORCH)
+        path, number = user_line()
         if self._mode == "error":
             before.restore()  # the draw is taken back
         self._explained.append(f"torch:{device}")

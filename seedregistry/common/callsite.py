@@ -1,50 +1,133 @@
-"""The user's line: the innermost frame outside this library, for messages and as circumstance in the ledger."""
+"""The user's line: for messages, for warnings, and as circumstance in the ledger.
+
+It is the innermost frame of the user's own code. Frames of this library, of the standard library
+and of installed packages only call: click calls a command, pytest a test, Lightning a hook. They
+are passed over wherever a frame of the user's is further out.
+
+Where there is none, as in ``seedregistry demo`` or in a project that is installed itself, the place
+is the innermost frame of an installed package that is not known to call other people's code; and
+where there is none of those either, the line of this library that began the work.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Dict, Tuple
+import sysconfig
+from typing import TYPE_CHECKING, Dict, Tuple
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_seen: Dict[Tuple[str, int], str] = {}
+
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_STANDARD = tuple(
+    {os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")}
+    | {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "scripts")}
+)
+
+_CALLERS = frozenset(
+    [
+        "IPython",
+        "_pytest",
+        "accelerate",
+        "click",
+        "composer",
+        "dask",
+        "distributed",
+        "fire",
+        "hydra",
+        "ignite",
+        "ipykernel",
+        "joblib",
+        "lightning",
+        "pluggy",
+        "pytest",
+        "pytorch_lightning",
+        "ray",
+        "torch",
+        "transformers",
+        "typer",
+    ]
+)
+"""Packages that run other people's code, by their top-level names."""
+
+_USER, _PROJECT, _CALLER, _LIBRARY = range(4)
+
+_kinds: Dict[str, int] = {}
+"""What each file is, by its path as frames have it. Files of one process: it stays small."""
+
+_labels: Dict[Tuple[str, int], str] = {}
+"""``"file.py:12"`` by (path, line): made once, since a loop may come here a million times."""
 
 
 def call_site(inner: int = 0) -> str:
-    """Return ``"file.py:12"`` of the innermost frame outside the library.
-
-    The base name only, never a path.
+    """Return ``"file.py:12"`` for the user's line: the base name only, never a path.
 
     Args:
         inner: how many callers of the caller are the library's for certain, and need not be looked
             at.
     """
-    frame = sys._getframe(1 + inner)
-    while frame.f_code.co_filename.startswith(_PACKAGE):
-        outer = frame.f_back
-        if outer is None:
-            break
-        frame = outer
+    frame, _ = _user_frame(sys._getframe(1 + inner))
     place = (frame.f_code.co_filename, frame.f_lineno)
-    known = _seen.get(place)
-    if known is None:
-        known = _seen[place] = f"{os.path.basename(place[0])}:{place[1]}"
-    return known
+    label = _labels.get(place)
+    if label is None:
+        label = _labels[place] = f"{os.path.basename(place[0])}:{place[1]}"
+    return label
 
 
-def user_line(*passed_over: str) -> Tuple[str, int]:
-    """Return (path, line) of the innermost frame outside the library and outside the directories given."""
-    frame = sys._getframe(1)
-    over = (_PACKAGE, *passed_over)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(over):
-        frame = frame.f_back
+def user_line() -> Tuple[str, int]:
+    """Return (path, line) of the user's line."""
+    frame, _ = _user_frame(sys._getframe(1))
     return frame.f_code.co_filename, frame.f_lineno
 
 
 def stack_level() -> int:
-    """Return the ``stacklevel`` that makes ``warnings.warn``, called by the caller, point at the user's line."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        level += 1
-    return level
+    """Return the ``stacklevel`` that makes ``warnings.warn`` point at the user's line.
+
+    For the function that calls both: its own frame has level 1.
+    """
+    _, depth = _user_frame(sys._getframe(1))
+    return depth + 1
+
+
+def _user_frame(innermost: FrameType) -> Tuple[FrameType, int]:
+    """Return the frame that is the place, and how far out of the innermost it is."""
+    frame, depth = innermost, 0
+    project = edge = None
+    while True:
+        kind = _kind(frame)
+        if kind == _USER:
+            return frame, depth
+        if kind == _PROJECT and project is None:
+            project = frame, depth
+        if kind == _LIBRARY and (edge is None or edge[1] == depth - 1):
+            edge = frame, depth  # the last of the library's frames before the first of others
+        if frame.f_back is None:
+            return project or edge or (innermost, 0)
+        frame, depth = frame.f_back, depth + 1
+
+
+def _kind(frame: FrameType) -> int:
+    path = frame.f_code.co_filename
+    kind = _kinds.get(path)
+    if kind is None:
+        kind = _kinds[path] = _kind_of_file(path)
+    # A spawned process begins in `python -c "from multiprocessing.spawn import ..."`.
+    if kind == _USER and path == "<string>" and "spawn_main" in frame.f_code.co_names:
+        return _CALLER
+    return kind
+
+
+def _kind_of_file(path: str) -> int:
+    if path.startswith(_PACKAGE):
+        return _LIBRARY
+    for folder in _INSTALLED:
+        if folder in path:
+            name = path.rpartition(folder)[2].partition(os.sep)[0]
+            return _CALLER if name.partition(".")[0] in _CALLERS else _PROJECT
+    # Frozen modules, and methods that attrs writes, have names such as "<frozen runpy>".
+    if path.startswith((*_STANDARD, "<frozen ", "<attrs ")):
+        return _CALLER
+    return _USER
