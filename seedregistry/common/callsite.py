@@ -27,30 +27,20 @@ _STANDARD = tuple(
     | {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "scripts")}
 )
 
-_CALLERS = frozenset(
-    [
-        "IPython",
-        "_pytest",
+_CALLERS = {
+    *("click", "fire", "hydra", "typer"),
+    *("IPython", "_pytest", "ipykernel", "pluggy", "pytest"),
+    *(
         "accelerate",
-        "click",
         "composer",
-        "dask",
-        "distributed",
-        "fire",
-        "hydra",
         "ignite",
-        "ipykernel",
-        "joblib",
         "lightning",
-        "pluggy",
-        "pytest",
         "pytorch_lightning",
-        "ray",
         "torch",
         "transformers",
-        "typer",
-    ]
-)
+    ),
+    *("dask", "distributed", "joblib", "ray"),
+}
 """Packages that run other people's code, by their top-level names."""
 
 _USER, _PROJECT, _CALLER, _LIBRARY = range(4)
