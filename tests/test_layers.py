@@ -24,6 +24,23 @@ ROW = re.compile(r"^\| (\d+) \| `(\w+)` \| .+ \| (no|yes|late|in part) \|$", re.
 ROOMS = {
     room: (int(floor), torch) for floor, room, torch in ROW.findall(MAP.read_text(encoding="utf-8"))
 }
+# What `SeedRegistry(42)` needs no line of.
+SLOW = {
+    "seedregistry.attribution",
+    "seedregistry.audit",
+    "seedregistry.common.environment",
+    "seedregistry.data.build",
+    "seedregistry.data.loader",
+    "seedregistry.functional",
+    "seedregistry.ledger.diff",
+    "seedregistry.ledger.export",
+    "seedregistry.ledger.journal",
+    "seedregistry.ledger.merging",
+    "seedregistry.ledger.reader",
+    "seedregistry.ledger.tables",
+    "seedregistry.ledger.verification",
+    "seedregistry.registry.global_state",
+}
 FLOOR_OF = {room: floor for room, (floor, _) in ROOMS.items()}
 WITHOUT_TORCH = {room for room, (_, torch) in ROOMS.items() if torch == "no"}
 # Modules that need a framework, and are not looked into where it is missing.
@@ -129,16 +146,91 @@ def test_global_state_is_touched_in_two_places_only():
             assert "random.getstate" not in text, name
 
 
+def lazy_names(tree: ast.Module) -> tuple:
+    """What a door that opens late shows to type checkers, and what it imports: {name: module}, and rooms."""
+    shown, rooms = {}, set()
+    for node in tree.body:
+        if isinstance(node, ast.If):
+            assert ast.unparse(node.test) == "TYPE_CHECKING"
+            for line in node.body:
+                assert isinstance(line, ast.ImportFrom)
+                shown.update({alias.name: line.module for alias in line.names})
+    call = next(
+        (
+            node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        ),
+        None,
+    )
+    if call is None:
+        return shown, {}, rooms
+    homes = ast.literal_eval(call.args[1])
+    rooms = {room for keyword in call.keywords for room in ast.literal_eval(keyword.value)}
+    return shown, {name: home for home, names in homes.items() for name in names}, rooms
+
+
 def test_init_files_hold_no_logic():
-    """An __init__ file re-exports: a docstring, imports, __all__ and the version."""
+    """An __init__ file re-exports: a docstring, imports, __all__, and the two functions of a lazy door."""
     for name, path in modules().items():
         if not name.endswith("__init__"):
             continue
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            allowed = isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr))
+            allowed = isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr, ast.If))
             if isinstance(node, ast.Assign):
-                allowed = node.targets[0].id in {"__all__", "__version__"}
+                allowed = ast.unparse(node.targets[0]) in {"__all__", "(__getattr__, __dir__)"}
             assert allowed, f"{name}: {ast.dump(node)[:80]}"
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(modules()) if name.endswith("__init__")])
+def test_a_lazy_door_shows_what_it_opens(name):
+    """What a door imports late is what editors and mypy see, and what __all__ and dir() name."""
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    shown, homes, rooms = lazy_names(tree)
+    if not homes:
+        assert not shown
+        return
+    package = module_name(name)
+    assert {home: module for home, module in shown.items() if home not in rooms} == homes
+    assert set(homes) <= set(exported_names(tree)) <= set(homes) | rooms | {"__version__"}
+    module = importlib.import_module(package)
+    assert set(homes) | rooms <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018 - looked up
+
+
+def test_rooms_are_attributes_of_the_front_door():
+    """After `import seedregistry` alone every documented module is an attribute, imported when it is asked for."""
+    rooms = (
+        "audit attribution data functional ledger rng testing registry stream derivation".split()
+    )
+    script = "import sys, seedregistry; assert 'torch' not in sys.modules; print(*map(seedregistry.__getattr__, %r))"
+    command = [sys.executable, "-W", "ignore", "-c", script % rooms]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("<module 'seedregistry.") == len(rooms)
+
+
+def test_importing_the_library_imports_next_to_nothing():
+    """`import seedregistry` imports no third package and three modules; a registry needs no slow room."""
+    script = (
+        "import sys; before = set(sys.modules); import seedregistry\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+        "seedregistry.SeedRegistry(42)\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('seedregistry')))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    alone, registry = (set(line.split()) for line in run.stdout.splitlines())
+    ours = {
+        "seedregistry",
+        "seedregistry.common",
+        "seedregistry.common.lazy",
+        "seedregistry.version",
+    }
+    assert {name for name in alone if name.startswith("seedregistry")} == ours
+    assert not alone & {"torch", "numpy", "attr", "attrs"}
+    assert not registry & SLOW
 
 
 def is_door(name: str) -> bool:
