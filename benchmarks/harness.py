@@ -117,13 +117,15 @@ def report(
         peer_name: what the peer is.
         target: such as ``"<= 12 x"``; ``""`` for a row without one.
         kind: ``"ratio"`` (least by least), ``"added"`` (least minus least, in us), ``"percent"``
-            (median of the paired differences), ``"bandwidth"`` (peer by measured).
+            (median of the paired differences), ``"bandwidth"`` (peer by measured), ``"share"``
+            (measured by peer, in percent).
     """
     low, floor = min(measured), min(peer)
     value = {
         "ratio": low / floor,
         "added": (low - floor) * 1e6,
         "bandwidth": floor / low,
+        "share": low / floor,
         "percent": (statistics.median(m / p for m, p in zip(measured, peer)) - 1) * 100,
     }[kind]
     benchmark.extra_info.update(

@@ -93,13 +93,14 @@ def row(info: dict) -> str:
         "added": f"+{show_time(info['value'])}",
         "percent": f"{info['value']:+.1f} %",
         "bandwidth": f"{info['value'] * 100:.0f} %",
+        "share": f"{info['value'] * 100:.2g} %",
     }[info["kind"]]
     target = info["target"]
     met = ""
     if target:
         limit = float(re.search(r"[\d.]+", target).group())
         limit *= 1000 if target.endswith("ms") else 1
-        value = info["value"] * (100 if info["kind"] == "bandwidth" else 1)
+        value = info["value"] * (100 if info["kind"] in {"bandwidth", "share"} else 1)
         met = "yes" if (value >= limit if target.startswith(">=") else value <= limit) else "**no**"
     peer = "-" if info["peer"] == "nothing" else f"{info['peer']}: {show_time(info['peer_us'])}"
     return (

@@ -182,14 +182,18 @@ from seedregistry.attribution import Recipe, Training, losses_of, magic
 torch.set_num_threads(1)
 steps = int(sys.argv[1])
 def model(): return nn.Sequential(nn.Linear(64, 1024), nn.GELU(), nn.Linear(1024, 10))
-inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)); labels = torch.arange(16) % 10
+inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+labels = torch.arange(16) % 10
 options = {"lr": 1e-4, "momentum": 0.9}
-recipe = Recipe(model=model, dataset=(inputs, labels), epochs=steps, batch_size=16, optimizer_options=options)
+recipe = Recipe(
+    model=model, dataset=(inputs, labels), epochs=steps, batch_size=16, optimizer_options=options
+)
 training = Training(SeedRegistry(42), recipe)
 training.advance(training.initial_state(), 3)
 magic(training, losses_of(inputs[:1], labels[:1]), keep=0, progress=False) if steps < 200 else None
 def most():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+    lines = open("/proc/self/status")
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far, that of the imports, is forgotten
 before = most()
 found = magic(training, losses_of(inputs[:1], labels[:1]), progress=False)

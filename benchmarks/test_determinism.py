@@ -50,7 +50,8 @@ def conv(inputs: int, outputs: int, *, pool: bool = False) -> nn.Module:
 def resnet9() -> nn.Module:
     return nn.Sequential(
         conv(3, 64), conv(64, 128, pool=True), Residual(128), conv(128, 256, pool=True),
-        conv(256, 256, pool=True), Residual(256), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, 10),
+        conv(256, 256, pool=True), Residual(256),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, 10),
     )  # fmt: skip
 
 

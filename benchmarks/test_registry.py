@@ -7,10 +7,11 @@ import itertools
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from harness import first_derivations, in_turn, report
+from harness import first_derivations, in_turn, report, report_figure
 from torch import nn
 
 from seedregistry import SeedRegistry, deterministic_context
@@ -276,26 +277,52 @@ def test_environment(benchmark):
     )
 
 
-IMPORT = (
-    "import torch, time; t = time.perf_counter(); import seedregistry; "
-    "print(time.perf_counter() - t)"
-)
-AFTER_TORCH = "import torch, time; t = time.perf_counter(); print(time.perf_counter() - t)"
+CLOCK = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+
+
+def fresh_processes(script: str, *, count: int = 5) -> list:
+    """Return what a script prints, in seconds; a process before them warms the disk."""
+    command = [sys.executable, "-c", script]
+    runs = [
+        subprocess.run(command, capture_output=True, text=True, check=True)
+        for _ in range(count + 1)
+    ]
+    return [float(run.stdout) for run in runs[1:]]
+
+
+def report_import(benchmark, what: str, line: str, *, target: str) -> None:
+    """Report what a line costs after torch is there, as a share of torch's own import."""
+    ours = fresh_processes("import torch; " + CLOCK.format(line))
+    torchs = fresh_processes(CLOCK.format("import torch"))
+    report(benchmark, what, ours, torchs, peer_name="`import torch`", target=target, kind="share")
 
 
 def test_import(benchmark):
-    times: tuple = ([], [])
-    for _ in range(7):
-        for script, found in zip((IMPORT, AFTER_TORCH), times):
-            run = subprocess.run(
-                [sys.executable, "-c", script], capture_output=True, text=True, check=True
-            )
-            found.append(float(run.stdout))
-    report(
+    what = "`import seedregistry` after `import torch`, a fresh process"
+    report_import(benchmark, what, "import seedregistry", target="<= 1 %")
+
+
+def test_import_and_registry(benchmark):
+    what = "`from seedregistry import SeedRegistry; SeedRegistry(42)`, a fresh process"
+    line = "from seedregistry import SeedRegistry; SeedRegistry(42)"
+    report_import(benchmark, what, line, target="<= 6 %")
+
+
+def test_help(benchmark):
+    commands = ([sys.executable, "-m", "seedregistry", "--help"], [sys.executable, "-c", "pass"])
+    ours, python = (min(wall_s(command) for _ in range(5)) * 1e3 for command in commands)
+    report_figure(
         benchmark,
-        "`import seedregistry` after `import torch`",
-        *times,
-        peer_name="nothing",
-        target="<= +40 ms",
-        kind="added",
+        "`seedregistry --help`, a fresh process",
+        ours,
+        "ms",
+        target="<= 150",
+        beside=("`python -c pass`", python),
     )
+
+
+def wall_s(command: list) -> float:
+    """Return how long a process takes, in seconds."""
+    start = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - start

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
+import io
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,11 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
 PAGES = [page for page in PAGES if "_build" not in page]
+ROOMS = """
+audit components data derivation determinism errors ledger registry rng stream attribution
+attribution.demo
+"""
+DOORS = ["seedregistry", *(f"seedregistry.{room}" for room in ROOMS.split())]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 RUNNER = """
@@ -100,20 +109,73 @@ def test_pages_use_known_fences():
             }, f"{page}: {fence}"
 
 
-def test_docstring_examples_run():
-    """Docstrings show their examples in doctest form or not at all; each runs."""
-    import doctest
+FIRST_MET = {
+    "SeedRegistry.dataloader",
+    "SeedRegistry.generator",
+    "SeedRegistry.model",
+    "SeedRegistry.optimizer",
+    "SeedRegistry.seed",
+    "SeedRegistry.stream",
+    "Stream.at",
+    "Stream.scope",
+    "create_deterministic_model",
+    "derive_component_seed",
+    "deterministic_context",
+    "lds",
+    "magic",
+    "verify_file",
+}
+"""The functions that users meet first: each shows how it is called."""
 
-    for path in (ROOT / "seedregistry").rglob("*.py"):
+
+def docstrings() -> dict:
+    """Every docstring of the library and its line, by file and name (with a method's class)."""
+    found = {}
+    for path in sorted((ROOT / "seedregistry").rglob("*.py")):
+        module = path.relative_to(ROOT).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        found[module, ""] = (ast.get_docstring(tree), 1)
         for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
-                text = ast.get_docstring(node) or ""
-                test = doctest.DocTestParser().get_doctest(
-                    text, {}, getattr(node, "name", "module"), str(path), 0
-                )
-                result = doctest.DocTestRunner().run(test)
-                assert result.failed == 0
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                    prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+                    found[module, prefix + child.name] = (ast.get_docstring(child), child.lineno)
+    return found
+
+
+EXAMPLES = {place: text for place, (text, _) in docstrings().items() if ">>>" in (text or "")}
+
+
+@pytest.mark.parametrize("place", sorted(EXAMPLES), ids="-".join)
+def test_docstring_examples_run(place, tmp_path, monkeypatch):
+    """The examples of a docstring run, in an empty folder, and leave the process as it was."""
+    monkeypatch.chdir(tmp_path)
+    name = place[1] or "module"
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[place], {}, name, place[0], 0)
+    output = io.StringIO()
+    with warnings.catch_warnings():
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=output.write)
+    assert result.failed == 0, output.getvalue()
+
+
+def test_the_first_things_show_how_they_are_used():
+    """Every public class, and what users meet first, has an example in its docstring."""
+    with_example = {name for _, name in EXAMPLES}
+    classes = {
+        name
+        for door in DOORS
+        for name in importlib.import_module(door).__all__
+        if isinstance(getattr(importlib.import_module(door), name), type)
+    }
+    assert len(classes) > 80
+    assert classes - with_example == set()
+    assert FIRST_MET - with_example == set()
+
+
+def test_an_example_that_is_wrong_is_caught():
+    """An example whose result is another fails."""
+    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3", {}, "sum", "nowhere", 0)
+    assert doctest.DocTestRunner().run(test, out=lambda _: None).failed == 1
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "2"], ["--epochs", "1", "--seed", "7"]])

@@ -1,4 +1,4 @@
-"""Train a small classifier of handwritten digits from one registry, twice, and check that the runs are equal.
+"""Train a classifier of handwritten digits from one registry, twice: the runs are equal.
 
 Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the
 batches and the dropout of each step. The ledger says what was derived and built; its digest and the
