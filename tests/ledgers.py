@@ -105,7 +105,7 @@ def derivation_of_late_seed() -> int:
 
 def ledger_of(entries, origin=ORIGIN) -> Ledger:
     ledger = Ledger()
-    ledger._own.origin = origin
+    ledger._current.origin = origin
     for record in entries:
         ledger.append(record)
     return ledger

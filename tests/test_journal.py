@@ -491,7 +491,7 @@ import signal, sys
 from seedregistry.ledger import Ledger, Note
 from seedregistry.errors import LedgerError
 path, what = sys.argv[1:]
-journal = Ledger.journalled(path)
+journal = Ledger.with_journal(path)
 def handler(_, frame):
     if "/seedregistry/ledger/" not in frame.f_code.co_filename:
         return  # only in the middle of the library

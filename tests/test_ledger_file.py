@@ -112,7 +112,7 @@ def test_the_fast_writer_is_canonical():
     """What the record writer makes is what canonical JSON of the encoded record is, and decoding
     is its inverse."""
     for record in every_kind():
-        body, content = codec.written(record)
+        body, content = codec.encode_line(record)
         data = codec.encode(record)
         assert body == canonical(data) == codec.canonical(data)
         assert codec.decode(json.loads(body)) == record
@@ -450,7 +450,7 @@ def test_parts_that_go_on_are_saved_as_one(tmp_path):
     merged = ledger_of(every_kind()[:2])
     for start, end in ((0, 3), (3, 5), (5, 9)):
         piece = Ledger()
-        piece._parts.insert(0, whole.cut(start, end))
+        piece._stretches.insert(0, whole.cut(start, end))
         merged.merge(piece)
     merged.save(tmp_path / "a.jsonl")
     Ledger.load(tmp_path / "a.jsonl").save(tmp_path / "b.jsonl")

@@ -142,7 +142,7 @@ def test_overlapping_pieces_of_one_origin(cuts):
     taken = Ledger()
     for start, end in cuts:
         piece = Ledger()
-        piece._parts.insert(0, whole.cut(start, end))
+        piece._stretches.insert(0, whole.cut(start, end))
         taken.merge(piece)
         taken.merge(piece)
     expected = sorted({serial for start, end in cuts for serial in range(start, end)})

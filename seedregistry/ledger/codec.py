@@ -132,7 +132,7 @@ def _pairs(data: Any) -> records.Pairs:
     return pairs
 
 
-def _checked(cls: type, name: str) -> Callable[[Any], Any]:
+def _exactly(cls: type, name: str) -> Callable[[Any], Any]:
     def check(data: Any) -> Any:
         if type(data) is not cls:
             raise LedgerFormatError(f"expected {name}")
@@ -157,9 +157,9 @@ def _each(decoder: Callable[[Any], Any]) -> Callable[[Any], Tuple[Any, ...]]:
 # --- fields ---------------------------------------------------------------------------------------
 
 _text, _number, _fact = (
-    _checked(str, "a string"),
-    _checked(int, "an integer"),
-    _checked(bool, "true or false"),
+    _exactly(str, "a string"),
+    _exactly(int, "an integer"),
+    _exactly(bool, "true or false"),
 )
 
 
@@ -241,7 +241,7 @@ def encode(record: Record) -> Dict[str, Any]:
     return encoded
 
 
-def written(record: Record) -> Tuple[bytes, Optional[bytes]]:
+def encode_line(record: Record) -> Tuple[bytes, Optional[bytes]]:
     """Return a record as canonical JSON, and of it what the digest covers.
 
     None for circumstance as a whole.
@@ -251,20 +251,22 @@ def written(record: Record) -> Tuple[bytes, Optional[bytes]]:
     circumstance, content = _TABLES[type(record)]
     before = content_text = ""
     if circumstance:
-        own = ",".join(
+        fields = ",".join(
             [key + write(getattr(record, name)) for name, key, _, write, _ in circumstance]
         )
-        before = f'"circumstance":{{{own}}},'
+        before = f'"circumstance":{{{fields}}},'
     if content:
-        own = ",".join([key + write(getattr(record, name)) for name, key, _, write, _ in content])
-        content_text = f'"content":{{{own}}},'
+        fields = ",".join(
+            [key + write(getattr(record, name)) for name, key, _, write, _ in content]
+        )
+        content_text = f'"content":{{{fields}}},'
     tail = f'{content_text}"kind":"{_KIND_OF[type(record)]}"}}'
     return _encode_text("{" + before + tail), _encode_text("{" + tail) if content else None
 
 
 def content(record: Record) -> Optional[bytes]:
     """Return the canonical bytes of what the digest covers, or None for a record that is circumstance as a whole."""
-    return written(record)[1]
+    return encode_line(record)[1]
 
 
 def _content_of(record: records.Unknown) -> Optional[bytes]:
@@ -298,16 +300,18 @@ def decode(data: Any) -> Record:
         return records.Unknown(kind=kind, body=canonical(data).decode())
     fields: Dict[str, Any] = {}
     for part, table in zip(("circumstance", "content"), _TABLES[cls]):
-        found = data.get(part, {})
+        fields_of_half = data.get(part, {})
         if (
-            type(found) is not dict
-            or found.keys() != {field[0] for field in table}
+            type(fields_of_half) is not dict
+            or fields_of_half.keys() != {field[0] for field in table}
             or (part in data) != bool(table)
         ):
             names = ", ".join(field[0] for field in table) or "nothing"
             raise LedgerFormatError(f"the {part} of kind {kind!r} holds {names}")
         for name, _, _, _, decoder in table:
-            fields[name] = _decode_field(decoder, found[name], f"{part}.{name} of kind {kind!r}")
+            fields[name] = _decode_field(
+                decoder, fields_of_half[name], f"{part}.{name} of kind {kind!r}"
+            )
     return cls(**fields)
 
 
@@ -359,8 +363,8 @@ def _refuse_depth(data: Any) -> None:
     for _ in range(_DEEPEST):
         level = [
             item
-            for one in level
-            for item in (one.values() if type(one) is dict else one)
+            for member in level
+            for item in (member.values() if type(member) is dict else member)
             if type(item) in (dict, list)
         ]
         if not level:

@@ -37,7 +37,9 @@ class _Group:
         """
         if place not in self._places:
             if len(self._places) == 1:
-                self._places = {known: Counter(counter) for known, counter in self._places.items()}
+                self._places = {
+                    earlier: Counter(counter) for earlier, counter in self._places.items()
+                }
             self._places[place] = Counter() if self._places else self.counts
         return self._places[place]
 
@@ -54,15 +56,15 @@ class Contents:
         self._place = (origin, session)
 
     def add(self, kind: str, content: bytes) -> bool:
-        """Add the content of an entry, as ``codec.written`` gives it.
+        """Add the content of an entry, as ``codec.encode_line`` gives it.
 
         Return whether it counts beside those before.
         """
         group = self._groups.setdefault(_FACTS if kind in codec.FACTS else self._place[0], _Group())
-        own = group.at(self._place)
-        count = own.get(content, 0) + 1
-        own[content] = count
-        if own is group.counts:
+        counter = group.at(self._place)
+        count = counter.get(content, 0) + 1
+        counter[content] = count
+        if counter is group.counts:
             return True
         counts = count > group.counts.get(content, 0)
         if counts:

@@ -21,12 +21,12 @@ import attrs
 
 from seedregistry.common import digest
 from seedregistry.ledger import codec, records
-from seedregistry.ledger.parts import counted
+from seedregistry.ledger.stretches import count
 from seedregistry.ledger.tables import show_id
 
 if TYPE_CHECKING:
-    from seedregistry.ledger.parts import Part
     from seedregistry.ledger.records import InstanceId
+    from seedregistry.ledger.stretches import Stretch
 
 _SHOWN_IDS = 3
 _SHOWN_VALUES = 120
@@ -155,8 +155,8 @@ class LedgerDiff:
         return "\n".join(lines)
 
 
-def compare(ours: Sequence[Part], theirs: Sequence[Part]) -> LedgerDiff:
-    """Return what two ledgers differ in, each given as its parts."""
+def compare(ours: Sequence[Stretch], theirs: Sequence[Stretch]) -> LedgerDiff:
+    """Return what two ledgers differ in, each given as its stretches."""
     sides = (_Side(ours), _Side(theirs))
     changes = list(_changes(*sides))
     rebuilt = dict(_rebuilt(*sides))
@@ -173,8 +173,8 @@ def compare(ours: Sequence[Part], theirs: Sequence[Part]) -> LedgerDiff:
 class _Side:
     """One of the two ledgers, by what can be compared."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.records, self.digest = counted(parts)
+    def __init__(self, stretches: Sequence[Stretch]) -> None:
+        self.records, self.digest = count(stretches)
         runs = self.of(records.Run)
         self._children = {run.master_seed: run for run in runs if run.parent is not None}
         self._roots = list(dict.fromkeys(run.master_seed for run in runs if run.parent is None))
@@ -184,8 +184,8 @@ class _Side:
         return [record for record in self.records if isinstance(record, cls)]
 
     def path(self, master_seed: int) -> Path:
-        known = self._paths.get(master_seed)
-        if known is None:
+        path = self._paths.get(master_seed)
+        if path is None:
             down: List[str] = []
             at, seen = master_seed, {master_seed}
             while at in self._children and self._children[at].parent not in seen:
@@ -194,8 +194,8 @@ class _Side:
                 at = run.parent
                 seen.add(at)
             root = "" if [at] == self._roots else str(at)
-            known = self._paths[master_seed] = (root, *reversed(down))
-        return known
+            path = self._paths[master_seed] = (root, *reversed(down))
+        return path
 
     def name(self, record: Any) -> Name:
         return (
@@ -206,44 +206,44 @@ class _Side:
         )
 
     def streams(self) -> Dict[Name, records.Derivation]:
-        found: Dict[Name, records.Derivation] = {}
+        streams: Dict[Name, records.Derivation] = {}
         for record in self.of(records.Derivation):
-            found.setdefault(self.name(record), record)
-        return found
+            streams.setdefault(self.name(record), record)
+        return streams
 
     def settings(self) -> Dict[str, Set[str]]:
-        found: Dict[str, Set[str]] = {"master seed": {str(seed) for seed in self._roots}}
-        found["scheme"] = {run.scheme for run in self.of(records.Run)}
+        settings: Dict[str, Set[str]] = {"master seed": {str(seed) for seed in self._roots}}
+        settings["scheme"] = {run.scheme for run in self.of(records.Run)}
         for note in self.of(records.Note):
-            found.setdefault(f"note {note.name}", set()).add(repr(note.value))
+            settings.setdefault(f"note {note.name}", set()).add(repr(note.value))
         for record in self.of(records.Determinism):
             filled = ", memory filled" if record.fill_uninitialized_memory else ""
-            found.setdefault("determinism", set()).add(f"{record.mode}{filled}")
-        return found
+            settings.setdefault("determinism", set()).add(f"{record.mode}{filled}")
+        return settings
 
     def circumstance(self) -> Dict[str, Set[str]]:
-        found: Dict[str, Set[str]] = {}
+        facts: Dict[str, Set[str]] = {}
         for built in self.of(records.Built):
             if built.distribution:
-                found.setdefault(f"version of {built.distribution}", set()).add(built.version)
+                facts.setdefault(f"version of {built.distribution}", set()).add(built.version)
         for seen in self.of(records.EnvironmentSeen):
             for name, value in seen.values:
-                found.setdefault(name, set()).add(str(value))
+                facts.setdefault(name, set()).add(str(value))
         for record in self.of(records.HandedOut):
-            found.setdefault("devices of generators", set()).add(record.device)
+            facts.setdefault("devices of generators", set()).add(record.device)
         for record in self.of(records.Determinism):
             for name, value in record.switches:
-                found.setdefault(f"switch {name}", set()).add(str(value))
+                facts.setdefault(f"switch {name}", set()).add(str(value))
         for record in self.of(records.Warned):
-            found.setdefault("warnings", set()).add(record.category)
-        return found
+            facts.setdefault("warnings", set()).add(record.category)
+        return facts
 
     def others(self) -> Dict[str, Counter[str]]:
         """Return what streams, settings and builds do not show.
 
         Content by kind, without master seeds.
         """
-        found: Dict[str, Counter[str]] = {}
+        contents: Dict[str, Counter[str]] = {}
         for record in self.records:
             kind = codec.kind_of(record)
             if kind in _SHOWN_OTHERWISE or codec.content(record) is None:
@@ -251,46 +251,51 @@ class _Side:
             data = dict(codec.encode(record)["content"])
             if "master_seed" in data and not isinstance(record, records.Unknown):
                 data["master_seed"] = self.path(int(data["master_seed"]))
-            found.setdefault(kind, Counter())[repr(sorted(data.items()))] += 1
-        return found
+            contents.setdefault(kind, Counter())[repr(sorted(data.items()))] += 1
+        return contents
 
 
 def _changes(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, StreamDiff]]:
     mine, others = ours.streams(), theirs.streams()
     for name in dict.fromkeys([*mine, *others]):
-        one, two = mine.get(name), others.get(name)
-        if one is not None and two is not None:
-            if one.seed == two.seed and one.scheme == two.scheme:
+        first, second = mine.get(name), others.get(name)
+        if first is not None and second is not None:
+            if first.seed == second.seed and first.scheme == second.scheme:
                 continue
             change = "reseeded"
         else:
-            change = "added" if one is None else "removed"
+            change = "added" if first is None else "removed"
         yield (
             name,
             StreamDiff(
                 change=change,
                 purpose=name[1],
                 instance_id=name[2],
-                seed=None if one is None else one.seed,
-                other_seed=None if two is None else two.seed,
+                seed=None if first is None else first.seed,
+                other_seed=None if second is None else second.seed,
             ),
         )
 
 
 def _rebuilt(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, Set[str]]]:
     """Yield the streams from which both built, and not the same, with what differs."""
-    found: Dict[Name, Tuple[List[Dict[str, str]], List[Dict[str, str]]]] = {}
+    products: Dict[Name, Tuple[List[Dict[str, str]], List[Dict[str, str]]]] = {}
     for index, side in enumerate((ours, theirs)):
         for built in side.of(records.Built):
-            found.setdefault(side.name(built), ([], []))[index].append(_facts(built))
+            products.setdefault(side.name(built), ([], []))[index].append(_facts(built))
     streams = ours.streams().keys() & theirs.streams().keys()
-    for name, (mine, others) in found.items():
+    for name, (mine, others) in products.items():
         if name not in streams:
             continue
         mine.sort(key=repr)
         others.sort(key=repr)
         pairs = zip(mine, others)
-        fields = {key for one, two in pairs for key in {*one, *two} if one.get(key) != two.get(key)}
+        fields = {
+            key
+            for first, second in pairs
+            for key in {*first, *second}
+            if first.get(key) != second.get(key)
+        }
         if len(mine) != len(others):
             fields.add("times")
         if fields:
@@ -298,8 +303,8 @@ def _rebuilt(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, Set[str]]]:
 
 
 def _facts(built: records.Built) -> Dict[str, str]:
-    own = {"factory": built.factory, "drew": repr(built.drew), "distribution": built.distribution}
-    return {**{name: repr(value) for name, value in built.description}, **own}
+    facts = {"factory": built.factory, "drew": repr(built.drew), "distribution": built.distribution}
+    return {**{name: repr(value) for name, value in built.description}, **facts}
 
 
 def _by_purpose(
@@ -325,23 +330,23 @@ def _by_purpose(
 
 
 def _label(name: Name) -> str:
-    return "/".join([*(part for part in name[0] if part), show_id(name[2])])
+    return "/".join([*(stretch for stretch in name[0] if stretch), show_id(name[2])])
 
 
 def _other_entries(ours: _Side, theirs: _Side) -> Iterator[str]:
     mine, others = ours.others(), theirs.others()
     for kind in sorted({*mine, *others}):
-        one, two = mine.get(kind, Counter()), others.get(kind, Counter())
-        only = sum((one - two).values()), sum((two - one).values())
+        first, second = mine.get(kind, Counter()), others.get(kind, Counter())
+        only = sum((first - second).values()), sum((second - first).values())
         if any(only):
             yield f"{kind}: {only[0]} only in the first, {only[1]} only in the second"
 
 
 def _differing(mine: Dict[str, Set[str]], others: Dict[str, Set[str]]) -> Iterator[str]:
     for name in dict.fromkeys([*mine, *others]):
-        one, two = mine.get(name, set()), others.get(name, set())
-        if one != two:
-            yield f"{name}: {_join(one)} and {_join(two)}"
+        first, second = mine.get(name, set()), others.get(name, set())
+        if first != second:
+            yield f"{name}: {_join(first)} and {_join(second)}"
 
 
 def _join(values: Set[str]) -> str:

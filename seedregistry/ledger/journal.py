@@ -17,11 +17,12 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from seedregistry.common.files import sync_folder
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import chain, codec, records
-from seedregistry.ledger.parts import Part, new_origin
-from seedregistry.ledger.reader import load_parts
-from seedregistry.ledger.writer import Lines, storage_error, sync_folder
+from seedregistry.ledger.reader import load_stretches
+from seedregistry.ledger.stretches import Stretch, new_origin
+from seedregistry.ledger.writer import Lines, storage_error
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -205,7 +206,7 @@ def _is_caller(frame: FrameType) -> bool:
 
 def open_journal(
     path: PathLike, *, durable: bool, run: Optional[Tuple[int, str]] = None
-) -> Tuple[Journal, Sequence[Part], Part]:
+) -> Tuple[Journal, Sequence[Stretch], Stretch]:
     """Open a journal: a new one, or one that goes on.
 
     Args:
@@ -214,7 +215,7 @@ def open_journal(
         run: master seed and scheme that a journal which goes on must have begun with.
 
     Returns:
-        The journal, the parts that it has already, and the empty part that entries go to from now
+        The journal, the stretches that it has already, and the empty stretch that entries go to from now
         on.
 
     Raises:
@@ -273,19 +274,21 @@ def is_being_written(path: PathLike) -> bool:
     return False
 
 
-def _begin(journal: Journal) -> Tuple[Journal, Sequence[Part], Part]:
-    own = Part(origin=new_origin())
-    journal.write(lambda lines: lines.header("journal") + lines.part(*own.place, 0), [], [own])
+def _begin(journal: Journal) -> Tuple[Journal, Sequence[Stretch], Stretch]:
+    stretch = Stretch(origin=new_origin())
+    journal.write(
+        lambda lines: lines.header("journal") + lines.place(*stretch.place, 0), [], [stretch]
+    )
     sync_folder(journal.path.parent)
-    return journal, (), own
+    return journal, (), stretch
 
 
 def _resume(
     journal: Journal, run: Optional[Tuple[int, str]]
-) -> Tuple[Journal, Sequence[Part], Part]:
+) -> Tuple[Journal, Sequence[Stretch], Stretch]:
     path = journal.path
     try:
-        loaded = load_parts(path)
+        loaded = load_stretches(path)
     except LedgerFormatError:
         if not _is_torn_header(path):
             raise
@@ -294,7 +297,7 @@ def _resume(
     if loaded.form == "saved":
         message = (
             f"{str(path)!r} is a saved ledger, not a journal: it ends with its seal. Give "
-            "the journal a file of its own."
+            "the journal a file of its stretch."
         )
         raise LedgerFormatError(message)
     faults = [fault for fault in loaded.checker.faults if fault.is_fatal]
@@ -305,28 +308,30 @@ def _resume(
             f"{faults[0]}{more}. Keep it as evidence and begin another file."
         )
         raise LedgerIntegrityError(message)
-    _refuse_other_run(path, loaded.parts, run)
+    _refuse_other_run(path, loaded.stretches, run)
     journal.go_on(loaded.head or chain.START, loaded.good_size)
-    own = _next_session(loaded.parts)
+    stretch = _next_session(loaded.stretches)
     if loaded.torn:
-        own.entries.append(_torn_record(loaded.torn))
+        stretch.entries.append(_torn_record(loaded.torn))
     journal.write(
         lambda lines: (
-            lines.part(*own.place, 0)
-            + b"".join(lines.entry(codec.written(record)[0]) for record in own.entries)
+            lines.place(*stretch.place, 0)
+            + b"".join(lines.entry(codec.encode_line(record)[0]) for record in stretch.entries)
         ),
         [],
-        [own],
+        [stretch],
     )
-    return journal, loaded.parts, own
+    return journal, loaded.stretches, stretch
 
 
-def _refuse_other_run(path: Path, parts: Sequence[Part], run: Optional[Tuple[int, str]]) -> None:
+def _refuse_other_run(
+    path: Path, stretches: Sequence[Stretch], run: Optional[Tuple[int, str]]
+) -> None:
     began = [
         (record.master_seed, record.scheme)
-        for part in parts
-        if part.origin == parts[0].origin
-        for record in part.entries
+        for stretch in stretches
+        if stretch.origin == stretches[0].origin
+        for record in stretch.entries
         if isinstance(record, records.Run) and record.parent is None
     ]
     if run is not None and began and began[0] != run:
@@ -358,10 +363,10 @@ def _torn_record(torn: bytes) -> records.Warned:
     return records.Warned(category="TornLine", message=message)
 
 
-def _next_session(parts: Sequence[Part]) -> Part:
-    """Return the part for a journal's next session; its origin is that of the file's first part."""
-    if not parts:
-        return Part(origin=new_origin())
-    origin = parts[0].origin
-    last = max(part.session for part in parts if part.origin == origin)
-    return Part(origin=origin, session=last + 1)
+def _next_session(stretches: Sequence[Stretch]) -> Stretch:
+    """Return the stretch for a journal's next session; its origin is that of the file's first stretch."""
+    if not stretches:
+        return Stretch(origin=new_origin())
+    origin = stretches[0].origin
+    last = max(stretch.session for stretch in stretches if stretch.origin == origin)
+    return Stretch(origin=origin, session=last + 1)

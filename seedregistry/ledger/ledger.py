@@ -27,11 +27,11 @@ from seedregistry.errors import LedgerError, LedgerIntegrityError
 from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
 from seedregistry.ledger.chain import FORMAT
 from seedregistry.ledger.journal import Journal, is_being_written, open_journal
-from seedregistry.ledger.parts import Part, counted, joined, new_origin
-from seedregistry.ledger.reader import load_parts
+from seedregistry.ledger.reader import load_stretches
 from seedregistry.ledger.records import Record
+from seedregistry.ledger.stretches import Stretch, count, join, new_origin
 from seedregistry.ledger.verification import Checker, Fault, Verification
-from seedregistry.ledger.writer import Lines, saved_lines, write_whole
+from seedregistry.ledger.writer import Lines, file_lines, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +56,10 @@ class Ledger:
     def __init__(self) -> None:
         self._begin([], None, None)
 
-    def _begin(self, parts: List[Part], own: Optional[Part], journal: Optional[Journal]) -> None:
-        self._parts = parts
+    def _begin(
+        self, stretches: List[Stretch], current: Optional[Stretch], journal: Optional[Journal]
+    ) -> None:
+        self._stretches = stretches
         self._lock = threading.RLock()
         self._journal = journal
         self._faults: Tuple[Fault, ...] = ()
@@ -65,17 +67,17 @@ class Ledger:
         self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = (
             None  # told of derivations before they are taken
         )
-        self._start_part(own)
+        self._start_stretch(current)
         _live.add(self)
 
-    def _start_part(self, own: Optional[Part] = None) -> None:
-        """Let the entries that come go to a part of their own."""
-        self._own = own if own is not None else Part(origin="")
-        self._parts.append(self._own)
-        self._records: List[Any] = self._own.entries
+    def _start_stretch(self, current: Optional[Stretch] = None) -> None:
+        """Let the entries that come go to a stretch that begins now."""
+        self._current = current if current is not None else Stretch(origin="")
+        self._stretches.append(self._current)
+        self._records: List[Any] = self._current.entries
 
     @classmethod
-    def journalled(
+    def with_journal(
         cls, path: PathLike, *, durable: bool = False, run: Optional[Tuple[int, str]] = None
     ) -> Ledger:
         """Return a ledger that writes every entry to a file before ``append`` returns.
@@ -95,8 +97,8 @@ class Ledger:
                 recorded.
         """
         ledger = cls.__new__(cls)
-        journal, parts, own = open_journal(path, durable=durable, run=run)
-        ledger._begin(list(parts), own, journal)
+        journal, stretches, current = open_journal(path, durable=durable, run=run)
+        ledger._begin(list(stretches), current, journal)
         return ledger
 
     # --- adding -----------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class Ledger:
         if journal is None:
             self._records.append(record)
             return
-        body = codec.written(record)[0]
+        body = codec.encode_line(record)[0]
         journal.write(lambda lines: lines.entry(body), self._records, [record])
 
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
@@ -144,22 +146,22 @@ class Ledger:
     # --- reading ----------------------------------------------------------------------------------
 
     def _name_origin(self) -> None:
-        if not self._own.origin:
-            self._own.origin = new_origin()
+        if not self._current.origin:
+            self._current.origin = new_origin()
 
-    def _snapshot(self) -> List[Part]:
-        """Return all parts as they are now, with their records made; empty ones are left out."""
+    def _snapshot(self) -> List[Stretch]:
+        """Return all stretches as they are now, with their records made; empty ones are left out."""
         with self._lock:
             self._name_origin()
-            parts = list(self._parts)
-        return [part.snapshot() for part in parts if part.entries]
+            stretches = list(self._stretches)
+        return [stretch.snapshot() for stretch in stretches if stretch.entries]
 
     def __len__(self) -> int:
-        return sum([len(part.entries) for part in self._parts])
+        return sum([len(stretch.entries) for stretch in self._stretches])
 
     def __iter__(self) -> Iterator[Record]:
-        for part in self._snapshot():
-            yield from part.entries
+        for stretch in self._snapshot():
+            yield from stretch.entries
 
     def find(
         self,
@@ -177,23 +179,23 @@ class Ledger:
             purpose: only records with this purpose.
             instance_id: only records with this instance id (None finds those without one).
         """
-        found = []
+        matches = []
         for record in self:
             if not isinstance(record, record_type):
                 continue
             if purpose is not _ANY and getattr(record, "purpose", _ANY) != purpose:
                 continue
             if instance_id is not _ANY:
-                own = getattr(record, "instance_id", _ANY)
-                if own != instance_id or type(own) is not type(instance_id):
+                candidate = getattr(record, "instance_id", _ANY)
+                if candidate != instance_id or type(candidate) is not type(instance_id):
                     continue
-            found.append(record)
-        return tuple(found)
+            matches.append(record)
+        return tuple(matches)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the sorted canonical content: 64 hexadecimal digits."""
-        return counted(self._snapshot())[1]
+        return count(self._snapshot())[1]
 
     @property
     def short_digest(self) -> str:
@@ -220,7 +222,7 @@ class Ledger:
                 "ledger a name of its own."
             )
             raise LedgerError(message)
-        write_whole(path, saved_lines(joined(self._snapshot())))
+        write_whole(path, file_lines(join(self._snapshot())))
 
     @classmethod
     def load(cls, path: PathLike) -> Ledger:
@@ -235,9 +237,9 @@ class Ledger:
                 than 16 MiB.
             LedgerError: it cannot be opened or read.
         """
-        loaded = load_parts(path)
+        loaded = load_stretches(path)
         ledger = cls.__new__(cls)
-        ledger._begin(list(loaded.parts), None, None)
+        ledger._begin(list(loaded.stretches), None, None)
         ledger._faults = tuple(loaded.checker.faults)
         ledger._is_sealed = loaded.is_sealed
         if loaded.checker.faults:
@@ -277,20 +279,20 @@ class Ledger:
         checker = Checker()
         checker.faults.extend(self._faults)
         line = 1  # of the header
-        parts = self._snapshot()
-        for part in parts:
-            line += 1  # of the part
-            for record, own_line in zip(
-                part.entries, part.lines or range(line + 1, line + 1 + len(part.entries))
+        stretches = self._snapshot()
+        for stretch in stretches:
+            line += 1  # of the stretch
+            for record, record_line in zip(
+                stretch.entries, stretch.lines or range(line + 1, line + 1 + len(stretch.entries))
             ):
-                checker.check(record, own_line)
-            line += len(part.entries)
+                checker.check(record, record_line)
+            line += len(stretch.entries)
         checker.finish()
         return Verification(
             faults=tuple(checker.faults),
             entries=checker.entries,
             seeds=checker.seeds,
-            digest=counted(parts)[1],
+            digest=count(stretches)[1],
             is_sealed=self._is_sealed and not self._records,
         )
 
@@ -305,12 +307,12 @@ class Ledger:
         the runs, and the derivations of inherited streams that it used. The part is a ledger of its
         own, and pickles.
         """
-        parts = self._snapshot()
-        own = [part for part in parts if not part.is_inherited]
+        stretches = self._snapshot()
+        added = [stretch for stretch in stretches if not stretch.is_inherited]
         given = Ledger()
-        given._parts[:0] = [
-            *merging.context_of([part for part in parts if part.is_inherited], own),
-            *own,
+        given._stretches[:0] = [
+            *merging.context_of([stretch for stretch in stretches if stretch.is_inherited], added),
+            *added,
         ]
         given._faults = self._faults
         return given
@@ -344,21 +346,23 @@ class Ledger:
                 )
             other._refuse_damage("merged")
         given = [
-            part for other in others for part in other._snapshot()
+            stretch for other in others for stretch in other._snapshot()
         ]  # before our lock: others may be merging us
         with self._lock:
-            parts = self._snapshot()
-            fresh, overlaps = merging.missing(parts, given)
-            merging.refuse_contradictions(overlaps, parts, fresh)
-            families = merging.families_of([*parts, *fresh])
-            merging.refuse_collisions(parts, fresh, families)
+            stretches = self._snapshot()
+            fresh, overlaps = merging.missing(stretches, given)
+            merging.refuse_contradictions(overlaps, stretches, fresh)
+            families = merging.families_of([*stretches, *fresh])
+            merging.refuse_collisions(stretches, fresh, families)
             if fresh and self.on_merge is not None:
-                self.on_merge(merging.own_derivations(parts, fresh, families))
+                self.on_merge(merging.related_derivations(stretches, fresh, families))
             journal = self._journal
             if journal is None:
-                self._parts.extend(fresh)
+                self._stretches.extend(fresh)
             elif fresh:
-                journal.write(functools.partial(_block, fresh, self._own), self._parts, fresh)
+                journal.write(
+                    functools.partial(_block, fresh, self._current), self._stretches, fresh
+                )
             if fresh:
                 self._is_sealed = False
         return self
@@ -434,7 +438,7 @@ class Ledger:
 
         It verifies the ledger first, and claims nothing that was not checked or recorded.
         """
-        return statement.write(counted(self._snapshot())[0], self.verify())
+        return statement.write(count(self._snapshot())[0], self.verify())
 
     def summary(self) -> Dict[str, Any]:
         """Return the main facts as a flat dict of str and int, for an experiment tracker."""
@@ -453,7 +457,7 @@ class Ledger:
 
         For each registry a row for each purpose, or for each stream.
         """
-        return tables.build(*counted(self._snapshot()), every_stream=every_stream)
+        return tables.build(*count(self._snapshot()), every_stream=every_stream)
 
     def __str__(self) -> str:
         return tables.to_text(self.table()) + self._warning()
@@ -478,13 +482,13 @@ class Ledger:
         return twin
 
     def __getstate__(self) -> Dict[str, Any]:
-        parts = self._snapshot()
-        for part in parts:
-            part.is_inherited = True
-        return {"parts": parts, "faults": self._faults, "is_sealed": self._is_sealed}
+        stretches = self._snapshot()
+        for stretch in stretches:
+            stretch.is_inherited = True
+        return {"stretches": stretches, "faults": self._faults, "is_sealed": self._is_sealed}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        self._begin(state["parts"], None, None)
+        self._begin(state["stretches"], None, None)
         self._faults = state["faults"]
         self._is_sealed = state["is_sealed"]
 
@@ -497,18 +501,18 @@ class Ledger:
         if self._journal is not None:
             self._journal.abandon()
             self._journal = None
-        for part in self._parts:
-            part.is_inherited = True
-        self._start_part()
+        for stretch in self._stretches:
+            stretch.is_inherited = True
+        self._start_stretch()
 
 
-def _block(parts: Sequence[Part], own: Part, lines: Lines) -> bytes:
-    """Return the lines of merged parts in a journal, and the one that goes back to the journal's own entries."""
+def _block(stretches: Sequence[Stretch], current: Stretch, lines: Lines) -> bytes:
+    """Return the lines of merged stretches in a journal, and the one that goes back to the journal's own entries."""
     made = []
-    for part in parts:
-        made.append(lines.part(*part.place, part.start))
-        made.extend(lines.entry(codec.written(record)[0]) for record in part.entries)
-    made.append(lines.part(*own.place, own.end))
+    for stretch in stretches:
+        made.append(lines.place(*stretch.place, stretch.start))
+        made.extend(lines.entry(codec.encode_line(record)[0]) for record in stretch.entries)
+    made.append(lines.place(*current.place, current.end))
     return b"".join(made)
 
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.content import Contents
-from seedregistry.ledger.parts import Part, continued
+from seedregistry.ledger.stretches import Stretch, find_last
 from seedregistry.ledger.verification import Checker, Verification
 
 if TYPE_CHECKING:
@@ -222,17 +222,17 @@ class Reader:
             self._begin_entry()
             self.contents.add("derivation", b"{" + body[match.end(1) + 3 :])
             site, text, number, master_seed, purpose, scheme, seed = match.groups()
-            words = scheme.decode(), purpose.decode()
+            names = scheme.decode(), purpose.decode()
             instance_id = (
                 text.decode() if text is not None else None if number is None else int(number)
             )
-            self.derivation(int(master_seed), *words, instance_id, int(seed), site, self._line)
+            self.derivation(int(master_seed), *names, instance_id, int(seed), site, self._line)
             return
         data = codec.parse(body)
         kind = data.get("kind") if type(data) is dict else None
         structure = {
             "header": self._read_header,
-            "part": self._read_part,
+            "part": self._read_place,
             "seal": self._read_seal,
         }.get(str(kind))
         if structure is not None:
@@ -241,7 +241,7 @@ class Reader:
             structure(data)
             return
         record = codec.decode(data)
-        written, content = codec.written(record)
+        written, content = codec.encode_line(record)
         if written != body:
             raise LedgerFormatError("not in canonical form")
         self._begin_entry()
@@ -263,17 +263,17 @@ class Reader:
 
     def _read_header(self, data: Any) -> None:
         content = data.get("content")
-        found = content.get("format") if type(content) is dict else None
-        if type(found) is str and found != chain.FORMAT and _VERSIONED.fullmatch(found):
+        version = content.get("format") if type(content) is dict else None
+        if type(version) is str and version != chain.FORMAT and _VERSIONED.fullmatch(version):
             # Another version, or a flipped byte: the line after it will tell, which follows ours by
             # our rules or does not.
-            self._other_format = found
+            self._other_format = version
         if self._line != 1:
             self.checker.fault(self._line, "header", "a header that is not the first line")
             return
         form = content.get("form") if type(content) is dict else None
         if (
-            found != chain.FORMAT
+            version != chain.FORMAT
             or form not in {"saved", "journal"}
             or data.keys() != {"content", "kind"}
             or len(content) != 2  # noqa: PLR2004 - form and format
@@ -283,7 +283,7 @@ class Reader:
             )
         self.form = str(form)
 
-    def _read_part(self, data: Any) -> None:
+    def _read_place(self, data: Any) -> None:
         where = data.get("circumstance")
         if (
             type(where) is not dict
@@ -314,18 +314,18 @@ class Reader:
 
     def _read_seal(self, data: Any) -> None:
         self.is_sealed = True
-        found = data.get("content")
+        sealed = data.get("content")
         head = None if self.head is None else self.head.hex()
         expected: dict[str, Any] = {
             "count": self._count,
             "digest": self.contents.digest(),
             "head": head,
         }
-        if type(found) is not dict or found.keys() != expected.keys() or len(data) != 2:  # noqa: PLR2004 - itself and the kind
+        if type(sealed) is not dict or sealed.keys() != expected.keys() or len(data) != 2:  # noqa: PLR2004 - itself and the kind
             raise LedgerFormatError("a seal has a count, a digest and a head")
         for name, value in expected.items():
-            if value is not None and found[name] != value:
-                shown = str(found[name])[:64]
+            if value is not None and sealed[name] != value:
+                shown = str(sealed[name])[:64]
                 self.checker.fault(
                     self._line,
                     "seal",
@@ -370,20 +370,20 @@ class _Loader(Reader):
 
     def __init__(self) -> None:
         super().__init__(Checker())
-        self.parts: List[Part] = []
-        self._known: dict[Any, Any] = {}  # words that recur are kept once
+        self.stretches: List[Stretch] = []
+        self._interned: dict[Any, Any] = {}  # names that recur are kept once
 
     def origin(self, origin: str, session: int, start: int) -> None:
-        part = continued(self.parts, (origin, session), start)
-        if part is None:
-            part = Part(origin=origin, session=session, start=start, lines=array("L"))
-            self.parts.append(part)
-        self._take(part)
+        stretch = find_last(self.stretches, (origin, session), start)
+        if stretch is None:
+            stretch = Stretch(origin=origin, session=session, start=start, lines=array("L"))
+            self.stretches.append(stretch)
+        self._take(stretch)
 
-    def _take(self, part: Part) -> None:
-        self._part = part
-        self._append: Callable[[Any], None] = part.entries.append
-        self._append_line: Callable[[int], None] = part.lines.append  # type: ignore[union-attr]
+    def _take(self, stretch: Stretch) -> None:
+        self._stretch = stretch
+        self._append: Callable[[Any], None] = stretch.entries.append
+        self._append_line: Callable[[int], None] = stretch.lines.append  # type: ignore[union-attr]
 
     def derivation(
         self,
@@ -395,7 +395,7 @@ class _Loader(Reader):
         site: bytes,
         line: int,
     ) -> None:
-        same = self._known.setdefault
+        same = self._interned.setdefault
         self._append(
             records.Derivation(
                 master_seed=same(master_seed, master_seed),
@@ -413,8 +413,8 @@ class _Loader(Reader):
         self._append_line(line)
 
 
-def load_parts(path: PathLike) -> _Loader:
-    """Read a file, and return its parts and what was wrong with its lines.
+def load_stretches(path: PathLike) -> _Loader:
+    """Read a file, and return its stretches and what was wrong with its lines.
 
     Raises:
         LedgerError: as for :meth:`Reader.read`.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 
 from seedregistry.common import digest
 from seedregistry.ledger import records
-from seedregistry.ledger.tables import join_words, plural, visible
-from seedregistry.ledger.verification import words_of
+from seedregistry.ledger.tables import join_names, plural, visible
+from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -45,18 +45,18 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
     runs = [record for record in entries if isinstance(record, records.Run)]
-    streams = {words_of(record) for record in entries if isinstance(record, records.Derivation)}
+    streams = {names_of(record) for record in entries if isinstance(record, records.Derivation)}
     if not streams:
         yield "No stream was derived."
         return
     roots = dict.fromkeys((run.master_seed, run.scheme) for run in runs if run.parent is None)
-    origin = join_words(
+    origin = join_names(
         f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots
     )
     purposes = sorted({name[1] for name in streams})
     count = (
         f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} "
-        f"({join_words(purposes)})"
+        f"({join_names(purposes)})"
     )
     yield f"{count} {'was' if len(streams) == 1 else 'were'} derived from {origin}."
     children = {run.master_seed for run in runs if run.parent is not None}
@@ -99,15 +99,15 @@ def _audits(entries: Sequence[Record]) -> Iterator[str]:
     if not audits:
         yield "No audit was made, so draws outside these streams are not excluded."
         return
-    found = sum(audit.undeclared for audit in audits)
+    undeclared = sum(audit.undeclared for audit in audits)
     broken = sum(not audit.completed for audit in audits)
     completed = len(audits) - broken
     audited = f"{plural(completed, 'audited block')} of the run"
-    if found:
+    if undeclared:
         audited = f"{plural(len(audits), 'audited block')} of the run"
         yield (
-            f"In {audited}, {plural(found, 'draw')} outside these streams "
-            f"{'was' if found == 1 else 'were'} found."
+            f"In {audited}, {plural(undeclared, 'draw')} outside these streams "
+            f"{'was' if undeclared == 1 else 'were'} found."
         )
     elif completed:
         yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
@@ -122,7 +122,7 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
         return
     modes = dict.fromkeys(_MODES.get(record.mode, f"mode {record.mode}") for record in switches)
     yield (
-        f"At its setting of the global state, {join_words(modes)}; how long that stood is not "
+        f"At its setting of the global state, {join_names(modes)}; how long that stood is not "
         "recorded."
     )
     ineffective = dict.fromkeys(line for record in switches for line in record.ineffective)
@@ -135,7 +135,7 @@ def _warnings(entries: Sequence[Record]) -> Iterator[str]:
     if counts:
         yield (
             "Warnings were recorded: "
-            f"{join_words(f'{count} x {name}' for name, count in sorted(counts.items()))}."
+            f"{join_names(f'{count} x {name}' for name, count in sorted(counts.items()))}."
         )
 
 

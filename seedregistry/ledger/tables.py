@@ -12,7 +12,7 @@ import attrs
 
 from seedregistry.common import digest
 from seedregistry.ledger import records
-from seedregistry.ledger.verification import words_of
+from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
@@ -85,9 +85,11 @@ class Table:
 
         Master seeds and schemes of the registries that are no children, and the short digest.
         """
-        own = [section for section in self.sections if not section.name] or list(self.sections[:1])
-        masters = ", ".join(dict.fromkeys(str(section.master_seed) for section in own)) or "none"
-        schemes = ", ".join(dict.fromkeys(section.scheme for section in own)) or "none"
+        roots = [section for section in self.sections if not section.name] or list(
+            self.sections[:1]
+        )
+        masters = ", ".join(dict.fromkeys(str(section.master_seed) for section in roots)) or "none"
+        schemes = ", ".join(dict.fromkeys(section.scheme for section in roots)) or "none"
         return (
             ("master seed", masters),
             ("scheme", schemes),
@@ -124,16 +126,16 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
     notes: Dict[Tuple[str, str], None] = {}
     for record in entries:
         if isinstance(record, records.Derivation):
-            own = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
-            own.setdefault((record.instance_id, type(record.instance_id)), record)
+            of_purpose = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
+            of_purpose.setdefault((record.instance_id, type(record.instance_id)), record)
         elif isinstance(record, records.Note):
             notes[record.name, show_value(record.value)] = None
         elif isinstance(record, records.Run):
             runs.setdefault((record.master_seed, record.scheme), record)
         elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
-            uses[words_of(record)] += 1
+            uses[names_of(record)] += 1
             if isinstance(record, records.Built):
-                built.setdefault(words_of(record), Counter())[
+                built.setdefault(names_of(record), Counter())[
                     _show_built(record, in_full=every_stream)
                 ] += 1
     sections = []
@@ -141,8 +143,12 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
         purposes = streams.get(run.master_seed, {})
         rows = [
             _row(list(group), uses, built)
-            for found in purposes.values()
-            for group in (([one] for one in found.values()) if every_stream else [found.values()])
+            for streams_of in purposes.values()
+            for group in (
+                ([stream] for stream in streams_of.values())
+                if every_stream
+                else [streams_of.values()]
+            )
         ]
         name = "" if run.parent is None else f"{run.purpose} {show_id(run.instance_id)}"
         sections.append(
@@ -193,19 +199,19 @@ def _row(
     names: Counter[str] = Counter()
     count = 0
     for derivation in group:
-        words = words_of(derivation)
-        count += uses[words]
-        names.update(built.get(words, {}))
+        stream = names_of(derivation)
+        count += uses[stream]
+        names.update(built.get(stream, {}))
     shown = [name if times == 1 else f"{times} x {name}" for name, times in names.items()]
     more = [f"{len(shown) - _SHOWN_FACTORIES} more"] if len(shown) > _SHOWN_FACTORIES else []
-    is_one = len(group) == 1
+    is_single = len(group) == 1
     return Row(
         purpose=first.purpose,
         instance=show_id(first.instance_id)
-        if is_one
+        if is_single
         else f"{show_id(first.instance_id)} .. {show_id(last.instance_id)}",
         streams=len(group),
-        seed=str(first.seed) if is_one else "",
+        seed=str(first.seed) if is_single else "",
         uses=count,
         built=", ".join(shown[:_SHOWN_FACTORIES] + more),
     )
@@ -244,9 +250,9 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def join_words(words: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Return words as in a sentence: ``a, b and c``."""
-    listed = list(words)
+    listed = list(names)
     return (
         listed[0]
         if len(listed) == 1

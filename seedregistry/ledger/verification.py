@@ -30,7 +30,7 @@ class Fault:
             ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
             ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
             ``"contradiction"``.
-        message: what is wrong, in words.
+        message: what is wrong, in names.
     """
 
     line: int
@@ -86,16 +86,16 @@ class Verification:
         return "\n".join(shown)
 
 
-Words = Tuple[int, str, Any, type]
+Names = Tuple[int, str, Any, type]
 """A stream: master seed, purpose, instance id and its type, since 7 and "7" are two ids."""
 
 
-def words_of(record: Any) -> Words:
+def names_of(record: Any) -> Names:
     """Return the stream that a record is about."""
     return record.master_seed, record.purpose, record.instance_id, type(record.instance_id)
 
 
-def source_of(child: Any) -> Words:
+def source_of(child: Any) -> Names:
     """Return the stream that a child registry, by its run, came from."""
     return child.parent, child.purpose, child.instance_id, type(child.instance_id)
 
@@ -137,8 +137,8 @@ class Checker:
         self._schemes: Dict[Tuple[int, str], int] = {}
         self._families = Families()
         self._late: List[Tuple[int, records.LateSeeded]] = []
-        self._derived: Set[Words] = set()
-        self._used: Dict[Words, int] = {}
+        self._derived: Set[Names] = set()
+        self._used: Dict[Names, int] = {}
         self._named: Dict[Tuple[int, str], int] = {}
         self._owners: List[Tuple[int, int, str, InstanceId, int]] = []
         self._splits: Dict[Tuple[Any, ...], str] = {}
@@ -165,10 +165,10 @@ class Checker:
         elif isinstance(record, records.LateSeeded):
             self._late.append((line, record))
         elif isinstance(record, records.USES):
-            words = words_of(record)
-            self._used.setdefault(words, line)
+            names = names_of(record)
+            self._used.setdefault(names, line)
             if isinstance(record, records.Split):
-                self._check_split(record, words, line)
+                self._check_split(record, names, line)
 
     def check_derivation(
         self,
@@ -252,13 +252,13 @@ class Checker:
             )
         self._families.add(run.master_seed, run.parent)
 
-    def _check_split(self, split: records.Split, words: Words, line: int) -> None:
-        known = self._splits.setdefault((*words, split.lengths), split.indices_digest)
-        if known != split.indices_digest:
+    def _check_split(self, split: records.Split, names: Names, line: int) -> None:
+        earlier = self._splits.setdefault((*names, split.lengths), split.indices_digest)
+        if earlier != split.indices_digest:
             name = _show(split.purpose, split.instance_id)
             message = (
                 f"split {name} into {split.lengths} has indices "
-                f"{split.indices_digest[:12]} here and {known[:12]} before"
+                f"{split.indices_digest[:12]} here and {earlier[:12]} before"
             )
             self.fault(line, "contradiction", message)
 
@@ -282,26 +282,26 @@ class Checker:
                     "seed",
                     f"the late seed of {late.kind} comes from no master seed of this ledger",
                 )
-        for words, line in self._used.items():
-            if words not in self._derived:
+        for names, line in self._used.items():
+            if names not in self._derived:
                 self.fault(
                     line,
                     "stream",
-                    f"{_show(words[1], words[2])} of {words[0]} is used and was never derived",
+                    f"{_show(names[1], names[2])} of {names[0]} is used and was never derived",
                 )
         self._find_collisions()
         self.faults.sort(key=lambda fault: fault.line)
 
     def _find_collisions(self) -> None:
         """Look for two streams of one family, a registry with its children, that have one seed."""
-        owners: Dict[Tuple[int, int], Words] = {}
+        owners: Dict[Tuple[int, int], Names] = {}
         for seed, master_seed, purpose, instance_id, line in self._owners:
-            words = (master_seed, purpose, instance_id, type(instance_id))
-            owner = owners.setdefault((self._families.root(master_seed), seed), words)
-            if owner != words:
-                names = f"{_show(*owner[1:3])} and {_show(purpose, instance_id)}"
+            names = (master_seed, purpose, instance_id, type(instance_id))
+            owner = owners.setdefault((self._families.root(master_seed), seed), names)
+            if owner != names:
+                both = f"{_show(*owner[1:3])} and {_show(purpose, instance_id)}"
                 self.fault(
-                    line, "collision", f"{names} have one seed, {seed}: they draw the same numbers"
+                    line, "collision", f"{both} have one seed, {seed}: they draw the same numbers"
                 )
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
-from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator, Union
+from typing import TYPE_CHECKING, Iterable, Iterator
 
+from seedregistry.common.files import PathLike, write_atomically
 from seedregistry.errors import LedgerError
 from seedregistry.ledger import chain, codec
 from seedregistry.ledger.content import Contents
 from seedregistry.ledger.reader import LONGEST_LINE
 
 if TYPE_CHECKING:
-    from seedregistry.ledger.parts import Part
-
-PathLike = Union[str, "os.PathLike[str]"]
+    from seedregistry.ledger.stretches import Stretch
 
 _BLOCK_BYTES = 1 << 20
 
@@ -50,7 +45,7 @@ class Lines:
             codec.canonical({"content": {"form": form, "format": chain.FORMAT}, "kind": "header"})
         )
 
-    def part(self, origin: str, session: int, start: int) -> bytes:
+    def place(self, origin: str, session: int, start: int) -> bytes:
         """Return the line that says where the entries after it come from."""
         return self._add(
             b'{"circumstance":{"origin":"%b","session":%d,"start":%d},"kind":"part"}'
@@ -74,19 +69,19 @@ class Lines:
         return chain.join(self.head, body)
 
 
-def saved_lines(parts: Iterable[Part]) -> Iterator[bytes]:
-    """Yield the lines of a saved ledger: header, each part with its entries, seal."""
+def file_lines(stretches: Iterable[Stretch]) -> Iterator[bytes]:
+    """Yield the lines of a saved ledger: header, each stretch with its entries, seal."""
     lines, contents, count = Lines(), Contents(), 0
     yield lines.header("saved")
-    for part in parts:
-        yield lines.part(*part.place, part.start)
-        contents.begin(*part.place)
-        for record in part.entries:
-            body, content = codec.written(record)
+    for stretch in stretches:
+        yield lines.place(*stretch.place, stretch.start)
+        contents.begin(*stretch.place)
+        for record in stretch.entries:
+            body, content = codec.encode_line(record)
             if content is not None:
                 contents.add(codec.kind_of(record), content)
             yield lines.entry(body)
-        count += len(part.entries)
+        count += len(stretch.entries)
     yield lines.seal(count, contents.digest())
 
 
@@ -106,31 +101,10 @@ def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
             it.
     """
     try:
-        target = Path(path).resolve()
-        mode = target.stat().st_mode & 0o777 if target.exists() else None
-    except (OSError, TypeError, ValueError) as error:
-        raise storage_error("write", path, error, "Nothing was written.") from error
-    temporary = (
-        target.parent
-        / f".{target.name.encode()[:100].decode(errors='ignore')}.{secrets.token_hex(8)}.tmp"
-    )
-    try:
-        with temporary.open("xb") as file:
-            if mode is not None:
-                temporary.chmod(mode)
-            file.writelines(_gather(blocks))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise storage_error(
-                "write", path, error, "What was there before is as it was."
-            ) from error
-        raise
+        write_atomically(path, _gather(blocks))
+    except (OSError, TypeError, ValueError) as error:  # the last two: no path
+        state = "What was there before is as it was."
+        raise storage_error("write", path, error, state) from error
 
 
 def _gather(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -143,16 +117,3 @@ def _gather(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield b"".join(gathered)
             gathered, size = [], 0
     yield b"".join(gathered)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, so that a new name in it survives a loss of power.
-
-    Where folders cannot be opened, nothing happens.
-    """
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

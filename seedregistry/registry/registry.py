@@ -130,7 +130,7 @@ class SeedRegistry:
         shared = Shared(on_reuse=on_reuse, purposes=purposes)
         if journal is not None:  # last: nothing is written for a registry that is refused
             path = ranks.path_of_rank(journal)
-            shared.keep_in(Ledger.journalled(path, durable=durable, run=(number, rule.name)))
+            shared.keep_in(Ledger.with_journal(path, durable=durable, run=(number, rule.name)))
         for component in (
             ModelComponent(),
             OptimizerComponent(),

@@ -1,4 +1,4 @@
-"""Where entries come from: origins, sessions and the parts of a ledger.
+"""Where entries come from: origins, sessions and the stretches of a ledger.
 
 An *origin* is one ledger object in one process, named by 64 random bits. A *session* is one life of
 a journal: each time it
@@ -29,7 +29,7 @@ def new_origin() -> str:
 
 
 @attrs.define(kw_only=True, eq=False)
-class Part:
+class Stretch:
     """A run of entries from one place, in order.
 
     Attributes:
@@ -61,8 +61,8 @@ class Part:
         """The serial number after that of the last entry."""
         return self.start + len(self.entries)
 
-    def snapshot(self) -> Part:
-        """Return the part as it is now, with all its records made.
+    def snapshot(self) -> Stretch:
+        """Return the stretch as it is now, with all its records made.
 
         Entries that are added later are not in it.
         """
@@ -77,42 +77,42 @@ class Part:
         now._made = end
         return now
 
-    def cut(self, start: int, end: int) -> Part:
+    def cut(self, start: int, end: int) -> Stretch:
         """Return the entries with serial numbers from ``start`` up to, not including, ``end``."""
         chosen = self.entries[start - self.start : end - self.start]
-        return Part(origin=self.origin, session=self.session, start=start, entries=chosen)
+        return Stretch(origin=self.origin, session=self.session, start=start, entries=chosen)
 
 
-def continued(parts: Sequence[Part], place: Place, start: int) -> Optional[Part]:
-    """Return the last of the parts from a place, if the entry with serial number ``start`` is the next after it."""
-    last = next((part for part in reversed(parts) if part.place == place), None)
+def find_last(stretches: Sequence[Stretch], place: Place, start: int) -> Optional[Stretch]:
+    """Return the last of the stretches from a place, if the entry with serial number ``start`` is the next after it."""
+    last = next((stretch for stretch in reversed(stretches) if stretch.place == place), None)
     return last if last is not None and last.end == start else None
 
 
-def joined(parts: Iterable[Part]) -> List[Part]:
-    """Return the parts with those that go on from each other as one: how a file holds them."""
-    found: List[Part] = []
-    for part in parts:
-        before = continued(found, part.place, part.start)
+def join(stretches: Iterable[Stretch]) -> List[Stretch]:
+    """Return the stretches with those that go on from each other as one: how a file holds them."""
+    whole: List[Stretch] = []
+    for stretch in stretches:
+        before = find_last(whole, stretch.place, stretch.start)
         if before is not None:
-            before.entries.extend(part.entries)
+            before.entries.extend(stretch.entries)
         else:
-            found.append(attrs.evolve(part, entries=list(part.entries)))
-    return found
+            whole.append(attrs.evolve(stretch, entries=list(stretch.entries)))
+    return whole
 
 
-def counted(parts: Iterable[Part]) -> Tuple[List[Record], str]:
+def count(stretches: Iterable[Stretch]) -> Tuple[List[Record], str]:
     """Return the records that count, and the digest of their content.
 
     What a resumed journal, or two processes, have said again does not count twice; circumstance
     always counts.
     """
     contents = Contents()
-    found = []
-    for part in parts:
-        contents.begin(*part.place)
-        for record in part.entries:
+    entries = []
+    for stretch in stretches:
+        contents.begin(*stretch.place)
+        for record in stretch.entries:
             content = codec.content(record)
             if content is None or contents.add(codec.kind_of(record), content):
-                found.append(record)
-    return found, contents.digest()
+                entries.append(record)
+    return entries, contents.digest()
