@@ -260,7 +260,7 @@ def test_bad_sources():
         registry.dataloader(lambda: [1])
     with pytest.raises(FactorySignatureError, match="no parameter batchsize"):
         registry.dataloader(TEN, batchsize=3)
-    with pytest.raises(InvalidOptionError, match="'advance' or 'repeat'"):
+    with pytest.raises(InvalidOptionError, match="'advance', 'repeat'"):
         registry.dataloader(TEN, epochs="once")
     with pytest.raises(FactorySignatureError, match=r"epochs.*functools\.partial"):
         registry.dataloader(lambda epochs: DataLoader(TEN))

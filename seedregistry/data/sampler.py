@@ -9,7 +9,8 @@ import numpy as np
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from seedregistry import derivation
-from seedregistry.data.cursor import Cursor, check_count
+from seedregistry.common.options import check_count
+from seedregistry.data.cursor import Cursor
 from seedregistry.data.order import SequentialOrder, documented_order
 from seedregistry.data.shards import Shards, refuse_missing_shard, resolve_shard
 from seedregistry.errors import InvalidOptionError, ShardingError
