@@ -84,7 +84,7 @@ class SchedulerComponent(Component):
         return factory(*args, **kwargs)
 
     def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments but the optimizer: a scheduler keeps them under names that change."""
+        """Return the arguments but the optimizer; schedulers keep them under names that change."""
         return {"args": args[1:], "kwargs": kwargs}
 
     def describe(self, product: Any) -> Mapping[str, Any]:

@@ -91,8 +91,8 @@ def fetching_arguments(loader: DataLoader[Any]) -> Dict[str, Any]:
     Returns:
         Keyword arguments for another ``DataLoader`` of this version of torch.
     """
-    # in_order came with torch 2.6, and pin_memory_device is deprecated in 2.13 and may go. A subclass
-    # that does not call DataLoader's constructor may lack what its torch has.
+    # in_order came with torch 2.6, and pin_memory_device is deprecated in 2.13 and may go. A
+    # subclass that does not call DataLoader's constructor may lack what its torch has.
     arguments = {
         name: getattr(loader, name)
         for name in _FETCHING
