@@ -67,8 +67,15 @@ found["resumed"] = got + [batch.numpy() for _, batch in steps]
 found["steps"] = [step for step, _ in steps]
 found["after"] = (fresh.epoch, fresh.state_dict()["batches_yielded"], len(fresh))
 
-options = {"num_workers": 1, "prefetch_factor": 3, "timeout": 7, "pin_memory_device": "cuda", "in_order": False}
-options = {name: value for name, value in options.items() if name in signature(DataLoader).parameters}
+options = {
+    "num_workers": 1,
+    "prefetch_factor": 3,
+    "timeout": 7,
+    "pin_memory_device": "cuda",
+    "in_order": False,
+}
+taken = signature(DataLoader).parameters
+options = {name: value for name, value in options.items() if name in taken}
 kept = prepare(accelerator, make(**options))
 found["kept"] = options, {name: getattr(kept, name) for name in options}
 with open(f"{sys.argv[1]}.{accelerator.process_index}", "wb") as file:

@@ -72,7 +72,7 @@ class ModelComponent(Component):
         return factory(*args, **kwargs)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return the class, the number of parameters and the digest; the class alone of no module."""
+        """Return the class, the number of parameters and the digest; of no module the class."""
         description = {"class": f"{type(product).__module__}.{type(product).__qualname__}"}
         if isinstance(product, torch.nn.Module):
             # A lazy parameter has no size before the first batch.

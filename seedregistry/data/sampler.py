@@ -316,7 +316,7 @@ class EpochSampler(Cursor, DeterministicSampler):
     def describe(self) -> Dict[str, Any]:
         """Return what the ledger keeps: what defines the order and the steps.
 
-        It is alike on every rank, and for every world size where ``global_batch_size`` is given.
+        It is alike on every rank and for every world size.
         """
         if self.global_batch_size is not None:
             return {
