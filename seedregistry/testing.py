@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, Tuple
 import torch
 
 from seedregistry import rng
+from seedregistry.common.tensors import tensor_bytes
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
@@ -96,8 +97,7 @@ def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
     if isinstance(value, torch.nn.Module):
         yield from _leaves(value.state_dict(), f"{place}.state_dict()")
     elif isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        yield place, (str(value.dtype), tuple(value.shape), data)
+        yield place, (str(value.dtype), tuple(value.shape), bytes(tensor_bytes(value)))
     elif hasattr(value, "tobytes") and hasattr(value, "dtype"):
         yield place, (str(value.dtype), getattr(value, "shape", ()), value.tobytes())
     elif isinstance(value, dict):

@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 SCRIPT = """
 import pickle, sys, warnings
 warnings.simplefilter("ignore")
+from inspect import signature
+from torch.utils.data import DataLoader
 from accelerate import Accelerator
 from augmented import Augmented, mixup
 from seedregistry import SeedRegistry
@@ -64,6 +66,18 @@ steps = list(fresh.steps(fresh.epoch))
 found["resumed"] = got + [batch.numpy() for _, batch in steps]
 found["steps"] = [step for step, _ in steps]
 found["after"] = (fresh.epoch, fresh.state_dict()["batches_yielded"], len(fresh))
+
+options = {
+    "num_workers": 1,
+    "prefetch_factor": 3,
+    "timeout": 7,
+    "pin_memory_device": "cuda",
+    "in_order": False,
+}
+taken = signature(DataLoader).parameters
+options = {name: value for name, value in options.items() if name in taken}
+kept = prepare(accelerator, make(**options))
+found["kept"] = options, {name: getattr(kept, name) for name in options}
 with open(f"{sys.argv[1]}.{accelerator.process_index}", "wb") as file:
     pickle.dump(found, file)
 accelerator.end_training()
@@ -161,3 +175,11 @@ def test_our_prepare_resumes(found):
         assert contents(own["resumed"]) == expected
         assert own["steps"] == list(range(2, len(expected)))
         assert own["after"] == (2, 0, len(expected))
+
+
+def test_our_prepare_keeps_how_a_loader_fetches(found):
+    """prepare of ours keeps every argument of DataLoader that says how a loader fetches."""
+    for own in found:
+        given, kept = own["kept"]
+        assert kept == given
+        assert {"num_workers", "prefetch_factor", "timeout"} <= given.keys()

@@ -54,14 +54,26 @@ class Module(lightning.LightningModule):
 def loaders(**kwargs):
     registry = SeedRegistry(42)
     shard = True if WORLD > 1 else None
-    train = registry.dataloader(Augmented(24), instance_id="training", batch_size=4, shuffle=True, shard=shard, **kwargs)
-    return train, registry.dataloader(Augmented(8), instance_id="validation", batch_size=4, shard=shard)
+    train = registry.dataloader(
+        Augmented(24), instance_id="training", batch_size=4, shuffle=True, shard=shard, **kwargs
+    )
+    return train, registry.dataloader(
+        Augmented(8), instance_id="validation", batch_size=4, shard=shard
+    )
+
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 def trainer(**kwargs):
     several = {"strategy": "ddp", "devices": WORLD} if WORLD > 1 else {"devices": 1}
     return lightning.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=sys.argv[1], **{"max_epochs": 3, **several, **kwargs},
+        accelerator="cpu",
+        default_root_dir=sys.argv[1],
+        **{"max_epochs": 3, **QUIET, **several, **kwargs},
     )
 
 found = {}
@@ -77,9 +89,7 @@ if WORLD == 1:
     module = Module()
     trainer().fit(module, *loaders(num_workers=1), ckpt_path=path)
     found["after"] = module.seen
-    predicted = lightning.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
+    predicted = lightning.Trainer(accelerator="cpu", **QUIET)
     Module.predict_step = lambda self, batch, step: batch
     found["predicted"] = [batch.numpy() for batch in predicted.predict(module, loaders()[1])]
 rank = int(os.environ.get("LOCAL_RANK", 0))

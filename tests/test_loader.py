@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import (
 )
 
 from seedregistry import SeedRegistry, create_deterministic_dataloader
+from seedregistry.data.options import OPTION_NAMES, LoaderOptions
 from seedregistry.errors import (
     ComponentCreationError,
     EpochRepeatedWarning,
@@ -260,12 +263,22 @@ def test_bad_sources():
         registry.dataloader(lambda: [1])
     with pytest.raises(FactorySignatureError, match="no parameter batchsize"):
         registry.dataloader(TEN, batchsize=3)
-    with pytest.raises(InvalidOptionError, match="'advance' or 'repeat'"):
+    with pytest.raises(InvalidOptionError, match="'advance', 'repeat'"):
         registry.dataloader(TEN, epochs="once")
     with pytest.raises(FactorySignatureError, match=r"epochs.*functools\.partial"):
         registry.dataloader(lambda epochs: DataLoader(TEN))
     with pytest.raises(ComponentCreationError):
         registry.dataloader(TEN, batch_size=-1)
+
+
+def test_the_registry_takes_the_options_of_a_loader():
+    """registry.dataloader has a keyword for each option of a loader, with that option's default."""
+    parameters = inspect.signature(SeedRegistry.dataloader).parameters
+    for field in attrs.fields(LoaderOptions):
+        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[field.name].default == field.default
+    named = {name for name, taken in parameters.items() if taken.kind is taken.KEYWORD_ONLY}
+    assert named - {"instance_id"} == OPTION_NAMES
 
 
 def test_iterable_datasets():

@@ -265,9 +265,16 @@ from seedregistry import SeedRegistry
 
 def train(path, stop, resume, workers):
     registry = SeedRegistry(42)
-    model = registry.model(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1)), instance_id="training")
-    optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), instance_id="training", lr=0.01, momentum=0.9)
-    loader = registry.dataloader(Augmented(), instance_id="training", batch_size=4, shuffle=True, num_workers=workers)
+    model = registry.model(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1)),
+        instance_id="training",
+    )
+    optimizer = registry.optimizer(
+        torch.optim.SGD, model.parameters(), instance_id="training", lr=0.01, momentum=0.9
+    )
+    loader = registry.dataloader(
+        Augmented(), instance_id="training", batch_size=4, shuffle=True, num_workers=workers
+    )
     dropout = registry.stream("dropout", "training")
     if resume:
         state = torch.load(path, weights_only=True)
@@ -284,8 +291,14 @@ def train(path, stop, resume, workers):
             optimizer.step()
             count += 1
             if count == stop:
-                parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
-                torch.save(parts, path)
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "loader": loader.state_dict(),
+                    },
+                    path,
+                )
                 return None
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy().tobytes().hex()
 """

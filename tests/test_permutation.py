@@ -384,9 +384,10 @@ def test_wrong_slices():
             order.slice(start, stop)
 
 
-# --- statistics -------------------------------------------------------------------------------------------------------
-# Everything is seeded, so a figure is the same in every run. Each is a chi-square statistic in standard deviations from
-# its mean, which for a uniform permutation is about a standard normal number.
+# --- statistics -----------------------------------------------------------------------------------
+# Everything is seeded, so a figure is the same in every run. Each is a chi-square statistic in
+# standard deviations from its mean, which for a uniform permutation is about a standard normal
+# number.
 
 LIMIT = 4.0
 

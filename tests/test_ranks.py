@@ -29,7 +29,12 @@ from seedregistry import SeedRegistry
 from seedregistry.common import ranks as process_group
 from seedregistry.errors import ShardingError
 
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=int(sys.argv[4]))
+dist.init_process_group(
+    "gloo",
+    init_method="file://" + sys.argv[2],
+    rank=int(sys.argv[3]),
+    world_size=int(sys.argv[4]),
+)
 rank, world = dist.get_rank(), dist.get_world_size()
 found = {}
 registry = SeedRegistry(42)
@@ -37,7 +42,9 @@ for name, options in OPTIONS.items():
     loader = registry.dataloader(Augmented(22), instance_id="training", shuffle=True, **options)
     try:
         found[name] = [[batch.numpy() for batch in loader] for _ in range(2)]
-        mixed = registry.dataloader(Augmented(22), instance_id="training", shuffle=True, collate_fn=mixup, **options)
+        mixed = registry.dataloader(
+            Augmented(22), instance_id="training", shuffle=True, collate_fn=mixup, **options
+        )
         found[name + ", mixed"] = [mixed.batch(0, 0).numpy()]
         found[name + ", length"] = (len(loader), len(loader.sampler), rank, world)
     except ShardingError as error:

@@ -6,13 +6,17 @@ import torch
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor in row-major order, without a copy where it is dense, contiguous and on the CPU.
+    """Return the bytes of a tensor in row-major order.
 
     A sparse tensor counts as the dense one, a quantised one as its integers, and a lazy conjugate
-    or negative as what it stands for.
+    or negative as what it stands for. Without a copy where the tensor is dense, contiguous and on
+    the CPU: what is returned then changes with the tensor.
 
     Args:
         tensor: of any dtype, shape and device but ``meta``, which holds no bytes.
+
+    Returns:
+        One-dimensional, of unsigned bytes.
     """
     dense = tensor.detach()
     if dense.layout is not torch.strided:
@@ -20,4 +24,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     if dense.is_quantized:
         dense = dense.int_repr()
     dense = dense.cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # NumPy 2's stubs for Python 3.12 only
+
+    # As bytes first, since NumPy has no bfloat16. Its stubs know of the buffer from Python 3.12 on.
+    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

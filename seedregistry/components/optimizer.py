@@ -18,7 +18,19 @@ _NOT_HYPERPARAMETERS = frozenset(
 
 @final
 class OptimizerComponent(Component):
-    """Builds an optimizer: ``cls(params, *args, **kwargs)`` inside the scope of ("optimizer", instance_id)."""
+    """Builds an optimizer, ``cls(params, *args, **kwargs)``, from ("optimizer", instance_id).
+
+    What ``registry.optimizer`` builds with. The class is called in the stream's scope.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.components import OptimizerComponent
+        >>> params = [torch.zeros(3, requires_grad=True)]
+        >>> sgd = SeedRegistry(42).optimizer(torch.optim.SGD, params, instance_id="a", lr=0.1)
+        >>> OptimizerComponent().describe(sgd)["groups"][0]["tensors"]
+        1
+    """
 
     purpose = "optimizer"
 
@@ -27,15 +39,14 @@ class OptimizerComponent(Component):
         return factory(*args, **kwargs)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return the class and, for each parameter group, its settings and how many tensors it has."""
+        """Return the class, and of each parameter group the settings and the number of tensors."""
         groups = []
         for group in getattr(product, "param_groups", ()):
             settings = {
                 name: value for name, value in group.items() if name not in _NOT_HYPERPARAMETERS
             }
-            if (
-                settings.get("maximize") is False
-            ):  # the default, which older releases do not have for every class
+            # The default, which older releases do not have for every class.
+            if settings.get("maximize") is False:
                 del settings["maximize"]
             settings["tensors"] = len(group["params"])
             groups.append(settings)

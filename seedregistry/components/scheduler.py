@@ -1,16 +1,13 @@
-"""The scheduler component.
-
-A class of ``torch.optim.lr_scheduler``, or its name, called with the optimizer.
-"""
+"""The scheduler component: a class of ``torch.optim.lr_scheduler``, or its name, is called."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import TYPE_CHECKING, Any, Mapping, Tuple, final
 
 import torch
 
+from seedregistry.common.options import did_you_mean
 from seedregistry.components.base import Component
 from seedregistry.errors import UnsupportedSchedulerError
 
@@ -26,9 +23,8 @@ def _is_scheduler(member: Any) -> bool:
         or member.__name__.startswith("_")
     ):
         return False
-    return (
-        issubclass(member, module.LRScheduler) or member is module.ReduceLROnPlateau
-    )  # not a subclass in torch 2.2
+    # ReduceLROnPlateau is no subclass in torch 2.2.
+    return issubclass(member, module.LRScheduler) or member is module.ReduceLROnPlateau
 
 
 def find_scheduler(name: str) -> Any:
@@ -37,24 +33,39 @@ def find_scheduler(name: str) -> Any:
     Raises:
         UnsupportedSchedulerError: there is none; the message has them all and the nearest.
     """
-    found = getattr(torch.optim.lr_scheduler, name, None)
-    if _is_scheduler(found):
-        return found
-    known = sorted(
-        known for known, member in vars(torch.optim.lr_scheduler).items() if _is_scheduler(member)
+    scheduler = getattr(torch.optim.lr_scheduler, name, None)
+    if _is_scheduler(scheduler):
+        return scheduler
+
+    names = sorted(
+        name for name, member in vars(torch.optim.lr_scheduler).items() if _is_scheduler(member)
     )
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     message = (
         f"Unsupported scheduler type {name!r}. torch.optim.lr_scheduler has: "
-        f"{', '.join(known)}.{hint}"
+        f"{', '.join(names)}.{did_you_mean(name, names)}"
     )
     raise UnsupportedSchedulerError(message)
 
 
 @final
 class SchedulerComponent(Component):
-    """Builds a scheduler: ``cls(optimizer, *args, **kwargs)`` inside the scope of ("scheduler", instance_id)."""
+    """Builds a scheduler, ``cls(optimizer, *args, **kwargs)``, from ("scheduler", instance_id).
+
+    What ``registry.scheduler`` builds with. The class is called in the stream's scope.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> params = [torch.zeros(3, requires_grad=True)]
+        >>> sgd = registry.optimizer(torch.optim.SGD, params, instance_id="a", lr=0.1)
+        >>> registry.scheduler("StepRL", sgd, instance_id="a", step_size=3)
+        Traceback (most recent call last):
+            ...
+        seedregistry.errors.UnsupportedSchedulerError: Unsupported ... Did you mean 'StepLR'?
+        >>> registry.scheduler("StepLR", sgd, instance_id="a", step_size=3).get_last_lr()
+        [0.1]
+    """
 
     purpose = "scheduler"
 
@@ -63,7 +74,8 @@ class SchedulerComponent(Component):
 
         Raises:
             UnsupportedSchedulerError: no scheduler goes by that name.
-            FactorySignatureError: as for every component.
+            FactorySignatureError: not callable, or it has a parameter that the builder keeps for
+                itself.
         """
         return super().resolve(find_scheduler(factory) if isinstance(factory, str) else factory)
 
@@ -72,10 +84,7 @@ class SchedulerComponent(Component):
         return factory(*args, **kwargs)
 
     def describe_call(self, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the settings as they were given, the optimizer apart.
-
-        Schedulers keep them under names that change.
-        """
+        """Return the arguments but the optimizer; schedulers keep them under names that change."""
         return {"args": args[1:], "kwargs": kwargs}
 
     def describe(self, product: Any) -> Mapping[str, Any]:

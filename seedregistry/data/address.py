@@ -9,17 +9,16 @@ from seedregistry.errors import SampleAddressError
 Address = Tuple[int, int, int, Any, int]
 """(epoch, step, position, index, occurrence).
 
-Plain tuples, because ``zip`` makes ten million of them in half a second.
-
-Position counts the samples of the epoch over all ranks; occurrence is 0 where the index comes up
-for the first time in the epoch, 1 for the second, ...
+Position counts the samples of the epoch over all ranks. Occurrence is 0 where the index comes up
+for the first time in the epoch, 1 for the second. Plain tuples, because ``zip`` makes ten million
+of them in half a second.
 """
 
 _LENGTH = 5
 
 
 class AddressedList(List[Any]):
-    """Samples on the way from the dataset to the collate function, with the (epoch, step) that they belong to."""
+    """Samples of a batch on the way to the collate function, with their (epoch, step)."""
 
     __slots__ = ("epoch", "step")
 
@@ -28,7 +27,7 @@ class AddressedList(List[Any]):
 
 
 class AddressedSample:
-    """One sample on the way to a collate function, where the loader makes no batches (``batch_size=None``)."""
+    """A sample that goes alone to where batches are collated, with its (epoch, step)."""
 
     __slots__ = ("epoch", "sample", "step")
 
@@ -39,11 +38,12 @@ class AddressedSample:
 
 
 def check_addresses(addresses: Any) -> None:
-    """Refuse what did not come from a sampler of ours.
+    """Refuse what did not come from the sampler of a seeded loader.
 
     Raises:
-        SampleAddressError: one of them is a plain index, or nothing like an address.
+        SampleAddressError: a plain index is among them, or something unlike an address.
     """
+    # Without a Python loop over a batch in which all is well.
     if set(map(type, addresses)) == {tuple} and set(map(len, addresses)) == {_LENGTH}:
         return
     for address in addresses:

@@ -1,10 +1,10 @@
-"""Building loaders: from a dataset, or from what a factory returns, with every argument kept."""
+"""Building loaders: from a dataset, or from what a factory returns with every argument kept."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Tuple, Union
 
 import attrs
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import default_collate, default_convert
 
 from seedregistry.common.callsite import stack_level
 from seedregistry.data.loader import SeededDataLoader
+from seedregistry.data.options import PARAMETERS, LoaderOptions, fetching_arguments
 from seedregistry.data.order import (
     DocumentedOrder,
     DrawnOrder,
@@ -31,7 +32,6 @@ from seedregistry.data.order import (
 )
 from seedregistry.data.sampler import DeterministicSampler, EpochBatchSampler, EpochSampler
 from seedregistry.data.samples import SeededCollate, SeededDataset, SeededIterable
-from seedregistry.data.shards import check_shard
 from seedregistry.data.walk import find_generators
 from seedregistry.errors import (
     DatasetGeneratorWarning,
@@ -41,29 +41,10 @@ from seedregistry.errors import (
 )
 
 if TYPE_CHECKING:
-    from seedregistry.data.shards import Shard
     from seedregistry.stream import Stream
 
-_EPOCH_RULES = ("advance", "repeat")
-_ORDERS = ("documented", "hashed", "indexed")
-_KEPT = (
-    "dataset",
-    "batch_size",
-    "drop_last",
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-    "pin_memory_device",
-    "in_order",
-)
-_TAKES = frozenset(inspect.signature(DataLoader.__init__).parameters) - {"self"}
 _SAMPLERS = ("sampler", "batch_sampler")
-_DREW_NOTHING = (default_collate, default_convert)
+_DRAW_NOTHING = (default_collate, default_convert)
 
 
 def is_dataset(source: object) -> bool:
@@ -79,68 +60,50 @@ def is_dataset(source: object) -> bool:
 def build_loader(
     stream: Stream,
     source: Any,
-    /,
-    *args: Any,
-    order: Optional[str] = None,
-    shard: Shard = None,
-    global_batch_size: Optional[int] = None,
-    epochs: str = "advance",
-    **kwargs: Any,
+    args: Tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    options: LoaderOptions,
 ) -> SeededDataLoader:
     """Build a loader from a dataset, or from what a factory returns with every argument kept.
 
     Args:
         stream: what everything comes from.
         source: a dataset, or a class or function that returns a ``DataLoader``.
-        *args: for the factory.
-        order: ``"documented"``, ``"hashed"`` or ``"indexed"``; None is the scheme's own.
-        shard: as for an :class:`EpochSampler`.
-        global_batch_size: likewise.
-        epochs: ``"advance"`` (the epoch goes up after each pass) or ``"repeat"`` (the same until
-            told otherwise).
-        **kwargs: for ``DataLoader`` or the factory.
+        args: for the factory.
+        kwargs: for ``DataLoader`` or the factory.
+        options: those that ``DataLoader`` does not have.
 
     Raises:
-        InvalidOptionError: an option is not one of its values, or a keyword is one that the loader
-            sets itself.
+        InvalidOptionError: options exclude each other, or a keyword is one that the loader sets
+            itself.
         FactorySignatureError: the source is neither a dataset nor a factory.
         UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream, epoch).
     """
-    if epochs not in _EPOCH_RULES:
-        message = f"epochs must be 'advance' or 'repeat'; got {epochs!r}."
-        raise InvalidOptionError(message)
-    if order is not None and order not in _ORDERS:
-        message = (
-            f"order must be one of {', '.join(map(repr, _ORDERS))}, or None for the "
-            f"scheme's own; got {order!r}."
-        )
-        raise InvalidOptionError(message)
-    shard = check_shard(shard)
     if isinstance(source, DataLoader):
         message = (
             "A built DataLoader cannot be taken over. Pass its dataset, or the function "
             "that builds it."
         )
         raise FactorySignatureError(message)
+
     if is_dataset(source):
         settings = _dataset_settings(source, args, kwargs)
         shuffle = bool(settings.pop("shuffle", False))
-        own = {name: settings.pop(name, None) for name in _SAMPLERS}
+        samplers = {name: settings.pop(name, None) for name in _SAMPLERS}
     else:
         loader = _call_factory(source, args, kwargs)
-        settings = _settings_of(loader)
-        shuffle, own = _read_order(loader)
-    if global_batch_size is not None:
-        _check_global_batch_size(global_batch_size, kwargs, own["batch_sampler"])
-    plan = _Plan(
-        shuffle=shuffle,
-        order=order,
-        shard=shard,
-        global_batch_size=global_batch_size,
-        advances=epochs == "advance",
-        **own,
-    )
-    return _assemble(stream, settings, plan)
+        settings = _loader_settings(loader)
+        shuffle, samplers = _read_order(loader)
+
+    if options.global_batch_size is not None and (
+        kwargs.get("batch_size") is not None or samplers["batch_sampler"] is not None
+    ):
+        message = (
+            "Pass global_batch_size (of all ranks together), or batch_size (of each rank) "
+            "or a batch_sampler, not two."
+        )
+        raise InvalidOptionError(message)
+    return _assemble(stream, settings, _Plan(options=options, shuffle=shuffle, **samplers))
 
 
 def build_documented_loader(
@@ -148,7 +111,8 @@ def build_documented_loader(
 ) -> SeededDataLoader:
     """Rebuild a factory's loader as ``create_deterministic_dataloader`` promises.
 
-    ``shuffle=`` alone decides, epochs repeat.
+    ``shuffle=`` alone decides whether it shuffles, by the documented order under every scheme, and
+    epochs repeat.
 
     Raises:
         FactorySignatureError: the factory returned no loader.
@@ -161,9 +125,9 @@ def build_documented_loader(
             "registry.dataloader, which reads the factory's setting."
         )
         warnings.warn(message, ShuffleIgnoredWarning, stacklevel=stack_level())
-    return _assemble(
-        stream, _settings_of(loader), _Plan(shuffle=shuffle, is_documented=True, advances=False)
-    )
+
+    options = LoaderOptions(order="documented" if shuffle else None, epochs="repeat")
+    return _assemble(stream, _loader_settings(loader), _Plan(options=options, shuffle=shuffle))
 
 
 def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> DataLoader[Any]:
@@ -174,16 +138,17 @@ def _call_factory(source: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any])
     return loader
 
 
-def _settings_of(loader: DataLoader[Any]) -> Dict[str, Any]:
+def _loader_settings(loader: DataLoader[Any]) -> Dict[str, Any]:
     """Return the arguments that a loader was built with, but those that decide its order.
 
-    A loader of ours is unwrapped.
+    Where a loader of ours is rebuilt, the user's dataset and collate function.
     """
     settings = {
-        name: getattr(loader, name) for name in _KEPT if name in _TAKES and hasattr(loader, name)
+        "dataset": loader.dataset,
+        "batch_size": loader.batch_size,
+        "drop_last": loader.drop_last,
+        **fetching_arguments(loader),
     }
-    if not settings["num_workers"]:
-        settings.pop("prefetch_factor", None)
     for name, wrapper in (
         ("dataset", SeededDataset),
         ("dataset", SeededIterable),
@@ -195,23 +160,30 @@ def _settings_of(loader: DataLoader[Any]) -> Dict[str, Any]:
 
 
 def _read_order(loader: DataLoader[Any]) -> Tuple[bool, Dict[str, Any]]:
-    """Return whether a factory's loader shuffles, and its own sampler or batch sampler where it is more than that."""
-    own: Dict[str, Any] = dict.fromkeys(_SAMPLERS)
+    """Return whether a loader shuffles, and its sampler or batch sampler where it is the user's.
+
+    A sampler that torch puts in by itself is not returned: the order of a loader of ours stands for
+    it.
+    """
+    samplers: Dict[str, Any] = dict.fromkeys(_SAMPLERS)
     sampler: Any = loader.sampler
     batch_sampler = loader.batch_sampler
     shuffle = False
+
+    # A loader with a batch sampler has a sequential sampler beside it, which decides nothing.
     if isinstance(batch_sampler, EpochBatchSampler):
         sampler = batch_sampler.sampler
+
     if isinstance(loader.dataset, IterableDataset):
         pass
     elif isinstance(sampler, EpochSampler) and isinstance(sampler.order, DrawnOrder):
-        own[sampler.order.kind] = sampler.order.sampler
+        samplers[sampler.order.kind] = sampler.order.sampler
     elif isinstance(sampler, DeterministicSampler):
         shuffle = sampler.shuffle
     elif batch_sampler is not None and (
         loader.batch_size is None or type(batch_sampler) is not BatchSampler
     ):
-        own["batch_sampler"] = batch_sampler
+        samplers["batch_sampler"] = batch_sampler
     elif (
         type(sampler) is RandomSampler
         and not sampler.replacement
@@ -219,13 +191,14 @@ def _read_order(loader: DataLoader[Any]) -> Tuple[bool, Dict[str, Any]]:
     ):
         shuffle = True
     elif type(sampler) is not SequentialSampler:
-        own["sampler"] = sampler
-    return shuffle, own
+        samplers["sampler"] = sampler
+    return shuffle, samplers
 
 
 def _dataset_settings(
     dataset: object, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Dict[str, Any]:
+    """Return the arguments of the loader of a dataset, or refuse what a loader cannot take."""
     if args:
         message = (
             "With a dataset, everything after it is a keyword: registry.dataloader(dataset, "
@@ -238,13 +211,15 @@ def _dataset_settings(
             "generators from the stream."
         )
         raise InvalidOptionError(message)
-    unknown = sorted(set(kwargs) - _TAKES)
+
+    unknown = sorted(set(kwargs) - PARAMETERS)
     if unknown:
         message = (
             f"DataLoader has no parameter {', '.join(unknown)}. It takes: "
-            f"{', '.join(sorted(_TAKES - {'dataset'}))}."
+            f"{', '.join(sorted(PARAMETERS - {'dataset'}))}."
         )
         raise FactorySignatureError(message)
+
     if isinstance(dataset, (SeededDataset, SeededIterable)):
         dataset = dataset.dataset
     return {
@@ -253,41 +228,21 @@ def _dataset_settings(
     }
 
 
-def _check_global_batch_size(
-    size: object, kwargs: Mapping[str, Any], batch_sampler: object
-) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        message = f"global_batch_size must be an int >= 1; got {size!r}."
-        raise InvalidOptionError(message)
-    if kwargs.get("batch_size") is not None or batch_sampler is not None:
-        message = (
-            "Pass global_batch_size (of all ranks together), or batch_size (of each rank) "
-            "or a batch_sampler, not two."
-        )
-        raise InvalidOptionError(message)
-
-
 @attrs.frozen(kw_only=True)
 class _Plan:
-    """What decides the order of a loader, and who sees which part of it.
+    """What decides the order of a loader, and who sees which share of it.
 
     Attributes:
-        shuffle: shuffle by ``order``.
-        order: as for :func:`build_loader`.
-        is_documented: the documented order under every scheme.
+        options: those that ``DataLoader`` does not have.
+        shuffle: shuffle by ``options.order``.
         sampler: the user's, or None.
         batch_sampler: the user's, or None.
-        shard, global_batch_size, advances: as for an :class:`EpochSampler`.
     """
 
+    options: LoaderOptions
     shuffle: bool
-    order: Optional[str] = None
-    is_documented: bool = False
     sampler: Any = None
     batch_sampler: Any = None
-    shard: Shard = None
-    global_batch_size: Optional[int] = None
-    advances: bool = True
 
     def check(self, dataset: object) -> None:
         """Refuse what excludes each other.
@@ -295,26 +250,24 @@ class _Plan:
         Raises:
             InvalidOptionError: names what to leave out.
         """
+        options = self.options
         given = [name for name in _SAMPLERS if getattr(self, name) is not None]
+        is_ordered = self.shuffle or options.order is not None
         if isinstance(dataset, IterableDataset):
-            if (
-                self.shuffle
-                or given
-                or self.order is not None
-                or self.global_batch_size is not None
-            ):
+            if is_ordered or given or options.global_batch_size is not None:
                 message = (
                     "An iterable dataset has no order that a loader could decide: shuffle=, "
                     "order=, sampler= and global_batch_size= need one with __getitem__ and "
                     "__len__."
                 )
                 raise InvalidOptionError(message)
-        elif len(given) > 1 or (given and (self.shuffle or self.order is not None)):
+        elif len(given) > 1 or (given and is_ordered):
             message = (
                 f"Pass one of {', '.join(given)}, shuffle= and order=: each decides the order."
             )
             raise InvalidOptionError(message)
-        if self.batch_sampler is not None and self.shard not in (None, False):
+
+        if self.batch_sampler is not None and options.shard not in (None, False):
             message = (
                 "A batch sampler decides the batches of this rank by itself and cannot be "
                 "divided: give each rank a batch sampler of its own and pass shard=False."
@@ -332,11 +285,10 @@ class _Plan:
         def plain(*, shuffle: bool = False) -> Order:
             if not shuffle:
                 return SequentialOrder(size)
-            if self.is_documented or (self.order or _default_order(stream)) == "documented":
+            rule = self.options.order or ("hashed" if stream.full_width else "documented")
+            if rule == "documented":
                 return DocumentedOrder(size, stream.seed)
-            return (
-                IndexedOrder(size, stream) if self.order == "indexed" else HashedOrder(size, stream)
-            )
+            return IndexedOrder(size, stream) if rule == "indexed" else HashedOrder(size, stream)
 
         if self.batch_sampler is not None:
             return order_of_batches(self.batch_sampler, stream)
@@ -345,28 +297,33 @@ class _Plan:
         return plain(shuffle=self.shuffle)
 
 
-def _default_order(stream: Stream) -> str:
-    return "hashed" if stream.full_width else "documented"
-
-
 def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDataLoader:
-    """Put a loader together from a sampler, a dataset and a collate function that hold all the state."""
-    dataset = settings.pop("dataset")
+    """Put a loader together from a sampler, a dataset and a collate function that hold its state.
+
+    Args:
+        stream: what everything comes from.
+        settings: arguments of ``DataLoader``; changed.
+        plan: what decides the order.
+    """
+    dataset, batch_size = settings.pop("dataset"), settings.get("batch_size", 1)
+    options, has_batch_sampler = plan.options, plan.batch_sampler is not None
     plan.check(dataset)
     _report_generators(dataset, stream, settings.get("collate_fn"))
-    makes_no_batches = settings.get("batch_size", 1) is None and plan.batch_sampler is None
+
     collate = settings.get("collate_fn") or (
-        default_convert if makes_no_batches else default_collate
+        default_convert if batch_size is None and not has_batch_sampler else default_collate
     )
-    keeps_addresses = collate not in _DREW_NOTHING
+    # Torch's own collate functions draw nothing, so that no batch needs to say where it belongs.
+    keeps_addresses = collate not in _DRAW_NOTHING
+
     cursor: Union[EpochSampler, SeededIterable]
     if isinstance(dataset, IterableDataset):
         cursor = SeededIterable(
             dataset,
             stream,
             keeps_addresses=keeps_addresses,
-            advances=plan.advances,
-            shard=plan.shard,
+            advances=options.epochs == "advance",
+            shard=options.shard,
         )
         settings["dataset"] = cursor
     else:
@@ -374,25 +331,24 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
         cursor = EpochSampler(
             stream,
             plan.choose_order(stream, len(dataset)),
-            batch_size=None if plan.batch_sampler is not None else settings.get("batch_size", 1),
+            batch_size=None if has_batch_sampler else batch_size,
             drop_last=bool(settings.get("drop_last", False)),
-            shard=plan.shard,
-            global_batch_size=plan.global_batch_size,
-            advances=plan.advances,
+            shard=options.shard,
+            global_batch_size=options.global_batch_size,
+            advances=options.epochs == "advance",
         )
-        if plan.batch_sampler is not None:
-            settings = {
-                name: value
-                for name, value in settings.items()
-                if name not in ("batch_size", "drop_last")
-            }
+        if has_batch_sampler:
+            # DataLoader refuses these beside a batch sampler, whatever they are.
+            settings.pop("batch_size", None)
+            settings.pop("drop_last", None)
             settings["batch_sampler"] = EpochBatchSampler(cursor, 1)
         else:
             settings["sampler"] = cursor
-            if plan.global_batch_size is not None:
+            if options.global_batch_size is not None:
                 settings["batch_size"] = cursor.shards.batch_size
     if keeps_addresses:
         settings["collate_fn"] = SeededCollate(collate, stream, _RankOf(cursor))
+
     loader: SeededDataLoader = SeededDataLoader(generator=torch.Generator(), **settings)
     return loader
 
@@ -412,21 +368,22 @@ def _report_generators(dataset: Any, stream: Stream, collate_fn: Any) -> None:
 
     Their copies repeat in every worker and epoch.
     """
-    held = (
+    generators = (
         []
         if type(dataset) is torch.utils.data.TensorDataset
         else find_generators(dataset, "dataset")
     )
-    if collate_fn is not None and collate_fn not in _DREW_NOTHING:
-        held += find_generators(collate_fn, "collate_fn")
-    if not held:
+    if collate_fn is not None and collate_fn not in _DRAW_NOTHING:
+        generators += find_generators(collate_fn, "collate_fn")
+    if not generators:
         return
-    listed = ", ".join(f"{path} ({kind})" for path, kind in held)
+
+    listed = ", ".join(f"{path} ({kind})" for path, kind in generators)
     message = (
         f"What stream '{stream.label}' loads holds generators of its own: {listed}. Each worker "
-        "has a copy that starts at the same state in every epoch, and a resumed run starts it "
-        "anew. Draw from the default generators instead, which stand at a position of their own "
-        "for every sample: random.random(), np.random.rand(), torch.rand(1)."
+        "has a copy that starts at the same state in every epoch, and a resumed training starts "
+        "it anew. Draw from the default generators instead, which stand at a position of their "
+        "own for every sample: random.random(), np.random.rand(), torch.rand(1)."
     )
     host = stream.host
     if host is None:

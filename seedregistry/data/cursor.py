@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
-from seedregistry.errors import InvalidOptionError
-
-
-def check_count(value: Any, name: str) -> int:
-    """Return a count as an int >= 0, or refuse it with an ``InvalidOptionError``."""
-    if (
-        isinstance(value, (bool, torch.Tensor))
-        or not hasattr(value, "__index__")
-        or value.__index__() < 0
-    ):
-        message = f"{name} must be an int >= 0; got {value!r} ({type(value).__name__})."
-        raise InvalidOptionError(message)
-    return int(value.__index__())
+from seedregistry.common.options import check_count
 
 
 class Cursor:
-    """The part of a sampler, or of an iterable dataset, that says what comes next.
+    """What a sampler, or an iterable dataset, knows of where its loader stands.
 
-    It is there, and not in the loader, because frameworks take loaders apart and keep these. Not
-    thread-safe.
+    It is kept there, and not in the loader, because frameworks take loaders apart and keep the
+    sampler and the dataset. Not thread-safe.
 
     Attributes:
         advances: the epoch goes up by one after each pass; else it stays until told otherwise.
         start_step: the step at which the epoch goes on, 0 unless a state was loaded.
-        moves: how often it was moved; shows a loader that it was moved by somebody else.
+        moves: how often it was moved, by which a loader sees that somebody else moved it.
     """
 
     advances = True
@@ -53,7 +37,7 @@ class Cursor:
             self.move_to(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that comes next: int >= 0; a loaded position of that epoch stays."""
+        """Set the epoch that comes next, an int >= 0; a loaded position in that epoch stays."""
         self.epoch = epoch
 
     def move_to(self, epoch: int, start_step: int = 0) -> None:

@@ -1,17 +1,18 @@
-"""The loader: a ``DataLoader`` whose order, samples and batches are functions of (stream, epoch)."""
+"""The loader: a ``DataLoader`` whose batches are functions of (stream, epoch), and its state."""
 
 from __future__ import annotations
 
 import collections.abc
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from seedregistry.common.callsite import stack_level
+from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.data.sampler import EpochBatchSampler, EpochSampler
 from seedregistry.data.samples import SeededIterable
 from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, LoaderStateError
@@ -28,19 +29,31 @@ _KEY_DIGITS = 16
 
 
 class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
-    """A ``DataLoader`` whose order, samples and batches are functions of (stream, epoch), with generators of its own.
+    """A ``DataLoader`` whose order, samples and batches are functions of (stream, epoch).
 
     Batches are equal, bit for bit, for every number of workers, start method, prefetch factor and
     restart point. Building, iterating and abandoning it moves no default generator of this process
     and changes no other loader.
 
-    Made by ``registry.dataloader``. It takes ``DataLoader``'s arguments, with the sampler (or batch
-    sampler) and the dataset of such a loader, so that frameworks can make it again from its
+    ``registry.dataloader`` makes it. It takes ``DataLoader``'s arguments, with the sampler (or
+    batch sampler) and the dataset of such a loader, so that frameworks can make it again from its
     attributes. Not thread-safe. Not pickled.
 
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> loader = registry.dataloader(range(6), instance_id="a", shuffle=True, batch_size=3)
+        >>> [(step, batch.tolist()) for step, batch in loader.steps(epoch=7)]
+        [(0, [0, 5, 3]), (1, [4, 1, 2])]
+        >>> loader.batch(epoch=7, step=1).tolist()
+        [4, 1, 2]
+        >>> loader.epoch
+        8
+
     Attributes:
-        epoch: the epoch that comes next, assignable. Plain iteration runs it, and it goes up by one
-            when the epoch's last batch has been handed out; an iterator left early changes nothing.
+        epoch: the epoch that comes next, assignable. Plain iteration yields it, and it goes up by
+            one when the epoch's last batch has been handed out; an iterator left early changes
+            nothing.
 
     Raises:
         InvalidOptionError: neither the sampler nor the dataset is that of such a loader.
@@ -49,17 +62,17 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     @functools.wraps(DataLoader.__init__)  # type: ignore[misc]  # frameworks read the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A framework may have put a batch sampler of its own around ours; it then still has our
-        # sampler.
+        # A framework may have put a batch sampler around the sampler, which then is not this
+        # loader's sampler any more.
         inner = getattr(self.batch_sampler, "sampler", None)
         sampler = inner if isinstance(inner, EpochSampler) else self.sampler
         if isinstance(sampler, EpochSampler) and type(self.batch_sampler) is BatchSampler:
-            ours = EpochBatchSampler(
+            batch_sampler = EpochBatchSampler(
                 sampler, self.batch_sampler.batch_size, self.batch_sampler.drop_last
             )
-            object.__setattr__(
-                self, "batch_sampler", ours
-            )  # DataLoader's own attribute may be set once only
+            # DataLoader refuses to have this attribute assigned after its constructor.
+            object.__setattr__(self, "batch_sampler", batch_sampler)
+
         cursor = self.dataset if isinstance(self.dataset, SeededIterable) else sampler
         if not isinstance(cursor, (EpochSampler, SeededIterable)):
             message = (
@@ -84,12 +97,12 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
 
     @property
     def _deterministic_sampler(self) -> Optional[EpochSampler]:
-        """The same, under the name that older code uses."""
+        """The sampler of epochs, under the name that older code uses."""
         return self.sampler_of_epochs
 
     @property
     def epoch(self) -> int:
-        """The epoch that comes next: int >= 0."""
+        """The epoch that comes next: int >= 0, assignable."""
         return self._cursor.epoch
 
     @epoch.setter
@@ -97,9 +110,12 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         self._cursor.epoch = value
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that comes next: int >= 0.
+        """Set the epoch that comes next, an int >= 0.
 
-        A loaded position of that epoch stays; another epoch begins at 0.
+        A loaded position in that epoch stays; another epoch begins at step 0.
+
+        Raises:
+            InvalidOptionError: the epoch is not such an int.
         """
         self._cursor.set_epoch(epoch)
 
@@ -124,23 +140,28 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return self.follow(self._fetch)
 
     def _fetch(self) -> Iterator[Any]:
+        """Begin to fetch where the cursor stands: an iterator of torch's."""
         cursor = self._cursor
         if isinstance(cursor, SeededIterable):
             cursor.begin(cursor.start_step * (self.batch_size or 1))
         if self.generator is not None:
-            # It gives the seed of the workers alone, which no sample depends on.
+            # torch draws the base seed of the workers from it, in this process. No sample depends
+            # on that seed, but a generator that went on from epoch to epoch would make what code in
+            # a worker_init_fn draws depend on how often the loader was iterated before.
             self.generator.manual_seed(self.stream.at(_WORKERS, cursor.epoch, cursor.rank).seed)
         return super().__iter__()
 
     def follow(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-        """Return an iterator over the batches of the epoch that comes next, counted as this loader's own.
+        """Return an iterator over the batches of the epoch that comes next, and count them.
 
-        For frameworks that fetch batches from this loader's parts.
+        For frameworks that fetch batches from this loader's sampler and dataset. They count as
+        batches of this loader, for its epoch and its state.
 
         Args:
             fetch: begins to fetch; called once, at once.
         """
         cursor = self._cursor
+        # First: where it raises, the loader still stands where it stood.
         batches = fetch()
         self._progress = _Progress(
             cursor, cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None
@@ -148,7 +169,11 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return _Epoch(batches, self._progress)
 
     def count_steps(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Tuple[int, Any]]:
-        """Return an iterator over (step, batch), otherwise as :meth:`follow`."""
+        """Return an iterator over (step, batch) of the epoch that comes next, as :meth:`follow`.
+
+        Args:
+            fetch: begins to fetch; called once, at once.
+        """
         batches = self.follow(fetch)
         return enumerate(batches, self._cursor.start_step)
 
@@ -165,6 +190,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     # --- random access ----------------------------------------------------------------------------
 
     def _require_sampler(self, what: str) -> EpochSampler:
+        """Return the sampler, or refuse what an iterable dataset cannot give."""
         sampler = self.sampler_of_epochs
         if sampler is None:
             message = (
@@ -175,7 +201,11 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return sampler
 
     def batch(self, epoch: int, step: int) -> Any:
-        """Return any batch, fetched in this process and not pinned. Moves nothing.
+        """Return any batch, fetched in this process and not pinned; moves nothing.
+
+        Args:
+            epoch: int >= 0.
+            step: int, from 0 to the number of steps less 1.
 
         Raises:
             InvalidOptionError: the epoch has no such step, or the dataset is iterable.
@@ -189,10 +219,14 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return self.collate_fn(samples)
 
     def indices(self, epoch: int, step: Optional[int] = None) -> torch.Tensor:
-        """Return the dataset indices of a step, or of all of this rank's epoch, without fetching a sample.
+        """Return the dataset indices of a step, or of a whole epoch of this rank; fetches nothing.
+
+        Args:
+            epoch: int >= 0.
+            step: int, from 0 to the number of steps less 1; None is the whole epoch.
 
         Returns:
-            int64 of shape (samples,); a list for the keys of a sampler that yields no ints.
+            int64 tensor of shape (samples,); a list for the keys of a sampler that yields no ints.
 
         Raises:
             InvalidOptionError: the epoch has no such step, it has more than 10**8 samples, or the
@@ -206,10 +240,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     # --- state ------------------------------------------------------------------------------------
 
     def _identity(self) -> Dict[str, Any]:
-        """Return what must match for a position to mean the same samples.
-
-        Ints, strings and bools.
-        """
+        """Return what must match for a position to mean the same samples: plain data by name."""
         stream = self.stream
         definition = (
             self._cursor.identity()
@@ -226,13 +257,11 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         }
 
     def state_dict(self) -> Dict[str, Any]:
-        """Return where the newest iterator stands.
+        """Return where the newest iterator stands: after the batch that it handed out last.
 
-        In the body of batch k, ``batches_yielded`` is k + 1.
-
-        Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON and
-        ``torch.load(weights_only=True)`` read. With workers and prefetching too, it counts the
-        batches that were handed out.
+        While batch k of an epoch is used, ``batches_yielded`` is k + 1, also with workers that have
+        fetched more. Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON
+        and ``torch.load(weights_only=True)`` read.
 
         Raises:
             LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of
@@ -244,11 +273,13 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 "which of them are left."
             )
             raise LoaderStateError(message)
+
         progress = self._progress
         if progress is not None and progress.is_current(self._cursor):
             epoch, yielded = progress.epoch, progress.yielded
         else:
             epoch, yielded = self._cursor.epoch, self._cursor.start_step
+
         state = {"format": STATE_FORMAT, _EPOCH: epoch, _YIELDED: yielded, **self._identity()}
         if isinstance(self._cursor, SeededIterable) and yielded:
             if self.num_workers or not hasattr(self._cursor.dataset, "state_dict"):
@@ -264,7 +295,10 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     def load_state_dict(self, state: Any) -> None:
         """Go on where a state was taken, with whatever number of workers.
 
-        The next iteration, or ``steps``, continues there.
+        The next iteration, or :meth:`steps` of that epoch, continues there.
+
+        Args:
+            state: what :meth:`state_dict` returned, here or in another process.
 
         Raises:
             LoaderStateError: another format, seed, scheme, length, batch size, order or world size,
@@ -276,26 +310,8 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 f"A loader's state is a dict; got {type(state).__name__}. Nothing was changed."
             )
             raise LoaderStateError(message)
-        expected = {"format": STATE_FORMAT, **self._identity()}
-        missing = object()
-        wrong = [
-            f"{name} is {state.get(name, 'missing')!r} in the state and {value!r} here"
-            for name, value in expected.items()
-            if not _same(state.get(name, missing), value)
-        ]
-        foreign = sorted(map(str, {*state} - {*expected, _EPOCH, _YIELDED, _DATASET}))
-        if foreign:
-            wrong.append(f"it has {', '.join(foreign)}, which no such state has")
-        for name in (_EPOCH, _YIELDED):
-            value = state.get(name)
-            if type(value) is not int or value < 0:
-                wrong.append(f"{name} is {value!r}, and an int >= 0 was expected")
-        if wrong:
-            message = (
-                f"The state does not belong to this loader: {'; '.join(wrong)}. Nothing was "
-                "changed."
-            )
-            raise LoaderStateError(message)
+        self._check_state(state)
+
         epoch, yielded = state[_EPOCH], state[_YIELDED]
         cursor = self._cursor
         if isinstance(cursor, EpochSampler):
@@ -308,11 +324,41 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 raise LoaderStateError(message)
         elif yielded:
             cursor.dataset.load_state_dict(state[_DATASET])
+
         cursor.move_to(epoch, yielded)
         self._progress = None
 
+    def _check_state(self, state: Mapping[Any, Any]) -> None:
+        """Refuse a state of another loader, or with an entry that no state has or lacks.
+
+        Raises:
+            LoaderStateError: names all that is wrong.
+        """
+        expected = {"format": STATE_FORMAT, **self._identity()}
+        names = mismatches(state, expected)
+        problems = []
+        if names:
+            actual = {name: state.get(name, "missing") for name in names}
+            problems.append(
+                show_mismatches(names, actual, expected, there="in the state", here="here")
+            )
+        foreign = sorted(map(str, {*state} - {*expected, _EPOCH, _YIELDED, _DATASET}))
+        if foreign:
+            problems.append(f"it has {', '.join(foreign)}, which no such state has")
+        for name in (_EPOCH, _YIELDED):
+            value = state.get(name)
+            if type(value) is not int or value < 0:
+                problems.append(f"{name} is {value!r}, and an int >= 0 was expected")
+
+        if problems:
+            message = (
+                f"The state does not belong to this loader: {'; '.join(problems)}. Nothing was "
+                "changed."
+            )
+            raise LoaderStateError(message)
+
     def describe(self) -> Dict[str, Any]:
-        """Return what the ledger keeps: content only, so neither worker counts nor pinning."""
+        """Return what the ledger keeps: content only, so neither workers nor pinning."""
         dataset: Any = (
             self._cursor.dataset if isinstance(self._cursor, SeededIterable) else self.dataset
         )
@@ -333,12 +379,8 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         }
 
 
-def _same(found: object, expected: object) -> bool:
-    return found == expected and isinstance(found, bool) == isinstance(expected, bool)
-
-
 class _Progress:
-    """How far one iteration of a loader has come. The newest one is the loader's."""
+    """How far an iteration of a loader has come. That of the newest iteration is the loader's."""
 
     def __init__(self, cursor: Union[EpochSampler, SeededIterable], steps: Optional[int]) -> None:
         self._cursor = cursor
@@ -352,12 +394,15 @@ class _Progress:
     def is_current(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
         """Return whether it says where the loader stands.
 
-        Not over, and nobody has moved the loader since.
+        It does as long as it is not over and nobody has moved the loader since.
         """
         return not self._is_over and self._moves == cursor.moves
 
     def was_left_in(self, cursor: Union[EpochSampler, SeededIterable]) -> bool:
-        """Return whether it was left early, after more than one batch, in the epoch that comes next."""
+        """Return whether it was left early, in the epoch that comes next.
+
+        After more than a batch: who takes a single batch looks at the shapes.
+        """
         return (
             self.is_current(cursor)
             and self.epoch == cursor.epoch
@@ -374,18 +419,26 @@ class _Progress:
         """Take notice that there are no more batches."""
         if self._is_over:
             return
+        # The last batch has finished the epoch already, unless nobody knew that it was the last:
+        # the dataset is iterable, fewer batches came than the order has, or there was none left.
         if self._steps is None or self.yielded != self._steps or self._first == self._steps:
             self._finish()
         self._is_over = True
 
     def _finish(self) -> None:
+        # An iterator that is used up after the loader was moved must not move it again.
         if self._moves == self._cursor.moves:
             self._cursor.finish(self.epoch)
             self._moves = self._cursor.moves
 
 
 class _Epoch:
-    """One iteration of a loader."""
+    """An iteration of a loader.
+
+    It counts a batch before the caller has it. So a state that is taken while a batch is used has
+    counted that batch, and the epoch is over while its last batch is used, even by a loop that
+    never asks for another. A loop that is left early leaves nothing to be closed.
+    """
 
     def __init__(self, batches: Any, progress: _Progress) -> None:
         self._batches = batches

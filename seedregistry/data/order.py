@@ -10,7 +10,9 @@ from typing import (
     Callable,
     Dict,
     Hashable,
+    Iterable,
     List,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -29,6 +31,7 @@ from torch.utils.data import (
 
 from seedregistry.common import digest
 from seedregistry.data.permutation import IndexedPermutation
+from seedregistry.data.walk import find_generators
 from seedregistry.errors import InvalidOptionError, UnrepeatableSamplerError
 
 if TYPE_CHECKING:
@@ -43,13 +46,14 @@ _LARGEST_DIGESTED = 10**6
 
 
 def documented_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return ``torch.randperm(size, generator=manual_seed(seed + epoch))``.
-
-    Int64, shape (size,), values 0 to size - 1.
+    """Return the documented order: ``torch.randperm`` of a generator seeded with ``seed + epoch``.
 
     The epoch is added to the seed, so the orders of (seed, epoch 1) and (seed + 1, epoch 0) are
-    equal. Component seeds are hashed, which keeps runs apart; the rule stays for the sake of
+    equal. Component seeds are hashed, which keeps trainings apart; the rule stays for the sake of
     results that exist.
+
+    Returns:
+        int64 tensor of shape (size,), values from 0 to size - 1.
     """
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed + epoch), device="cpu")
 
@@ -71,15 +75,16 @@ class Order(abc.ABC):
 
     @abc.abstractmethod
     def take(self, epoch: int, start: int, stop: int) -> Indices:
-        """Return the indices at positions ``start <= position < stop <= size``.
+        """Return the indices at the positions ``start <= position < stop <= size``.
 
-        An int64 array, or a list of other keys.
+        Returns:
+            int64 array of shape (stop - start,), or a list where the keys are no ints.
         """
 
     def occurrences(self, epoch: int, start: int, stop: int) -> Optional[Sequence[int]]:  # noqa: ARG002
-        """Return how often each of them has come up before in the epoch.
+        """Return how often the index at each position has come up before it in the epoch.
 
-        None where no index comes up twice.
+        None where no index comes up twice in an epoch.
         """
         return None
 
@@ -88,10 +93,7 @@ class Order(abc.ABC):
         return 1
 
     def batches(self, epoch: int) -> Optional[Sequence[int]]:  # noqa: ARG002
-        """Return the position after each batch, where the order decides the batches too.
-
-        Else None.
-        """
+        """Return the position after each batch, or None where the order does not decide batches."""
         return None
 
     def definition(self) -> Dict[str, Any]:
@@ -113,20 +115,17 @@ class Order(abc.ABC):
         return self.take(epoch, 0, self.size)
 
     def digest(self, epoch: int) -> Optional[str]:
-        """Return SHA-256 over an epoch's indices, 64 hexadecimal digits.
-
-        None for more than 10**6 of them.
-        """
+        """Return SHA-256 over an epoch's indices: 64 hexadecimal digits, or None beyond 10**6."""
         if self.size > _LARGEST_DIGESTED:
             return None
-        parts = digest.PiecesDigest("seedregistry.epoch/1")
+        pieces = digest.PiecesDigest("seedregistry.epoch/1")
         indices = self.take(epoch, 0, self.size)
-        parts.add(
+        pieces.add(
             indices.astype("<i8")
             if isinstance(indices, np.ndarray)
             else repr(list(indices)).encode()
         )
-        return parts.hexdigest()
+        return pieces.hexdigest()
 
 
 @final
@@ -140,13 +139,13 @@ class SequentialOrder(Order):
         return np.arange(start, stop, dtype=np.int64)
 
 
-class _Cached(Order):
+class _EpochwiseOrder(Order):
     """An order that is computed an epoch at a time.
 
-    The last two are kept, for random access beside an iteration.
+    The last two epochs stay in memory, for random access beside an iteration.
     """
 
-    _kept: Tuple[Tuple[int, np.ndarray], ...] = ()
+    _cache: Tuple[Tuple[int, np.ndarray], ...] = ()
 
     @abc.abstractmethod
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -154,19 +153,20 @@ class _Cached(Order):
 
     def take(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Return a slice of the epoch's permutation."""
-        for known, permutation in self._kept:
-            if known == epoch:
+        # One assignment replaces the cache whole, so that another thread sees it before or after.
+        for cached_epoch, permutation in self._cache:
+            if cached_epoch == epoch:
                 return permutation[start:stop]
         permutation = self._permutation(epoch)
-        self._kept = ((epoch, permutation), *self._kept[:1])
+        self._cache = ((epoch, permutation), *self._cache[:1])
         return permutation[start:stop]
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_kept"}
+        return {name: value for name, value in vars(self).items() if name != "_cache"}
 
 
 @final
-class DocumentedOrder(_Cached):
+class DocumentedOrder(_EpochwiseOrder):
     """``torch.randperm`` with a generator seeded with ``seed + epoch``."""
 
     name = "documented"
@@ -180,10 +180,10 @@ class DocumentedOrder(_Cached):
 
 
 @final
-class HashedOrder(_Cached):
+class HashedOrder(_EpochwiseOrder):
     """``torch.randperm`` with the generator of the position (epoch,) of a stream.
 
-    No two (seed, epoch) share one.
+    No two pairs of seed and epoch share a generator.
     """
 
     name = "hashed"
@@ -200,42 +200,53 @@ class HashedOrder(_Cached):
 
 @final
 class IndexedOrder(Order):
-    """A keyed permutation that is computed position by position.
-
-    Constant memory, constant time to any position.
-    """
+    """A keyed permutation: any position of an epoch in constant time and memory."""
 
     name = "indexed"
 
     def __init__(self, size: int, stream: Stream) -> None:
         super().__init__(size)
         self.stream = stream
-        self._kept: Optional[Tuple[int, IndexedPermutation]] = None
+        self._cache: Optional[Tuple[int, IndexedPermutation]] = None
 
     def take(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Return the indices at these positions, in time and memory that go with their number."""
-        kept = self._kept
-        if kept is None or kept[0] != epoch:
-            kept = self._kept = (
-                epoch,
-                IndexedPermutation(self.stream.at(_ORDER, epoch).key, self.size),
-            )
-        return kept[1].slice(start, stop)
+        cache = self._cache
+        if cache is None or cache[0] != epoch:
+            permutation = IndexedPermutation(self.stream.at(_ORDER, epoch).key, self.size)
+            cache = self._cache = (epoch, permutation)
+        return cache[1].slice(start, stop)
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**vars(self), "_kept": None}
+        return {**vars(self), "_cache": None}
 
 
-_Drawn = Tuple[int, Indices, Optional[List[int]], Optional[Dict[Any, int]], Optional[List[int]]]
+class _Draw(NamedTuple):
+    """What a sampler drew for an epoch.
+
+    Attributes:
+        epoch: the epoch.
+        indices: what it drew, batches one after the other.
+        earlier: how often each index has come up before; None where none comes up twice.
+        counts: how often each index comes up in all; None where none comes up twice.
+        ends: the position after each batch; None where the sampler makes no batches.
+    """
+
+    epoch: int
+    indices: Indices
+    earlier: Optional[List[int]]
+    counts: Optional[Dict[Any, int]]
+    ends: Optional[List[int]]
 
 
 @final
 class DrawnOrder(Order):
-    """What a sampler, or a batch sampler, of the user's draws in the scope of the position (epoch,) of a stream.
+    """What a user's sampler, or batch sampler, draws at the position (epoch,) of a stream.
 
-    The sampler is copied for each epoch as it was given, its ``generator`` replaced by the
-    position's and its ``set_epoch`` called where it has them: a function of (stream, epoch), unless
-    it reads something that changes outside of it.
+    For each epoch the sampler is copied as it was given, its ``generator`` is replaced by the
+    position's and its ``set_epoch`` is called, where it has them. Then it draws in the position's
+    scope. That is a function of (stream, epoch), unless the sampler reads something that changes
+    outside of it.
 
     Attributes:
         sampler: as given.
@@ -257,98 +268,105 @@ class DrawnOrder(Order):
         self.sampler = sampler
         self.kind = "batch_sampler" if makes_batches else "sampler"
         self._makes_batches = makes_batches
-        self._kept: Optional[_Drawn] = None
+        self._cache: Optional[_Draw] = None
 
-    def _draw(self, epoch: int) -> _Drawn:
-        kept = self._kept
-        if kept is not None and kept[0] == epoch:
-            return kept
+    def _draw(self, epoch: int) -> _Draw:
+        """Return what the sampler draws for an epoch; the last epoch stays in memory."""
+        cache = self._cache
+        if cache is not None and cache.epoch == epoch:
+            return cache
+
         position = self.stream.at(epoch)
-        sampler = _reseeded(self.sampler, position)
+        sampler = _copy_with_generator(self.sampler, position)
         with position.scope():
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
-            drawn: List[Any] = list(sampler)
+            items: List[Any] = list(sampler)
+
         ends: Optional[List[int]] = None
         if self._makes_batches:
-            ends, flat = [], []
-            for batch in drawn:
-                flat.extend(batch)
-                ends.append(len(flat))
-            drawn = flat
-        if not self._makes_batches and len(drawn) != self.size:
+            batches, items, ends = items, [], []
+            for batch in batches:  # any iterable, of a length that only its end may tell
+                items.extend(batch)
+                ends.append(len(items))
+        elif len(items) != self.size:
             message = (
                 f"{type(sampler).__name__} said it has {self.size} indices and drew "
-                f"{len(drawn)} in epoch {epoch}."
+                f"{len(items)} in epoch {epoch}."
             )
             raise UnrepeatableSamplerError(message)
-        indices: List[Any] = [
-            index.__index__() if hasattr(index, "__index__") else index for index in drawn
+
+        # Tensors and NumPy's integers count as ints, so that an index is one key whatever drew it.
+        indices: Indices = [
+            item.__index__() if hasattr(item, "__index__") else item for item in items
         ]
-        before, counts = _count(indices)
+        earlier, counts = _count(indices)
         repeats = len(counts) < len(indices)
-        taken: Indices = (
-            np.asarray(indices, dtype=np.int64) if all(type(i) is int for i in indices) else indices
+        if all(type(index) is int for index in indices):
+            indices = np.asarray(indices, dtype=np.int64)
+        draw = _Draw(
+            epoch, indices, earlier if repeats else None, counts if repeats else None, ends
         )
-        kept = (epoch, taken, before if repeats else None, counts if repeats else None, ends)
-        self._kept = kept
-        return kept
+        self._cache = draw
+        return draw
 
     def take(self, epoch: int, start: int, stop: int) -> Indices:
         """Return a slice of what was drawn for the epoch."""
-        return self._draw(epoch)[1][start:stop]
+        return self._draw(epoch).indices[start:stop]
 
     def occurrences(self, epoch: int, start: int, stop: int) -> Optional[Sequence[int]]:
-        """Return how often each index has come up before."""
-        before = self._draw(epoch)[2]
-        return None if before is None else before[start:stop]
+        """Return how often each index has come up before, or None where none comes up twice."""
+        earlier = self._draw(epoch).earlier
+        return None if earlier is None else earlier[start:stop]
 
     def count(self, epoch: int, index: Any) -> int:
         """Return how often an index was drawn."""
-        counts = self._draw(epoch)[3]
+        counts = self._draw(epoch).counts
         return 1 if counts is None else counts.get(index, 0)
 
     def batches(self, epoch: int) -> Optional[Sequence[int]]:
-        """Return the position after each batch, for a batch sampler."""
-        return self._draw(epoch)[4]
+        """Return the position after each batch of a batch sampler; None for a sampler."""
+        return self._draw(epoch).ends
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**vars(self), "_kept": None}
+        return {**vars(self), "_cache": None}
 
 
-def _count(indices: List[Any]) -> Tuple[List[int], Dict[Any, int]]:
+def _count(indices: Iterable[Any]) -> Tuple[List[int], Dict[Any, int]]:
     """Return how often each index has come up before, and how often it comes up in all.
 
     Keys that cannot be hashed, such as lists of indices, are told apart by their position alone.
     """
     counts: Dict[Any, int] = {}
-    before = []
+    earlier = []
     for position, index in enumerate(indices):
-        key = index if isinstance(index, Hashable) else (_UNHASHED, position)
-        earlier = counts.get(key, 0)
-        before.append(earlier)
-        counts[key] = earlier + 1
-    return before, counts
+        key = index if isinstance(index, Hashable) else (_UNHASHABLE, position)
+        earlier.append(counts.get(key, 0))
+        counts[key] = earlier[-1] + 1
+    return earlier, counts
 
 
 _GENERATOR = "generator"
-_UNHASHED = object()
+_UNHASHABLE = object()
 
 
-def _reseeded(sampler: Any, position: Any) -> Any:
-    """Return a copy of a sampler, and of the samplers in it, with the position's generator in the place of its own."""
+def _copy_with_generator(sampler: Any, position: Any) -> Any:
+    """Return a copy of a sampler, and of the samplers in it, that draws from the position."""
+    # Its attributes are copied too, so that an epoch changes no list or dict of the user's sampler.
+    # Tensors and datasets stay shared: they may be large, and samplers read them.
     fresh = copy.copy(sampler)
     for name, value in list(getattr(fresh, "__dict__", {}).items()):
         if name == _GENERATOR:
             setattr(fresh, name, position.generator())
         elif isinstance(value, torch.utils.data.Sampler):
-            setattr(fresh, name, _reseeded(value, position))
+            setattr(fresh, name, _copy_with_generator(value, position))
         elif not isinstance(value, (torch.Tensor, torch.utils.data.Dataset)):
             setattr(fresh, name, copy.copy(value))
     return fresh
 
 
-def _sized(sampler: Any) -> int:
+def _length_of(sampler: Any) -> int:
+    """Return the length of a sampler, or refuse one that has none."""
     try:
         return len(sampler)
     except TypeError:
@@ -361,13 +379,11 @@ def _sized(sampler: Any) -> int:
         raise UnrepeatableSamplerError(message) from None
 
 
-def _refuse_own_generators(sampler: Any) -> None:
-    """Refuse a sampler with generators other than ``generator``.
+def _refuse_other_generators(sampler: Any) -> None:
+    """Refuse a sampler with generators that are no attribute named ``generator``.
 
-    A copy would repeat the same draws in every epoch.
+    The copy of each epoch would draw the same from them.
     """
-    from seedregistry.data.walk import find_generators  # noqa: PLC0415 - walk is of no use before a custom sampler comes
-
     if hasattr(sampler, "set_epoch"):
         return
     held = [
@@ -388,38 +404,39 @@ def _refuse_own_generators(sampler: Any) -> None:
 def order_of_sampler(
     sampler: Any, stream: Stream, size: int, *, plain: Callable[..., Order]
 ) -> Order:
-    """Return the order of a sampler of the user's.
+    """Return the order of a user's sampler.
 
     Args:
         sampler: a sampler: torch's own, or any iterable of indices with a length.
         stream: the stream.
         size: samples in the dataset.
-        plain: ``plain(shuffle=...)`` returns the loader's own order, for the samplers that mean
-            just that.
+        plain: ``plain(shuffle=...)`` returns the order of a loader without a sampler, for the
+            samplers that mean just that.
 
     Raises:
         UnrepeatableSamplerError: its draw cannot be made a function of (stream, epoch).
     """
     kind = type(sampler)
-    if kind is SequentialSampler and _sized(sampler) == size:
+    if kind is SequentialSampler and _length_of(sampler) == size:
         return plain()
     if kind is RandomSampler and not sampler.replacement and sampler.num_samples == size:
         return plain(shuffle=True)
     if kind not in (RandomSampler, SubsetRandomSampler, WeightedRandomSampler):
-        _refuse_own_generators(sampler)
-    return DrawnOrder(sampler, stream, size=_sized(sampler))
+        _refuse_other_generators(sampler)
+    return DrawnOrder(sampler, stream, size=_length_of(sampler))
 
 
 def order_of_batches(batch_sampler: Any, stream: Stream) -> Order:
-    """Return the order of a batch sampler of the user's, which decides the batches too.
+    """Return the order of a user's batch sampler, which decides the batches too.
 
     Raises:
         UnrepeatableSamplerError: its draw cannot be made a function of (stream, epoch).
     """
-    _sized(batch_sampler)
-    _refuse_own_generators(batch_sampler)
+    _length_of(batch_sampler)
+    _refuse_other_generators(batch_sampler)
+
+    # How many samples an epoch has is known only once it is drawn.
     order = DrawnOrder(batch_sampler, stream, size=0, makes_batches=True)
-    first = order.batches(0)
-    assert first is not None  # noqa: S101 - it makes batches
-    order.size = first[-1] if first else 0
+    ends = order.batches(0)
+    order.size = ends[-1] if ends else 0
     return order

@@ -1,6 +1,6 @@
 """The indexed order: a keyed permutation of range(size) that is computed position by position.
 
-Where ``randperm`` draws a whole epoch to know one batch, this computes any part of the order from
+Where ``randperm`` draws a whole epoch to know a batch, this computes any slice of the order from
 the key alone. Up to 4,096 elements it is a table, sorted by random words, which favours no
 permutation. Above, it is a generalised Feistel network with cycle walking, so that 10**12 samples
 take the memory of ten.
@@ -29,11 +29,12 @@ from seedregistry.errors import InvalidOptionError, OutOfRangeError
 _TAG = b"seedregistry/1/permutation"
 _KEY_BYTES = 32
 _SIZE_BITS = 62
-_TABLE_SIZE = (
-    4096  # the table of 32 KiB costs less than 1 ms; below it a network would be visibly biased
-)
+# A network over so few values would be visibly biased, and a table of 32 KiB costs less than 1 ms.
+_TABLE_SIZE = 4096
 _ROUNDS = 10
-_CHUNK = 1 << 15  # with all work space about 1 MiB: the L2 cache of one core
+# Each step of a round is one pass of NumPy over a chunk. The values and the work space of a chunk,
+# 32 bytes an element, stay in the L2 cache of a core between passes.
+_CHUNK = 1 << 15
 
 _U32 = np.uint32
 _U64 = np.uint64
@@ -52,6 +53,15 @@ class IndexedPermutation:
 
     Immutable, so instances may be shared between threads. Pickles as its key and its size. Memory:
     at most 64 KiB, and what the results take.
+
+    Example:
+        >>> from seedregistry.data import IndexedPermutation
+        >>> order = IndexedPermutation(bytes(range(32)), 10**12)
+        >>> indices = order.slice(5 * 10**11, 5 * 10**11 + 3)
+        >>> indices.tolist()
+        [931532171662, 666682055659, 959137377749]
+        >>> order.position(indices).tolist()
+        [500000000000, 500000000001, 500000000002]
 
     Args:
         key: 32 bytes, such as the ``key`` of a position of a stream.
@@ -96,25 +106,24 @@ class IndexedPermutation:
         return IndexedPermutation, (self._key, self._size)
 
     def take(self, positions: npt.ArrayLike) -> Indices:
-        """Return the indices at some positions.
+        """Return the indices that stand at some positions.
 
         Args:
             positions: integers of any shape and integer dtype, ``0 <= position < size``; repeats
                 are allowed.
 
         Returns:
-            int64 array of the same shape, values from 0 to size - 1; a new array.
+            A new int64 array of their shape, values from 0 to size - 1.
 
         Raises:
-            OutOfRangeError: a position lies outside the permutation.
+            OutOfRangeError: a position lies outside the permutation, as -1 does: none is counted
+                from the end.
             InvalidOptionError: the positions are not integers.
         """
-        return self._map(self._checked(positions, "position"), inverse=False)
+        return self._map(self._check(positions, "position"), inverse=False)
 
     def slice(self, start: int, stop: int) -> Indices:
-        """Return the indices at the positions ``start`` to ``stop - 1``.
-
-        What ``take(arange(start, stop))`` returns.
+        """Return the indices at the positions ``start`` to ``stop - 1``, as :meth:`take` would.
 
         Args:
             start: first position, int, ``0 <= start <= stop``.
@@ -144,15 +153,15 @@ class IndexedPermutation:
             indices: integers of any shape and integer dtype, ``0 <= index < size``.
 
         Returns:
-            int64 array of the same shape, values from 0 to size - 1; a new array.
+            A new int64 array of their shape, values from 0 to size - 1.
 
         Raises:
             OutOfRangeError: an index lies outside the permutation.
             InvalidOptionError: the indices are not integers.
         """
-        return self._map(self._checked(indices, "index"), inverse=True)
+        return self._map(self._check(indices, "index"), inverse=True)
 
-    def _checked(self, values: npt.ArrayLike, name: str) -> Indices:
+    def _check(self, values: npt.ArrayLike, name: str) -> Indices:
         """Return the values as a new int64 array in C order, or refuse them."""
         given = np.asarray(values)
         if given.size == 0:
@@ -162,10 +171,8 @@ class IndexedPermutation:
                 f"Each {name} of a permutation must be an integer; got an array of {given.dtype}."
             )
             raise InvalidOptionError(message)
-        for extreme in (
-            int(given.min()),
-            int(given.max()),
-        ):  # in the array's own dtype: uint64 must not wrap
+        # Before the conversion, in which a large uint64 would wrap to a negative number.
+        for extreme in (int(given.min()), int(given.max())):
             if not 0 <= extreme < self._size:
                 message = (
                     f"Each {name} must be in 0 <= {name} < {self._size}, the size of the "
@@ -176,7 +183,7 @@ class IndexedPermutation:
 
     def _map(self, values: Indices, *, inverse: bool) -> Indices:
         """Map an array that nobody else holds, in place and chunk by chunk, and return it."""
-        flat = values.reshape(-1).view(_U64)  # no value is negative, so the bits say the same
+        flat = values.reshape(-1).view(_U64)  # no value is negative, so the bits mean the same
         chunk = max(1, min(_CHUNK, flat.size))
         space = _WorkSpace(chunk)
         for start in range(0, flat.size, chunk):
@@ -185,7 +192,7 @@ class IndexedPermutation:
 
 
 class _WorkSpace:
-    """Arrays for one chunk, allocated once for each call, so that calls in several threads never share them."""
+    """Arrays for a chunk, made once for each call, so that calls in two threads share none."""
 
     __slots__ = ("left", "product", "right", "shifted", "word")
 
@@ -197,16 +204,16 @@ class _WorkSpace:
 class _Table:
     """The permutation that sorts ``size`` random 64-bit words.
 
-    Uniform, but for ties, up to ``size**2 / 2**65``.
+    It is uniform but for ties among the words, which come with a probability of at most ``size**2 /
+    2**65``.
     """
 
     __slots__ = ("_indices", "_positions")
 
     def __init__(self, key: bytes, size: int) -> None:
         words = np.frombuffer(_digest(key, size, 8 * size), "<u8").astype(_U64)
-        order = np.argsort(
-            words, kind="stable"
-        )  # the lower index first among equal words, on every machine
+        # Stable: of equal words the lower index comes first, on every machine.
+        order = np.argsort(words, kind="stable")
         self._indices = order.astype(_U64)
         self._positions = np.empty(size, _U64)
         self._positions[order] = np.arange(size, dtype=_U64)
@@ -218,32 +225,40 @@ class _Table:
 
 
 class _Network:
-    """A generalised Feistel network over ``a * b >= size`` values, walked until the value is below the size.
+    """A generalised Feistel network over ``a * b >= size`` values, with cycle walking.
 
     A value is ``right * a + left`` with ``left < a = 2**k`` and ``right < b``. Even rounds, from 0,
-    add a function of the left half to the right one modulo b; odd rounds add a function of the
-    right half to the left one modulo a. Neighbouring positions differ in the left half, so that the
-    first round already parts them. Fewer than a values lie outside, which makes a second walk as
-    rare as 1 in b.
-
-    Modular sums, not exclusive or: a round of those is an even permutation for ever, and so would
-    the network be.
+    add a function of the left half to the right one modulo b. Odd rounds add a function of the
+    right half to the left one modulo a.
     """
 
     __slots__ = ("_b", "_left_bits", "_size", "_words")
 
     def __init__(self, key: bytes, size: int) -> None:
         self._size = size
+        # The left half has the low bits, in which neighbouring positions differ: the first round
+        # is a function of it, so that it already parts them. It is a power of two, so that only the
+        # right half needs a modulus that is none. Both halves are near the square root of the size,
+        # so that they fit 31 bits for every size up to 2**62.
         self._left_bits = ((size - 1).bit_length() + 1) // 2
-        self._b = -(-size >> self._left_bits)
+        self._b = -(-size >> self._left_bits)  # ceil(size / a)
         words = np.frombuffer(_digest(key, size, 8 * _ROUNDS), "<u4").astype(_U32)
         self._words = words.reshape(_ROUNDS, 2)
 
     def map(self, values: Values, space: _WorkSpace, *, inverse: bool) -> None:
-        """Map values below the size in place. Source: Black and Rogaway 2002, section 4."""
+        """Map values below the size in place.
+
+        Source: Black and Rogaway 2002, section 4.
+        """
         self._walk(values, space, inverse=inverse)
         if self._b << self._left_bits == self._size:
             return
+
+        # A value that lands outside is sent through again. It ends, since the rounds permute a * b
+        # values and the cycle of a value below the size leads back to it at the latest. It is a
+        # permutation, since each value goes to the next one of its cycle that is below the size;
+        # backwards the same walk finds the one before. Fewer than a of the a * b values lie
+        # outside, so that a second walk is as rare as 1 in b.
         outside = np.flatnonzero(values >= _U64(self._size))
         while outside.size:
             again = values[outside]
@@ -256,6 +271,8 @@ class _Network:
 
         Source: Black and Rogaway 2002, section 5.
         """
+        # Every operation writes into work space that is there: fresh arrays for each of some ten
+        # passes a round would cost more time than the arithmetic.
         count, bits = values.size, _U64(self._left_bits)
         left, right, word, product = (
             space.left[:count],
@@ -268,6 +285,9 @@ class _Network:
         np.bitwise_and(left, mask, out=left)
         np.right_shift(values, bits, out=product)
         np.copyto(right, product, casting="unsafe")
+
+        # Sums, not exclusive or: a round of those is an even permutation for every key, and so
+        # would all rounds together be.
         for number in range(_ROUNDS - 1, -1, -1) if inverse else range(_ROUNDS):
             words = self._words[number]
             if number % 2:
@@ -276,16 +296,19 @@ class _Network:
                 (np.subtract if inverse else np.add)(left, word, out=left)
                 np.bitwise_and(left, mask, out=left)
                 continue
+
+            # word * b / 2**32 is below b; a remainder would take a division for each element.
             _mix(left, words, word, space.shifted[:count])
             np.copyto(product, word)
             np.multiply(product, _U64(self._b), out=product)
             np.right_shift(product, _U64(_HALF_BITS), out=product)
             np.copyto(word, product, casting="unsafe")
-            # One of the two candidates modulo 2**32 is below b, and the other is not: the smaller
-            # one is the answer.
+            # Of the sum and the sum less b (or the difference and the difference plus b), modulo
+            # 2**32, the smaller is the remainder by b, since b is at most 2**31.
             (np.subtract if inverse else np.add)(right, word, out=right)
             (np.add if inverse else np.subtract)(right, b, out=word)
             np.minimum(right, word, out=right)
+
         np.copyto(values, right)
         np.left_shift(values, bits, out=values)
         np.copyto(product, left)
@@ -309,7 +332,7 @@ def _mix(half: Words, words: Words, word: Words, shifted: Words) -> None:
 
 
 def _digest(key: bytes, size: int, count: int) -> bytes:
-    """Return ``count`` bytes that belong to a key and a size."""
+    """Return ``count`` bytes that are a function of a key and a size."""
     return hashlib.shake_128(_TAG + key + size.to_bytes(8, "big")).digest(count)
 
 

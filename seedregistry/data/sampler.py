@@ -1,15 +1,16 @@
-"""Samplers: the documented one that yields plain indices, and the loader's, which yields addresses."""
+"""Samplers: the documented one, which yields indices, and the loader's, which yield addresses."""
 
 from __future__ import annotations
 
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple, cast
 
 import numpy as np
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from seedregistry import derivation
-from seedregistry.data.cursor import Cursor, check_count
+from seedregistry.common.options import check_count
+from seedregistry.data.cursor import Cursor
 from seedregistry.data.order import SequentialOrder, documented_order
 from seedregistry.data.shards import Shards, refuse_missing_shard, resolve_shard
 from seedregistry.errors import InvalidOptionError, ShardingError
@@ -27,9 +28,18 @@ _CHUNK = 1 << 16
 class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
     """Yields the indices of an epoch, shuffled by the documented order or in sequence.
 
-    Every iteration of one epoch is the same; the epoch changes only by :meth:`set_epoch`. Not
-    thread-safe. Pickles. It is a ``DistributedSampler`` by class alone, so that frameworks leave it
-    in its place.
+    Every iteration of an epoch is the same, and no iteration changes the epoch. Not thread-safe.
+    Pickles. It is a ``DistributedSampler`` by class alone, so that frameworks leave it in its
+    place.
+
+    Example:
+        >>> from seedregistry import DeterministicSampler
+        >>> sampler = DeterministicSampler(5, seed=42)
+        >>> list(sampler)
+        [2, 4, 3, 0, 1]
+        >>> sampler.set_epoch(1)
+        >>> list(sampler)
+        [3, 1, 4, 2, 0]
 
     Args:
         dataset_size: number of samples, int >= 0.
@@ -75,9 +85,7 @@ class DeterministicSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 class EpochSampler(Cursor, DeterministicSampler):
-    """Yields the addresses of an epoch's samples.
-
-    What the dataset's and the collate function's draws come from.
+    """Yields the addresses of an epoch's samples: index, and epoch, step and position to draw at.
 
     It holds all that decides what comes next, the epoch and a loaded position, because frameworks
     take loaders apart and keep the sampler. Lives as long as its loader; not thread-safe; pickles.
@@ -123,36 +131,35 @@ class EpochSampler(Cursor, DeterministicSampler):
 
     @property
     def shards(self) -> Shards:
-        """How the epoch is divided.
-
-        The rank and the world size of this moment, with ``shard=True``.
+        """How an epoch is divided: with ``shard=True``, by rank and world size of this moment.
 
         Raises:
             ShardingError: there are several ranks and no ``shard``, or the global batch cannot be
                 divided by them.
         """
-        rank, world = resolve_shard(self.shard)
-        known = self._shards
-        if known is not None and (known.rank, known.world_size) == (rank, world):
-            return known
+        rank, world_size = resolve_shard(self.shard)
+        shards = self._shards
+        if shards is not None and (shards.rank, shards.world_size) == (rank, world_size):
+            return shards
+
         total = self.global_batch_size
         if total is None:
-            total = (self.batch_size or 1) * world
-        elif total % world:
-            message = f"global_batch_size={total} cannot be divided by {world} ranks."
+            total = (self.batch_size or 1) * world_size
+        elif total % world_size:
+            message = f"global_batch_size={total} cannot be divided by {world_size} ranks."
             raise ShardingError(message)
         self._shards = Shards(
             samples=self.order.size,
             global_batch_size=total,
             tail=self.tail,
             rank=rank,
-            world_size=world,
+            world_size=world_size,
         )
         return self._shards
 
     @property
     def tail(self) -> str:
-        """What becomes of a last step that is not full, one of the words of ``Shards``."""
+        """What becomes of a last step that is not full: ``"keep"``, ``"pad"`` or ``"drop"``."""
         return "drop" if self.drop_last else "pad" if self.global_batch_size is not None else "keep"
 
     @property
@@ -175,29 +182,35 @@ class EpochSampler(Cursor, DeterministicSampler):
     def __len__(self) -> int:
         return self.shards.length
 
-    def _part(self, epoch: int, start: int, stop: int) -> Tuple[List[Any], Iterator[int]]:
-        """Return indices and occurrences at positions, those past the end of the epoch wrapped."""
+    def _look_up(self, epoch: int, start: int, stop: int) -> Tuple[List[Any], Iterator[int]]:
+        """Return the indices at positions, and how often each has come up before in the epoch.
+
+        Positions past the end of the epoch stand for its beginning, as the padding of a last step.
+        """
         size = self.order.size
         if stop <= size:
             occurrences = self.order.occurrences(epoch, start, stop)
             return _as_list(self.order.take(epoch, start, stop)), iter(occurrences or repeat(0))
+
+        # Several laps, where the epoch is shorter than a step. In each lap an index has come up as
+        # often as in all laps before and so far in this one.
         indices: List[Any] = []
-        before: List[int] = []
+        earlier: List[int] = []
         while start < stop:
             lap, first = divmod(start, size)
             last = min(size, first + stop - start)
-            part = _as_list(self.order.take(epoch, first, last))
+            lap_indices = _as_list(self.order.take(epoch, first, last))
             counts = self.order.occurrences(epoch, first, last) or repeat(0)
-            before.extend(
-                own + (lap * self.order.count(epoch, index) if lap else 0)
-                for own, index in zip(counts, part)
+            earlier.extend(
+                count + (lap * self.order.count(epoch, index) if lap else 0)
+                for count, index in zip(counts, lap_indices)
             )
-            indices.extend(part)
+            indices.extend(lap_indices)
             start += last - first
-        return indices, iter(before)
+        return indices, iter(earlier)
 
     def _addresses(self, epoch: int, step: int, start: int, stop: int) -> Iterator[Address]:
-        indices, occurrences = self._part(epoch, start, stop)
+        indices, occurrences = self._look_up(epoch, start, stop)
         return zip(repeat(epoch), repeat(step), range(start, stop), indices, occurrences)
 
     def addresses(self, epoch: int, step: int) -> List[Address]:
@@ -218,8 +231,13 @@ class EpochSampler(Cursor, DeterministicSampler):
             return self.shards.positions(step)
         return (ends[step - 1] if step else 0), ends[step]
 
-    def _runs(self, epoch: int, first: int) -> Iterator[Iterator[Address]]:
-        """Yield the addresses from a step on, many steps at a time, each run an iterator that works at the speed of C."""
+    def _chunks(self, epoch: int, first: int) -> Iterator[Iterator[Address]]:
+        """Yield the addresses from a step on in chunks of whole steps, each chunk an iterator."""
+        # An epoch may have 10**9 samples. It is looked up in chunks, for the sake of memory, and
+        # inside a chunk every iterator is one of C, so that no Python code runs for each sample.
+        # Full steps are looked up together where their positions follow each other. With several
+        # ranks they do not, and a padded step wraps around the end of the epoch: there, and for a
+        # last step that is not full, each step is a chunk.
         shards = self.shards
         full = shards.full_steps
         size = shards.batch_size
@@ -228,7 +246,7 @@ class EpochSampler(Cursor, DeterministicSampler):
             for begin in range(first, full, chunk):
                 end = min(full, begin + chunk)
                 start, stop = begin * size, end * size
-                indices, occurrences = self._part(epoch, start, stop)
+                indices, occurrences = self._look_up(epoch, start, stop)
                 steps = chain.from_iterable(map(repeat, range(begin, end), repeat(size)))
                 yield zip(repeat(epoch), steps, range(start, stop), indices, occurrences)
             first = max(first, full)
@@ -241,25 +259,25 @@ class EpochSampler(Cursor, DeterministicSampler):
             return chain.from_iterable(
                 self.addresses(epoch, step) for step in range(first, self.steps_in(epoch))
             )
-        return chain.from_iterable(self._runs(epoch, first))
+        return chain.from_iterable(self._chunks(epoch, first))
 
     def in_batches(self, epoch: int, first: int) -> Iterator[List[Address]]:
         """Yield the addresses of an epoch from a step on, a list a step."""
         if self.order.batches(epoch) is not None:
             return (self.addresses(epoch, step) for step in range(first, self.steps_in(epoch)))
-        return self._batched(epoch, first)
+        return self._cut(epoch, first)
 
-    def _batched(self, epoch: int, first: int) -> Iterator[List[Address]]:
+    def _cut(self, epoch: int, first: int) -> Iterator[List[Address]]:
+        """Yield the chunks' addresses, a list a step; chunks end where steps do."""
         size = self.shards.batch_size
-        for run in self._runs(epoch, first):
-            while True:
-                batch = list(islice(run, size))
-                if not batch:
-                    break
+        for chunk in self._chunks(epoch, first):
+            while batch := list(islice(chunk, size)):
                 yield batch
 
     def begin(self) -> Tuple[int, int]:
-        """Return (epoch, step) at which an iteration that begins now starts, after recording the epoch's indices.
+        """Return (epoch, step) at which an iteration that begins now starts.
+
+        The ledger keeps the digest of the epoch's indices.
 
         Raises:
             ShardingError: there are several ranks and no ``shard``.
@@ -275,7 +293,14 @@ class EpochSampler(Cursor, DeterministicSampler):
         return self.flat(*self.begin())
 
     def indices(self, epoch: int, step: Optional[int] = None) -> Any:
-        """Return this rank's indices: int64, of a step or of the whole epoch."""
+        """Return this rank's indices of a step, or of the whole epoch.
+
+        Returns:
+            int64 array, or a list.
+
+        Raises:
+            InvalidOptionError: the epoch has no such step, or more than 10**8 samples.
+        """
         if step is None:
             shards = self.shards
             if (
@@ -289,9 +314,9 @@ class EpochSampler(Cursor, DeterministicSampler):
         return [address[3] for address in self.addresses(epoch, step)]
 
     def describe(self) -> Dict[str, Any]:
-        """Return what the ledger keeps.
+        """Return what the ledger keeps: what defines the order and the steps.
 
-        The order's definition and the steps, alike on every rank and for every world size.
+        It is alike on every rank and for every world size.
         """
         if self.global_batch_size is not None:
             return {
@@ -314,14 +339,17 @@ class EpochSampler(Cursor, DeterministicSampler):
 
 
 class EpochBatchSampler(BatchSampler):
-    """Yields a step's addresses as a list.
+    """Yields the addresses of a step as a list.
 
     It decides where to begin when iteration begins, not at the first batch.
 
     Args:
         sampler: the loader's.
-        batch_size: as for ``BatchSampler``; the sampler knows it too.
-        drop_last: likewise.
+        batch_size: int >= 1, for frameworks to read; the sampler decides.
+        drop_last: for frameworks to read; the sampler decides.
+
+    Raises:
+        InvalidOptionError: the sampler is not a loader's.
     """
 
     sampler: EpochSampler
@@ -329,7 +357,7 @@ class EpochBatchSampler(BatchSampler):
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool = False) -> None:  # noqa: FBT001, FBT002 - BatchSampler's signature
         if not isinstance(sampler, EpochSampler):
             message = (
-                "An EpochBatchSampler takes the sampler of a loader of ours; got a "
+                "An EpochBatchSampler takes the sampler of a seeded loader; got a "
                 f"{type(sampler).__name__}."
             )
             raise InvalidOptionError(message)
@@ -347,5 +375,5 @@ class EpochBatchSampler(BatchSampler):
 
 
 def _as_list(indices: Any) -> List[Any]:
-    found: List[Any] = indices.tolist() if isinstance(indices, np.ndarray) else list(indices)
-    return found
+    # Python's ints: the datasets of users are asked for these.
+    return cast("List[Any]", indices.tolist() if isinstance(indices, np.ndarray) else list(indices))

@@ -1,41 +1,43 @@
-"""Ranks: who divides the samples, and which positions of an epoch a rank sees in which step."""
+"""Shards: who divides an epoch among ranks, and which positions a rank sees in which step."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Tuple, Union
 
 import attrs
 
 from seedregistry.common import ranks
+from seedregistry.common.options import check_count
 from seedregistry.errors import InvalidOptionError, ShardingError
 
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
 Shard = Union[None, bool, Tuple[int, int]]
-"""True: from ``torch.distributed``, read when an epoch begins.
+"""How an epoch is divided among ranks.
 
-(rank, world size). False: somebody else divides, or nobody
-does. None: not said, an error with more than one rank."""
+True: by rank and world size from ``torch.distributed``, read when an epoch begins. A pair: by this
+rank and world size. False: somebody else divides, or nobody does. None: not said, which is an error
+with more than one rank.
+"""
 
 _PAIR = 2
 
 
 def check_shard(shard: Any) -> Shard:
-    """Return a ``shard=`` as given.
+    """Return what was passed as ``shard=``, a pair as two ints.
 
     Raises:
-        InvalidOptionError: it is none of the forms.
+        InvalidOptionError: it is none of the forms of :data:`Shard`.
     """
     if shard is None or isinstance(shard, bool):
         return shard
     if isinstance(shard, (tuple, list)) and len(shard) == _PAIR:
-        rank, world = shard
-        if (
-            all(hasattr(part, "__index__") and not isinstance(part, bool) for part in shard)
-            and 0 <= rank < world
-        ):
-            return int(rank), int(world)
+        with contextlib.suppress(InvalidOptionError):  # the message below says more
+            rank, world_size = check_count(shard[0], "rank"), check_count(shard[1], "world size")
+            if rank < world_size:
+                return rank, world_size
     message = (
         "shard must be True, False, None or (rank, world size) with 0 <= rank < world "
         f"size; got {shard!r}."
@@ -44,14 +46,14 @@ def check_shard(shard: Any) -> Shard:
 
 
 def resolve_shard(shard: Shard) -> Tuple[int, int]:
-    """Return (rank, world size) at this moment."""
+    """Return (rank, world size) at this moment: (0, 1) where nobody is to be told apart."""
     if shard is True:
         return ranks.rank(), ranks.world_size()
     return shard if isinstance(shard, tuple) else (0, 1)
 
 
 def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
-    """Refuse to begin where every rank would see all samples and nobody has said that this is meant.
+    """Refuse an epoch of which each of several ranks would see everything, unless that is meant.
 
     Raises:
         ShardingError: names both ways out.
@@ -60,7 +62,7 @@ def refuse_missing_shard(shard: Shard, stream: Stream) -> None:
         message = (
             f"There are {ranks.world_size()} ranks and the loader of stream '{stream.label}' was "
             "not told how they share the samples: each would see all of them. Pass shard=True "
-            "(each rank its part; batch_size is per rank), or shard=False where a framework "
+            "(each rank its share; batch_size is per rank), or shard=False where a framework "
             "divides the batches or every rank is to see everything."
         )
         raise ShardingError(message)
@@ -106,14 +108,15 @@ class Shards:
         return self.steps if self.tail == "pad" else self.samples // self.global_batch_size
 
     def positions(self, step: int) -> Tuple[int, int]:
-        """Return (start, stop) of this rank's positions in a step.
+        """Return (start, stop) of this rank's positions in a step: ``start <= position < stop``.
 
-        Those >= ``samples`` stand for ``position - samples``.
+        A position that is not below ``samples`` stands for its remainder by it.
         """
         start = step * self.global_batch_size
         size = self.batch_size
         if step >= self.full_steps:
-            size = -((start - self.samples) // self.world_size)  # the rest, divided and rounded up
+            # ceil((samples - start) / world_size) in integers: -(-n // d) rounds up.
+            size = -((start - self.samples) // self.world_size)
         start += self.rank * size
         return start, start + size
 

@@ -12,14 +12,15 @@ from seedregistry.common.digest import PiecesDigest
 from seedregistry.errors import ComponentCreationError
 
 
-def indices_digest(parts: Sequence[Sequence[int]]) -> str:
-    """Return SHA-256 over the indices of each part: 64 hexadecimal digits.
+def indices_digest(subsets: Sequence[Sequence[int]]) -> str:
+    """Return SHA-256 over the indices of subsets: 64 hexadecimal digits.
 
-    Indices as int64, little-endian.
+    Args:
+        subsets: the indices of each, which are hashed as little-endian int64.
     """
     digest = PiecesDigest("seedregistry.split/1")
-    for part in parts:
-        digest.add(np.asarray(part, dtype="<i8"))
+    for indices in subsets:
+        digest.add(np.asarray(indices, dtype="<i8"))
     return digest.hexdigest()
 
 
@@ -30,17 +31,22 @@ def split_dataset(
 ) -> Tuple[List[Subset[Any]], str]:
     """Return what ``random_split`` returns with the generator, and the digest of the indices.
 
+    Args:
+        dataset: a dataset with a length.
+        lengths: sample counts that add up to the dataset's, or fractions that add up to 1.
+        generator: on the CPU.
+
     Raises:
         ComponentCreationError: ``random_split`` refuses the lengths, or the dataset has none.
     """
     try:
         lengths = list(lengths)
         if any(length < 0 for length in lengths):
-            raise ValueError("A length is negative.")  # noqa: TRY301 - random_split takes it and returns nonsense
-        with torch.device(
-            "cpu"
-        ):  # random_split draws on the default device, and the generator is the CPU's
-            parts = random_split(dataset, lengths, generator=generator)
+            # random_split takes it and returns nonsense.
+            raise ValueError("A length is negative.")  # noqa: TRY301
+        # random_split draws on the default device, and the generator is the CPU's.
+        with torch.device("cpu"):
+            subsets = random_split(dataset, lengths, generator=generator)
     except (TypeError, ValueError) as error:
         size = len(dataset) if hasattr(dataset, "__len__") else "no length"
         message = (
@@ -48,4 +54,4 @@ def split_dataset(
             "counts that add up to the dataset's, or fractions that add up to 1."
         )
         raise ComponentCreationError(message, purpose="split") from error
-    return parts, indices_digest([part.indices for part in parts])
+    return subsets, indices_digest([subset.indices for subset in subsets])

@@ -1,10 +1,8 @@
-"""Hugging Face accelerate.
-
-Loaders that keep their order, samples and resume under an ``Accelerator``.
+"""Hugging Face accelerate: loaders that keep their order, samples and resume.
 
 ``accelerator.prepare(loader)`` keeps a loader's sampler, dataset and collate function and drops its
-class: order and draws stay exact, the epoch is accelerate's own count from 0, and a state cannot be
-saved in mid-epoch. :func:`prepare` keeps all.
+class. Order and draws stay exact, but the epoch is accelerate's count from 0, and a state cannot be
+saved in mid-epoch. :func:`prepare` keeps all of it.
 
 Source: ``accelerate/data_loader.py``, ``prepare_data_loader`` and ``DataLoaderShard.__iter__``,
 read at 1.15.
@@ -21,6 +19,7 @@ except ImportError as error:
     raise ImportError(message) from error
 
 from seedregistry.data.loader import SeededDataLoader
+from seedregistry.data.options import fetching_arguments
 from seedregistry.data.sampler import EpochSampler
 from seedregistry.errors import InvalidOptionError
 
@@ -29,29 +28,21 @@ if TYPE_CHECKING:
 
 __all__ = ["SeededDataLoaderShard", "prepare"]
 
-_KEPT = (
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "generator",
-    "prefetch_factor",
-    "persistent_workers",
-)
-
 
 class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
-    """accelerate's loader over the parts of one of ours, which goes on counting its epochs and batches.
+    """accelerate's loader over the sampler, dataset and collate function of a seeded loader.
 
-    It is a ``DataLoader`` with ``epoch``, ``set_epoch``, ``steps``, ``state_dict`` and
-    ``load_state_dict`` as ours; ``accelerator.register_for_checkpointing`` takes it. Batches are on
-    the accelerator's device.
+    :func:`prepare` makes it. The seeded loader goes on counting epochs and batches, so that this
+    one has its ``epoch``, ``set_epoch``, ``steps``, ``state_dict`` and ``load_state_dict``, and
+    ``accelerator.register_for_checkpointing`` takes it. Batches are on the accelerator's device.
+    Lives as long as that loader; not thread-safe.
 
     Args:
-        loader: the loader; it must not be iterated itself meanwhile.
-        **kwargs: for accelerate's class.
+        loader: from ``registry.dataloader``; it must not be iterated itself meanwhile.
+        **kwargs: for ``accelerate.data_loader.DataLoaderShard``.
+
+    Attributes:
+        seeded: the loader.
     """
 
     def __init__(self, loader: SeededDataLoader, **kwargs: Any) -> None:
@@ -71,42 +62,53 @@ class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
         return self.seeded.follow(self._fetch)
 
     def _fetch(self) -> Iterator[Any]:
-        self.iteration = (
-            self.seeded.epoch
-        )  # accelerate hands this to the sampler's set_epoch when it begins
+        # accelerate hands this to the sampler's set_epoch when it begins; a count of its own would
+        # take the sampler back to epoch 0.
+        self.iteration = self.seeded.epoch
         batches: Iterator[Any] = super().__iter__()
         return batches
 
     def steps(self, epoch: int) -> Iterator[Tuple[int, Any]]:
-        """Yield (step, batch) of an epoch, as the loader's own ``steps``."""
+        """Yield (step, batch) of an epoch; step is the position in it, also after a resume.
+
+        Raises:
+            InvalidOptionError: the epoch is not an int >= 0.
+        """
         self.seeded.set_epoch(epoch)
         return self.seeded.count_steps(self._fetch)
 
     def state_dict(self) -> Dict[str, Any]:
-        """Return where the newest iterator stands, as the loader's own ``state_dict``."""
+        """Return where the newest iterator stands, in format ``seedregistry.loader/1``.
+
+        Raises:
+            LoaderStateError: it has workers and ``in_order=False``.
+        """
         return self.seeded.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, as the loader's own ``load_state_dict``."""
+        """Go on where a state was taken, of this loader or of the seeded one without accelerate.
+
+        Raises:
+            LoaderStateError: it does not belong to this loader; nothing was changed.
+        """
         self.seeded.load_state_dict(state)
 
 
 def prepare(accelerator: Accelerator, loader: SeededDataLoader) -> SeededDataLoaderShard:
-    """Return a loader of ours as an accelerator's.
+    """Return a loader from ``registry.dataloader`` as an accelerator's.
 
-    Batches on its device, divided among its processes, resumable.
-
-    With several processes and neither ``shard=True`` nor a pair given, the epoch is divided by our
-    rule (``batch_size`` is per process), so that no sample comes twice but for the padding of the
-    last step.
+    Its batches are on the accelerator's device and divided among its processes, and it can be
+    resumed in mid-epoch. With several processes and neither ``shard=True`` nor a pair given, the
+    loader divides the epoch as ``shard=True`` does (``batch_size`` is per process), so that no
+    sample comes twice but for the padding of the last step.
 
     Args:
         accelerator: the ``accelerate.Accelerator``.
         loader: from ``registry.dataloader``; it is taken over.
 
     Raises:
-        InvalidOptionError: not such a loader, one over an iterable dataset, or one whose own batch
-            sampler cannot be divided.
+        InvalidOptionError: not such a loader, one over an iterable dataset, or one with a batch
+            sampler of the user's, which cannot be divided.
     """
     if not isinstance(loader, SeededDataLoader) or not isinstance(
         loader.sampler_of_epochs, EpochSampler
@@ -116,26 +118,27 @@ def prepare(accelerator: Accelerator, loader: SeededDataLoader) -> SeededDataLoa
             f"got a {type(loader).__name__}. For an iterable dataset use accelerator.prepare."
         )
         raise InvalidOptionError(message)
+
     sampler = loader.sampler_of_epochs
     if accelerator.num_processes > 1 and sampler.shard in (None, False):
         if loader.batch_size is None:
             message = (
                 "A loader without a batch size, or with a batch sampler of its own, cannot be "
                 f"divided among {accelerator.num_processes} processes by prepare. Give each a "
-                "part of the samples and pass shard=(rank, world size)."
+                "share of the samples and pass shard=(rank, world size)."
             )
             raise InvalidOptionError(message)
         sampler.shard = (accelerator.process_index, accelerator.num_processes)
-    own: Dict[str, Any] = {name: getattr(loader, name) for name in _KEPT}
-    if not loader.num_workers:
-        del own["prefetch_factor"]
+
+    arguments = {**fetching_arguments(loader), "generator": loader.generator}
     if loader.batch_sampler is None:
-        own.update(sampler=sampler, batch_size=None)
+        arguments.update(sampler=sampler, batch_size=None)
     else:
-        own["batch_sampler"] = loader.batch_sampler
+        arguments["batch_sampler"] = loader.batch_sampler
     prepared = SeededDataLoaderShard(
-        loader, device=accelerator.device, _drop_last=loader.drop_last, **own
+        loader, device=accelerator.device, _drop_last=loader.drop_last, **arguments
     )
-    prepared._is_accelerate_prepared = True  # accelerate's own mark: it then only notes the loader
-    noted: SeededDataLoaderShard = accelerator.prepare_data_loader(prepared)
-    return noted
+    # accelerate's mark of a loader that it has prepared: it notes the loader and changes nothing.
+    prepared._is_accelerate_prepared = True
+    registered: SeededDataLoaderShard = accelerator.prepare_data_loader(prepared)
+    return registered

@@ -34,6 +34,7 @@ from seedregistry.components.dataloader import DataLoaderComponent
 from seedregistry.components.model import ModelComponent
 from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent
+from seedregistry.data.options import LoaderOptions
 from seedregistry.data.split import split_dataset
 from seedregistry.errors import (
     ComponentRegistrationError,
@@ -547,14 +548,11 @@ class SeedRegistry:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
         """
         component = self._component("dataloader")
-        own = {
-            "order": order,
-            "shard": shard,
-            "global_batch_size": global_batch_size,
-            "epochs": epochs,
-        }
+        options = LoaderOptions(
+            order=order, shard=shard, global_batch_size=global_batch_size, epochs=epochs
+        )
         loader: SeededDataLoader = self._build(
-            component, source, (), {**kwargs, **own}, instance_id
+            component, source, (), {**kwargs, **options.keywords()}, instance_id
         )
         return loader
 
