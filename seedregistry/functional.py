@@ -1,6 +1,6 @@
 """The documented functions: names, parameters, defaults and numbers that code out there relies on.
 
-One integer seeds every library and scopes are torch-only, as documented. Each takes a
+One integer seeds every library, and scopes are torch-only. Each function takes a
 :class:`~seedregistry.SeedRegistry` wherever ``master_seed`` stands; then the registry's seed is
 used and its ledger filled, and no number changes.
 """
@@ -59,10 +59,15 @@ def derive_component_seed(
 ) -> int:
     """Return the component seed by the documented formula.
 
+    Example:
+        >>> from seedregistry import derive_component_seed
+        >>> derive_component_seed(42, "model", "training")
+        1958051794
+
     Args:
         master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``, or a registry (whose
             scheme decides).
-        purpose: str. The empty one is accepted with an int, as the documents do.
+        purpose: str. ``""`` is accepted with an int, as the documents do.
         instance_id: None, int, ``numpy.integer`` or str; ``0`` and ``""`` count as ids.
 
     Returns:
@@ -70,7 +75,7 @@ def derive_component_seed(
 
     Raises:
         InvalidSeedError: the master seed is not such an integer.
-        InvalidNameError: a word is not of those types, or not encodable.
+        InvalidNameError: a name is not of those types, or not encodable.
     """
     if isinstance(master_seed, SeedRegistry):
         return master_seed.seed(purpose, instance_id)
@@ -94,12 +99,12 @@ def set_global_deterministic_state(
     master_seed: MasterSeed,
     enable_deterministic: bool = True,  # noqa: FBT001, FBT002 - the documented signature
 ) -> None:
-    """Seed python, NumPy and torch on every device with one integer, and set torch's determinism switches.
+    """Seed python, NumPy and torch on every device, and set torch's determinism switches.
 
     With ``enable_deterministic``: ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` where unset, deterministic
     algorithms with a warning where there is none, cuDNN deterministic and without benchmarking,
     uninitialised memory filled. Without it the switches stay as they are. There is no way back;
-    ``registry.set_global_state`` has one.
+    :meth:`SeedRegistry.set_global_state` has one.
 
     Args:
         master_seed: int, ``0 <= master_seed < 2**32`` (NumPy's range), or a registry with such a
@@ -125,9 +130,19 @@ def set_global_deterministic_state(
 
 
 def deterministic_context(component_seed: int, component_name: str = "operation") -> rng.Scope:
-    """Return a block in which torch's generators (CPU and initialised devices) are seeded, and restored on every way out.
+    """Return a block in which torch's default generators are seeded, and restored at its end.
 
-    Python's and NumPy's generators stay as they are. Also a decorator.
+    Those of the CPU and of every initialised device, also when the body raises. Python's and
+    NumPy's generators stay as they are. Also a decorator.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import deterministic_context
+        >>> with deterministic_context(7):
+        ...     first = torch.rand(2)
+        >>> with deterministic_context(7):
+        ...     torch.equal(torch.rand(2), first)
+        True
 
     Args:
         component_seed: int, ``0 <= component_seed < 2**64``; the CPU generator uses its low 32
@@ -154,15 +169,13 @@ def _build(
     """Build in a torch-only scope; recorded where a registry was given."""
     if isinstance(master_seed, SeedRegistry):
         return master_seed._build(component, factory, args, kwargs, instance_id, torch_only=True)
+
     number = derivation.validate_master_seed(master_seed)
     resolved = component.resolve(factory)
     seed = derive_component_seed(number, component.purpose, instance_id)
     identity = derivation.validate_instance_id(instance_id)
     stream = Stream(number, derivation.DEFAULT_SCHEME, component.purpose, identity, seed=seed)
-    product, _ = build(
-        component, stream, resolved, args, kwargs, late_seed=stream.late_seed, torch_only=True
-    )
-    return product
+    return build(component, stream, resolved, args, kwargs, torch_only=True)
 
 
 def create_deterministic_model(
@@ -172,6 +185,23 @@ def create_deterministic_model(
     **kwargs: Any,
 ) -> Any:
     """Return ``creator_func(**kwargs)``, called with torch seeded from ("model", instance_id).
+
+    The default generators are afterwards as they were.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import create_deterministic_model
+        >>> options = {"in_features": 3, "out_features": 2}
+        >>> model = create_deterministic_model(42, torch.nn.Linear, "training", **options)
+        >>> again = create_deterministic_model(42, torch.nn.Linear, "training", **options)
+        >>> torch.equal(model.weight, again.weight)
+        True
+
+    Args:
+        master_seed: int or registry.
+        creator_func: a class or a function that returns a model.
+        instance_id: which one of several.
+        **kwargs: for it.
 
     Raises:
         ComponentCreationError: from the factory's exception.
@@ -186,7 +216,16 @@ def create_deterministic_optimizer(
     instance_id: InstanceId = None,
     **kwargs: Any,
 ) -> Any:
-    """Return ``optimizer_class(model_params, **kwargs)``, called with torch seeded from ("optimizer", instance_id).
+    """Return ``optimizer_class(model_params, **kwargs)``.
+
+    It is called with torch seeded from ("optimizer", instance_id).
+
+    Args:
+        master_seed: int or registry.
+        optimizer_class: a class such as ``torch.optim.SGD``.
+        model_params: parameters or groups of them.
+        instance_id: which one of several.
+        **kwargs: for the class.
 
     Raises:
         ComponentCreationError: from the class's exception.
@@ -221,7 +260,7 @@ def create_deterministic_scheduler(
 
     Args:
         master_seed: int or registry.
-        optimizer: the optimizer.
+        optimizer: whose learning rates it sets.
         schedule_type: ``"StepLR"`` (step_size 10, gamma 0.1), ``"CosineAnnealingLR"`` (t_max, else
             total_steps), ``"OneCycleLR"`` (max_lr 0.1, total_steps, pct_start 0.3, anneal_strategy
             "cos", div_factor 25, final_div_factor 1e4), another name of
@@ -249,16 +288,14 @@ def create_deterministic_scheduler(
 
 
 class _DocumentedLoader(Component):
-    """Rebuilds a factory's loader in the documented order, as :func:`create_deterministic_dataloader` promises."""
+    """Rebuilds a factory's loader as :func:`create_deterministic_dataloader` promises."""
 
     purpose = "dataloader"
 
     def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> Any:
         shuffle = bool(kwargs.get("shuffle", False))
         if "shuffle" in kwargs and not takes(factory, "shuffle"):
-            del kwargs[
-                "shuffle"
-            ]  # it is ours to decide; a factory without the parameter need not have it
+            del kwargs["shuffle"]  # what shuffles is the sampler, and the factory need not know
         return build_documented_loader(stream, factory, args, kwargs, shuffle=shuffle)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
@@ -272,9 +309,9 @@ def create_deterministic_dataloader(
     instance_id: InstanceId = None,
     **kwargs: Any,
 ) -> Any:
-    """Return the loader of ``creator_func(**kwargs)``, rebuilt in the documented order with every argument kept.
+    """Return the loader of ``creator_func(**kwargs)``, rebuilt in the documented order.
 
-    The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside
+    Every argument of the loader is kept. The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside
     is warned about). The epoch repeats until told otherwise: ``loader.sampler.epoch = e`` or
     :func:`update_dataloader_epoch`.
 
@@ -291,7 +328,11 @@ def create_deterministic_dataloader(
 
 
 def update_dataloader_epoch(dataloader: Any, epoch: int) -> None:
-    """Set the epoch of a loader of ours; one without an epoch is left alone, with a debug line.
+    """Set the epoch of a loader; one that has no epoch is left alone, with a line in the log.
+
+    Args:
+        dataloader: any loader; it has an epoch where its sampler has ``set_epoch``.
+        epoch: int >= 0.
 
     Raises:
         InvalidOptionError: the epoch is not an int >= 0.
@@ -306,10 +347,18 @@ def update_dataloader_epoch(dataloader: Any, epoch: int) -> None:
 
 
 def seed_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature of a worker_init_fn
-    """Seed NumPy, python and torch of a loader's worker process with ``torch.initial_seed() % 2**32``.
+    """Seed NumPy, python and torch of a loader's worker with ``torch.initial_seed() % 2**32``.
 
-    One integer for all, as documented; for streams of its own in each library leave it out: torch's
-    workers have them.
+    For ``DataLoader(worker_init_fn=seed_worker)``. The three get one integer, as documented. Leave
+    it out for loaders of :meth:`SeedRegistry.dataloader`, whose samples draw from streams.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import seed_worker
+        >>> loader = torch.utils.data.DataLoader(range(4), num_workers=2, worker_init_fn=seed_worker)
+
+    Args:
+        worker_id: given by torch, and not used: torch has put it into ``initial_seed``.
     """
     rng.seed_global(torch.initial_seed() % 2**rng.GLOBAL_SEED_BITS)
 
@@ -324,9 +373,9 @@ def deterministic_multi_epoch_training(
     """Run the documented training loop: epoch set, zero_grad, forward, loss, backward, step.
 
     Args:
-        model: the model.
+        model: what is trained, in place.
         dataloader: yields (inputs, targets).
-        optimizer: the optimizer.
+        optimizer: of the model's parameters.
         num_epochs: number of epochs, from 0.
         loss_fn: ``loss_fn(outputs, targets)``.
 
@@ -336,6 +385,7 @@ def deterministic_multi_epoch_training(
     means = []
     for epoch in range(num_epochs):
         update_dataloader_epoch(dataloader, epoch)
+
         losses = []
         for inputs, targets in dataloader:
             optimizer.zero_grad()
@@ -343,13 +393,11 @@ def deterministic_multi_epoch_training(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
-        means.append(sum(losses) / len(losses) if losses else float("nan"))
-        _log.info(
-            "epoch %d: mean loss %.6f",
-            epoch,
-            means[-1],
-            extra={"epoch": epoch, "mean_loss": means[-1]},
-        )
+
+        mean = sum(losses) / len(losses) if losses else float("nan")
+        means.append(mean)
+        extra = {"epoch": epoch, "mean_loss": mean}
+        _log.info("epoch %d: mean loss %.6f", epoch, mean, extra=extra)
     return means
 
 
@@ -359,8 +407,8 @@ def deterministic_multi_epoch_training(
 def seed_everything(seed: Optional[int] = 42, deterministic: bool = False) -> Optional[int]:  # noqa: FBT001, FBT002 - the signature that guides teach
     """Seed python, NumPy and torch on every device with one integer.
 
-    ``deterministic=False`` leaves the switches as they are; AutoTimm's function of that name turns
-    cuDNN's benchmarking on.
+    ``deterministic=False`` leaves the switches as they are, where AutoTimm's function of that name
+    turns cuDNN's benchmarking on.
 
     Args:
         seed: int, ``0 <= seed < 2**32``; None seeds nothing.
@@ -379,18 +427,28 @@ def seed_everything(seed: Optional[int] = 42, deterministic: bool = False) -> Op
 
 
 def set_seed(seed: int = 42) -> None:
-    """Seed python, NumPy and torch on every device with one integer, ``0 <= seed < 2**32``.
+    """Seed python, NumPy and torch on every device with one integer. The switches stay.
 
-    The switches stay.
+    Args:
+        seed: int, ``0 <= seed < 2**32``.
+
+    Raises:
+        InvalidSeedError: out of range; nothing has changed.
     """
     set_global_deterministic_state(seed, enable_deterministic=False)
 
 
 def make_reproducible(seed: int = 42) -> None:
-    """Seed as :func:`set_seed` does, and set the switches of :func:`set_global_deterministic_state`.
+    """Seed python, NumPy and torch on every device with one integer, and set the switches.
 
-    ``PYTHONHASHSEED`` has no effect once python has started and is not set; where hashes are
-    random, a warning is logged.
+    The switches are those of :func:`set_global_deterministic_state`. ``PYTHONHASHSEED`` has no
+    effect once python has started and is not set; where hashes are random, a warning is logged.
+
+    Args:
+        seed: int, ``0 <= seed < 2**32``.
+
+    Raises:
+        InvalidSeedError: out of range; nothing has changed.
     """
     set_global_deterministic_state(seed, enable_deterministic=True)
     if sys.flags.hash_randomization:
@@ -403,8 +461,12 @@ def make_reproducible(seed: int = 42) -> None:
 def get_generator(seed: int, device: Union[str, torch.device] = "cpu") -> torch.Generator:
     """Return a ``torch.Generator`` on a device, seeded with ``manual_seed(seed)``.
 
+    Args:
+        seed: int, ``0 <= seed < 2**64``.
+        device: where it generates.
+
     Raises:
-        InvalidSeedError: not an int, ``0 <= seed < 2**64``.
+        InvalidSeedError: the seed is not such an integer.
         DeviceError: the device is unknown, unavailable or has no generators.
     """
     return rng.make_plain_generator(
@@ -413,5 +475,5 @@ def get_generator(seed: int, device: Union[str, torch.device] = "cpu") -> torch.
 
 
 def worker_init_fn(worker_id: int) -> None:
-    """Seed a loader's worker process; the same as :func:`seed_worker`."""
+    """Seed a loader's worker process: :func:`seed_worker` under the name that torch has for it."""
     seed_worker(worker_id)

@@ -16,11 +16,11 @@ _LONGEST_NAME = 100
 def write_atomically(
     path: PathLike, content: Union[bytes, Iterable[bytes], Callable[[Path], object]]
 ) -> None:
-    """Write a file so that, whatever happens, its name shows the old content or the new one, each whole.
+    """Write a file whole: its name shows the old content or the new one, whatever happens.
 
-    Written beside it under a random name, flushed to the disk, and renamed; then the folder is
-    flushed, so that the new name survives a loss of power too. A file that is replaced keeps its
-    mode; a link is followed.
+    The content is written beside the file under a random name, flushed to the disk, and renamed;
+    then the folder is flushed, so that the new name survives a loss of power too. A file that is
+    replaced keeps its mode; a link is followed.
 
     Args:
         path: of the file; its folder must exist.
@@ -31,9 +31,10 @@ def write_atomically(
     """
     target = Path(path).resolve()
     mode = target.stat().st_mode & 0o777 if target.exists() else None
-    # Cut, since the suffix would make a name of the full length too long for the file system.
+    # Cut: with the suffix, a name of the full length would be too long for the file system.
     stem = target.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
     temporary = target.parent / f".{stem}.{secrets.token_hex(8)}.tmp"
+
     try:
         if callable(content):
             content(temporary)
@@ -62,7 +63,7 @@ def _sync_file(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Flush a folder, so that a new name in it survives a loss of power.
 
-    Where folders cannot be opened, nothing happens.
+    Nothing happens where folders cannot be opened, as on Windows.
     """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

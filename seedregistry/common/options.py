@@ -1,6 +1,6 @@
-"""Options that callers pass.
+"""Checks of the options that callers pass.
 
-Checked in one way, and refused with what was expected and the nearest that there is.
+What is refused is refused with what was expected and the nearest choice that there is.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from seedregistry.errors import InvalidOptionError
 
 
 class NotGiven:
-    """The class of :data:`NOT_GIVEN`.
-
-    An argument that nobody passed, where None is a value of its own.
+    """The class of :data:`NOT_GIVEN`: an argument that nobody passed, where None is a value.
 
     ``stream.scope(0)`` says nothing of ranks and is refused in a job of several; ``stream.scope(0,
     rank=None)`` says that all ranks draw the same. A default of None could not tell the two apart.
@@ -51,13 +49,13 @@ def check_count(value: Any, name: str, *, least: int = 0) -> int:
 
 
 def check_choice(value: object, name: str, choices: Collection[str], *, hint: str = "") -> None:
-    """Refuse what is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Args:
         value: what came.
         name: what the message calls it.
-        choices: what is accepted.
-        hint: what the message says besides.
+        choices: the strings that are accepted.
+        hint: what the message says behind the list of choices, such as ``", or None for ..."``.
 
     Raises:
         InvalidOptionError: names the choices and the nearest of them.
@@ -75,9 +73,10 @@ def join_choices(choices: Iterable[object]) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return the end of a message that has the nearest choice, with a space before it.
+    """Return the end of a message that offers the nearest choice: ``" Did you mean 'model'?"``.
 
-    ``""`` where none is near.
+    Returns:
+        The question with a space before it; ``""`` where no choice is near.
     """
     nearest = difflib.get_close_matches(name, sorted(choices), n=1)
     return f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Optional, Type, Union
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from seedregistry import determinism, rng
 from seedregistry.errors import ScopeError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
     from seedregistry.determinism import DeterminismReport, Switches
@@ -35,12 +33,22 @@ def refuse_in_scope(what: str) -> None:
 
 
 class GlobalState:
-    """What ``set_global_state`` did, and the way back.
+    """What ``SeedRegistry.set_global_state`` did, and the way back.
 
-    As a context manager it reverts at the end of the block.
+    As a context manager it reverts at the end of the block, also when the body raises. Reverted, it
+    is of no more use; never reverted, the state of the process stays as it was set.
 
     Attributes:
         report: what was asked of the determinism switches, what took effect, and what could not.
+
+    Example:
+        >>> import random
+        >>> from seedregistry import SeedRegistry
+        >>> with SeedRegistry(42).set_global_state() as handle:
+        ...     print(random.random())
+        0.6394267984578837
+        >>> handle.report.mode
+        'off'
     """
 
     def __init__(
@@ -75,12 +83,7 @@ class GlobalState:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]] = None,
-        error: Optional[BaseException] = None,
-        trace: Optional[TracebackType] = None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.revert()
 
 
@@ -93,18 +96,19 @@ def set_global_state(
 ) -> GlobalState:
     """Set the determinism switches, then the default generators: both, or neither.
 
-    Not while a scope is open.
+    Not while a scope is open: its end would undo it.
 
     Args:
-        source: an int below 2**32 for every library, as documented, or a stream.
+        source: an int below 2**32, which seeds every library, as documented, or a stream.
         deterministic: mode of the switches.
         fill_uninitialized_memory: for the switches.
-        late_seed: seed of an accelerator that starts later, for the way back.
+        late_seed: gives the seed of an accelerator that starts before the state is reverted.
 
     Raises:
         InvalidOptionError: not values of the switches; nothing was changed.
     """
     switches = determinism.apply(deterministic, fill_uninitialized_memory=fill_uninitialized_memory)
+
     captured = None
     try:
         captured = rng.Captured()
@@ -117,4 +121,5 @@ def set_global_state(
             captured.restore(late_seed)
         switches.revert()
         raise
+
     return GlobalState(captured, switches, late_seed)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import FrozenSet, Iterable, Optional
 
 from seedregistry import derivation
+from seedregistry.common.options import did_you_mean, join_choices
 from seedregistry.errors import InvalidOptionError, UnknownPurposeError
 
 LIBRARY_PURPOSES: FrozenSet[str] = frozenset({"global", "split"})
-"""Purposes of the library's own; they are in every closed set."""
+"""Purposes of the library itself; they are in every closed set."""
 
 
 def close_set(purposes: object) -> FrozenSet[str]:
@@ -25,9 +25,7 @@ def close_set(purposes: object) -> FrozenSet[str]:
             f"{purposes!r}."
         )
         raise InvalidOptionError(message)
-    return (
-        frozenset(derivation.validate_purpose(purpose) for purpose in purposes) | LIBRARY_PURPOSES
-    )
+    return frozenset(map(derivation.validate_purpose, purposes)) | LIBRARY_PURPOSES
 
 
 def require_member(purpose: str, closed: FrozenSet[str]) -> None:
@@ -36,23 +34,27 @@ def require_member(purpose: str, closed: FrozenSet[str]) -> None:
     Raises:
         UnknownPurposeError: names the set and the nearest member.
     """
-    if purpose in closed:
-        return
-    nearest = difflib.get_close_matches(purpose, sorted(closed), n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    known = ", ".join(repr(member) for member in sorted(closed - LIBRARY_PURPOSES))
-    message = f"Purpose {purpose!r} is not in the closed set of this registry: {known}.{hint}"
-    raise UnknownPurposeError(message)
+    if purpose not in closed:
+        message = (
+            f"Purpose {purpose!r} is not in the closed set of this registry: "
+            f"{join_choices(sorted(closed - LIBRARY_PURPOSES))}.{did_you_mean(purpose, closed)}"
+        )
+        raise UnknownPurposeError(message)
 
 
 def one_edit_apart(first: str, second: str) -> bool:
-    """Return whether one insertion, deletion, substitution or swap of neighbours turns one into the other."""
+    """Return whether one edit turns one name into the other.
+
+    An edit inserts, deletes or substitutes a letter, or swaps two neighbours.
+    """
     if first == second or abs(len(first) - len(second)) > 1:
         return False
     shorter, longer = sorted((first, second), key=len)
+
     start = 0
     while start < len(shorter) and shorter[start] == longer[start]:
         start += 1
+
     if len(shorter) != len(longer):
         return shorter[start:] == longer[start + 1 :]
     if shorter[start + 1 :] == longer[start + 1 :]:
@@ -61,8 +63,8 @@ def one_edit_apart(first: str, second: str) -> bool:
     return swapped and shorter[start + 2 :] == longer[start + 2 :]
 
 
-def similar(purpose: str, known: Iterable[str]) -> Optional[str]:
-    """Return a known purpose that is one edit away, or None."""
+def similar(purpose: str, candidates: Iterable[str]) -> Optional[str]:
+    """Return the first candidate, in the order of the alphabet, that is one edit away, or None."""
     return next(
-        (candidate for candidate in sorted(known) if one_edit_apart(purpose, candidate)), None
+        (candidate for candidate in sorted(candidates) if one_edit_apart(purpose, candidate)), None
     )

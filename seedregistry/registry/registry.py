@@ -1,13 +1,12 @@
 """The registry: the one object of an experiment that owns the master seed.
 
-Here the RNG wing (derivation, streams, scopes, components) and the ledger wing meet: everything
-that is derived or built goes through the registry and is recorded.
+Here the generators (derivation, streams, scopes, components) and the ledger meet: everything that
+is derived or built goes through the registry and is recorded.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import logging
 import secrets
 from typing import (
@@ -29,6 +28,8 @@ from typing import (
 from seedregistry import audit, derivation, rng
 from seedregistry.common import ranks
 from seedregistry.common.callsite import call_site
+from seedregistry.common.identities import QualifiedId, StreamId
+from seedregistry.common.options import did_you_mean, join_choices
 from seedregistry.components.base import Component
 from seedregistry.components.dataloader import DataLoaderComponent
 from seedregistry.components.model import ModelComponent
@@ -44,7 +45,7 @@ from seedregistry.errors import (
 )
 from seedregistry.ledger import Ledger, records
 from seedregistry.registry import checkpoint
-from seedregistry.registry.building import build_recorded
+from seedregistry.registry.building import build
 from seedregistry.registry.global_state import GlobalState, refuse_in_scope, set_global_state
 from seedregistry.registry.shared import Shared
 from seedregistry.registry.uses import Host
@@ -66,7 +67,6 @@ _log = logging.getLogger(__name__)
 
 _ID_TYPES = frozenset({str, int, type(None)})
 
-StreamName = Tuple[str, Any]
 _Model = TypeVar("_Model")
 _Optimizer = TypeVar("_Optimizer")
 
@@ -79,7 +79,20 @@ class SeedRegistry:
 
     Lifetime: one object for an experiment; pass it on. Thread-safe. It pickles and deep-copies into
     an independent registry with the same seeds, components and records; only the generators that
-    were handed out stay with the original. Equal words give equal numbers in every process.
+    were handed out stay with the original. Equal names give equal numbers in every process.
+
+    It counts, lists and contains the streams that were derived: ``len(registry)``, iteration over
+    (purpose, instance id) in the order of derivation, ``("model", 7) in registry``.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> model = registry.model(torch.nn.Linear, 3, 2, instance_id="training")
+        >>> registry.seed("model", "training")
+        1958051794
+        >>> ("model", "training") in registry
+        True
 
     Args:
         master_seed: int or ``numpy.integer``, ``0 <= master_seed < 2**128``. None draws 128 bits
@@ -88,8 +101,8 @@ class SeedRegistry:
             full-width generators).
         journal: path of a file in which every entry of the ledger is when the call that made it
             returns. A file that is there goes on, and must be a journal of the same master seed and
-            scheme. In a run with several ranks, those above 0 get their rank before the suffix:
-            ``ledger.rank1.jsonl``.
+            scheme. Of several ranks, those above 0 write to a file with their rank before the
+            suffix: ``ledger.rank1.jsonl``.
         durable: flush each entry of the journal to the disk, so that it survives a loss of power as
             well as a kill.
         on_reuse: ``"auto"`` (a stream used twice is sharing with an instance id and a warning
@@ -107,8 +120,8 @@ class SeedRegistry:
         InvalidOptionError: another argument is not one of its values.
         LedgerError: the journal is written by somebody else, belongs to another registry, or the
             file system refused.
-        LedgerFormatError, LedgerIntegrityError: the journal's file is none, or does not hold
-            together.
+        LedgerFormatError: the journal's file is no ledger.
+        LedgerIntegrityError: the journal's file does not hold together.
     """
 
     def __init__(
@@ -121,10 +134,10 @@ class SeedRegistry:
         on_reuse: str = "auto",
         purposes: Optional[Iterable[str]] = None,
     ) -> None:
-        drawn = master_seed is None
+        is_drawn = master_seed is None
         number = (
             secrets.randbits(derivation.MASTER_SEED_BITS)
-            if drawn
+            if is_drawn
             else derivation.validate_master_seed(master_seed)
         )
         rule = derivation.find_scheme(scheme)
@@ -132,6 +145,7 @@ class SeedRegistry:
         if journal is not None:  # last: nothing is written for a registry that is refused
             path = ranks.path_of_rank(journal)
             shared.keep_in(Ledger.with_journal(path, durable=durable, run=(number, rule.name)))
+
         for component in (
             ModelComponent(),
             OptimizerComponent(),
@@ -143,7 +157,7 @@ class SeedRegistry:
         shared.ledger.append(
             records.Run(master_seed=number, scheme=rule.name, began=_now(), call_site=call_site())
         )
-        if drawn:
+        if is_drawn:
             _log.info(
                 "No master seed was given; drew one. To repeat this run: SeedRegistry(%d)", number
             )
@@ -153,11 +167,11 @@ class SeedRegistry:
         self._scheme = scheme
         self._shared = shared
         self._host = Host(master_seed, shared)
-        self._seeds: Dict[StreamName, int] = {}
-        self._streams: Dict[Tuple[str, Any, type], Stream] = {}
-        self._children: Dict[Tuple[str, Any, type], SeedRegistry] = {}
+        self._seeds: Dict[StreamId, int] = {}
+        self._streams: Dict[StreamId, Stream] = {}
+        self._children: Dict[StreamId, SeedRegistry] = {}
 
-    # --- words ------------------------------------------------------------------------------------
+    # --- what it is -------------------------------------------------------------------------------
 
     @property
     def master_seed(self) -> int:
@@ -166,7 +180,7 @@ class SeedRegistry:
 
     @property
     def scheme(self) -> str:
-        """The name of the rule from words to seeds."""
+        """The name of the rule from names to seeds."""
         return self._scheme.name
 
     @property
@@ -174,93 +188,95 @@ class SeedRegistry:
         """The record of every derivation and of what was built; shared with the children."""
         return self._shared.ledger
 
-    def __contains__(self, name: object) -> bool:
-        if not isinstance(name, tuple) or len(name) != 2:  # noqa: PLR2004 - a pair
+    def __contains__(self, names: object) -> bool:
+        if not isinstance(names, tuple) or len(names) != 2:  # noqa: PLR2004 - a pair
             return False
-        if not isinstance(name[0], str) or type(name[1]) not in _ID_TYPES:
+        # The type of the id first: True and 1.0 would find the entry of 1, and a list has no hash.
+        if not isinstance(names[0], str) or type(names[1]) not in _ID_TYPES:
             return False
-        return name in self._seeds
+        return names in self._seeds
 
     def __len__(self) -> int:
         return len(self._seeds)
 
-    def __iter__(self) -> Iterator[StreamName]:
-        return iter(tuple(self._seeds))
+    def __iter__(self) -> Iterator[Tuple[str, Any]]:
+        return ((purpose, instance_id) for purpose, instance_id in tuple(self._seeds))
 
     def __repr__(self) -> str:
-        count, offspring = len(self), len(self._children)
-        recorded = len(self.ledger)
-        streams = f"{count} stream{'' if count == 1 else 's'}"
-        children = f", {offspring} {'child' if offspring == 1 else 'children'}" if offspring else ""
-        kept = f"{recorded} record{'' if recorded == 1 else 's'}"
-        return f"<SeedRegistry {self._master_seed}, {self.scheme}: {streams}{children}, {kept}>"
+        counts = [_show_count(len(self), "stream")]
+        if self._children:
+            counts.append(_show_count(len(self._children), "child", "children"))
+        counts.append(_show_count(len(self.ledger), "record"))
+        return f"<SeedRegistry {self._master_seed}, {self.scheme}: {', '.join(counts)}>"
 
     # --- derivation -------------------------------------------------------------------------------
 
     def seed(self, purpose: str, instance_id: InstanceId = None) -> int:
         """Return the component seed of (purpose, instance id): int, ``0 <= seed < 2**31``.
 
-        Derived once, then cached.
+        Derived and recorded once, then looked up.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> SeedRegistry(42).seed("model", "training")
+            1958051794
+
+        Args:
+            purpose: what the randomness is for.
+            instance_id: which one of several: None, an int or a str; ``7`` and ``"7"`` are two.
 
         Raises:
-            InvalidNameError: a word is of another type, empty or not encodable.
+            InvalidNameError: a name is of another type, empty or not encodable.
             SeedCollisionError: another stream of this registry or its relatives has the seed
                 (scheme ``sha256-31``).
             UnknownPurposeError: the set of purposes is closed and this one is not in it.
         """
-        # The type is looked at before the cache, in which True and 1.0 would find the entry of 1.
+        # The type is looked at before the map, in which True and 1.0 would find the entry of 1.
         if instance_id.__class__ in _ID_TYPES and purpose.__class__ is str:
-            seed = self._seeds.get((purpose, instance_id))
+            # A plain pair finds the entry of the StreamId that it equals, and is made in a tenth
+            # of the time.
+            seed = self._seeds.get((purpose, instance_id))  # type: ignore[call-overload]
             if seed is not None:
-                return seed
+                return seed  # type: ignore[no-any-return]
         return self._derive(purpose, instance_id)
 
     def _derive(self, purpose: object, instance_id: object) -> int:
-        name = derivation.validate_purpose(purpose)
-        identity = derivation.validate_instance_id(instance_id)
-        shared = self._shared
-        scheme = self._scheme
+        stream_id = StreamId(
+            derivation.validate_purpose(purpose), derivation.validate_instance_id(instance_id)
+        )
+        shared, scheme = self._shared, self._scheme
         with shared.lock:
-            known = self._seeds.get((name, identity))
-            if known is not None:
-                return known
-            shared.guard.check_purpose(name, shared.components)
-            seed = scheme.derive(self._master_seed, name, identity)
+            seed = self._seeds.get(stream_id)
+            if seed is not None:
+                return seed
+            shared.guard.check_purpose(stream_id.purpose, shared.components)
+            seed = scheme.derive(self._master_seed, *stream_id)
+            identity = QualifiedId(self._master_seed, *stream_id)
             if scheme.refuses_shared_seeds:
-                shared.guard.claim(seed, (self._master_seed, name, identity))
-            self._add(name, identity, seed, call_site(1))  # seed() is the caller
+                shared.guard.claim(seed, identity)
+            self._add(identity, seed, call_site(1))  # seed() is the caller
         return seed
 
-    def _add(self, purpose: str, instance_id: InstanceId, seed: int, site: str) -> None:
+    def _add(self, identity: QualifiedId, seed: int, site: str) -> None:
         """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
-        scheme = self._scheme.name
-        self._shared.ledger.append_later(
-            _derivation, self._master_seed, scheme, purpose, instance_id, seed, site
-        )
-        self._seeds[purpose, instance_id] = seed
+        self._shared.ledger.append_later(_make_record, identity, self._scheme.name, seed, site)
+        self._seeds[identity.stream_id] = seed
         if _log.isEnabledFor(logging.DEBUG):
-            extra = self._extra(purpose, instance_id, seed)
-            _log.debug("derived %s/%s: %d", purpose, instance_id, seed, extra=extra)
-
-    def _extra(self, purpose: str, instance_id: InstanceId, seed: int) -> Dict[str, Any]:
-        return {
-            "master_seed": self._master_seed,
-            "purpose": purpose,
-            "instance_id": instance_id,
-            "component_seed": seed,
-        }
+            extra = {**identity._asdict(), "component_seed": seed}
+            _log.debug("derived %s/%s: %d", *identity.stream_id, seed, extra=extra)
 
     def reserve(self, purpose: str, instance_ids: Iterable[InstanceId]) -> None:
-        """Derive the streams of many instances now, so that a collision is refused before the first training.
+        """Derive the streams of many instances now: a collision is refused before any is used.
 
         All or nothing. Deriving is no use of a stream.
 
         Args:
-            purpose: the purpose.
+            purpose: what the randomness is for.
             instance_ids: the ids; a str is refused, as it would be taken apart into letters.
 
         Raises:
-            InvalidNameError: a word is not of an accepted type.
+            InvalidNameError: a name is not of an accepted type.
+            InvalidOptionError: ``instance_ids`` is a str.
             SeedCollisionError: two of them, or one and an earlier stream, have one seed; nothing
                 was derived.
         """
@@ -271,42 +287,56 @@ class SeedRegistry:
                 f"range(300)]; got {instance_ids!r}."
             )
             raise InvalidOptionError(message)
-        identities = [derivation.validate_instance_id(instance_id) for instance_id in instance_ids]
-        shared = self._shared
-        site = call_site()
+        stream_ids = dict.fromkeys(
+            StreamId(name, derivation.validate_instance_id(instance_id))
+            for instance_id in instance_ids
+        )
+
+        shared, scheme, site = self._shared, self._scheme, call_site()
         with shared.lock:
             shared.guard.check_purpose(name, shared.components)
-            fresh = [
-                key
-                for key in dict.fromkeys((name, identity) for identity in identities)
-                if key not in self
+            identities = [
+                QualifiedId(self._master_seed, *stream_id)
+                for stream_id in stream_ids
+                if stream_id not in self._seeds
             ]
-            seeds = [self._scheme.derive(self._master_seed, *key) for key in fresh]
-            if self._scheme.refuses_shared_seeds:
-                shared.guard.claim_all(
-                    (seed, (self._master_seed, *key)) for seed, key in zip(seeds, fresh)
-                )
-            for key, seed in zip(fresh, seeds):
-                self._add(*key, seed, site)
+            seeds = [scheme.derive(*identity) for identity in identities]
+            if scheme.refuses_shared_seeds:
+                shared.guard.claim_all(zip(seeds, identities))
+            for identity, seed in zip(identities, seeds):
+                self._add(identity, seed, site)
 
     def stream(self, purpose: str, instance_id: InstanceId = None) -> Stream:
         """Return the stream of (purpose, instance id), always the same object.
 
         Looking it up is no use of it.
 
+        Example:
+            >>> import torch
+            >>> from seedregistry import SeedRegistry
+            >>> dropout = SeedRegistry(42).stream("dropout", "training")
+            >>> with dropout.scope(3, 4):  # epoch 3, step 4
+            ...     noise = torch.rand(2)
+            >>> torch.equal(noise, torch.rand(2, generator=dropout.at(3, 4).generator()))
+            True
+
+        Args:
+            purpose: what the randomness is for.
+            instance_id: which one of several: None, an int or a str.
+
         Raises:
             InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
         """
         seed = self.seed(purpose, instance_id)
-        identity = derivation.validate_instance_id(instance_id)
-        name = (str.__str__(purpose), identity, type(identity))
-        stream = self._streams.get(name)
+        # Plain pairs, as in seed(), and plain members: no subclass of str with a hash of its own.
+        name, identity = str.__str__(purpose), derivation.validate_instance_id(instance_id)
+        stream = self._streams.get((name, identity))  # type: ignore[call-overload]
         if stream is None:
             made = Stream(
-                self._master_seed, self._scheme.name, name[0], identity, seed=seed, host=self._host
+                self._master_seed, self._scheme.name, name, identity, seed=seed, host=self._host
             )
-            stream = self._streams.setdefault(name, made)
-        return stream
+            stream = self._streams.setdefault(StreamId(name, identity), made)
+        return stream  # type: ignore[no-any-return]
 
     def generator(
         self,
@@ -317,37 +347,63 @@ class SeedRegistry:
     ) -> torch.Generator:
         """Return a new ``torch.Generator`` on a device, at the stream's start.
 
-        See :meth:`Stream.generator`.
+        Counts as a use of the stream, as every generator at its start does; see
+        :meth:`Stream.generator`.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> generator = SeedRegistry(42).generator("noise", "training")
+            >>> generator.initial_seed() == SeedRegistry(42).seed("noise", "training")
+            True
+
+        Args:
+            purpose: what the randomness is for.
+            instance_id: which one of several: None, an int or a str.
+            device: where it generates.
+
+        Raises:
+            DeviceError: the device is unknown, unavailable or has no generators; nothing was
+                derived.
+            StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
+            InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
         """
         rng.resolve_device(device)  # before anything is derived
         return self.stream(purpose, instance_id).generator(device)
 
     def numpy(self, purpose: str, instance_id: InstanceId = None) -> np.random.Generator:
-        """Return a new ``numpy.random.Generator`` at the stream's start.
-
-        See :meth:`Stream.numpy`.
-        """
+        """Return a new ``numpy.random.Generator`` at the stream's start: :meth:`Stream.numpy`."""
         return self.stream(purpose, instance_id).numpy()
 
     def python(self, purpose: str, instance_id: InstanceId = None) -> random.Random:
-        """Return a new ``random.Random`` at the stream's start. See :meth:`Stream.python`."""
+        """Return a new ``random.Random`` at the stream's start: :meth:`Stream.python`."""
         return self.stream(purpose, instance_id).python()
 
     def child(self, purpose: str, instance_id: InstanceId = None) -> SeedRegistry:
-        """Return the registry inside this one at (purpose, instance id).
+        """Return the registry inside this one for a fold, a trial or a repetition.
 
-        A fold, a trial, a repetition.
+        Its master seed is derived from the key of stream (purpose, instance id); ledger, components
+        and the guard against shared seeds are this registry's. Equal names give the same object.
 
-        Its master seed is derived from the stream's key; ledger, components and the guard against
-        shared seeds are this registry's. The same words give the same object.
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> fold = registry.child("fold", 0)
+            >>> fold is registry.child("fold", 0)
+            True
+            >>> fold.seed("model") == registry.seed("model")
+            False
+
+        Args:
+            purpose: what is repeated, such as ``"fold"``.
+            instance_id: which one of them.
 
         Raises:
             InvalidNameError, SeedCollisionError, UnknownPurposeError: as for :meth:`seed`.
         """
         stream = self.stream(purpose, instance_id)
-        name = (stream.purpose, stream.instance_id, type(stream.instance_id))
+        stream_id = StreamId(stream.purpose, stream.instance_id)
         with self._shared.lock:
-            child = self._children.get(name)
+            child = self._children.get(stream_id)
             if child is None:
                 child = SeedRegistry.__new__(SeedRegistry)
                 child._begin(derivation.child_master_seed(stream.key), self._scheme, self._shared)
@@ -356,19 +412,21 @@ class SeedRegistry:
                         master_seed=child._master_seed,
                         scheme=self._scheme.name,
                         parent=self._master_seed,
-                        purpose=stream.purpose,
-                        instance_id=stream.instance_id,
+                        **stream_id._asdict(),
                         began=_now(),
                         call_site=call_site(),
                     )
                 )
-                self._children[name] = child
+                self._children[stream_id] = child
         return child
 
     # --- components -------------------------------------------------------------------------------
 
     def register(self, component: Component) -> None:
         """Add a component for its purpose. Validated first; nothing is changed when it is refused.
+
+        Args:
+            component: an instance; the children of this registry have it too.
 
         Raises:
             ComponentRegistrationError: not a :class:`~seedregistry.Component` instance, or its
@@ -381,6 +439,7 @@ class SeedRegistry:
             hint = " Pass an instance, not the class." if isinstance(given, type) else ""
             message = f"register takes an instance of a Component subclass; got {given!r}.{hint}"
             raise ComponentRegistrationError(message)
+
         purpose = derivation.validate_purpose(component.purpose)
         shared = self._shared
         shared.guard.require_purpose(purpose)
@@ -410,10 +469,10 @@ class SeedRegistry:
         name = derivation.validate_purpose(purpose)
         component = components.get(name)
         if component is None:
-            nearest = difflib.get_close_matches(name, sorted(components), n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            known = ", ".join(repr(known) for known in sorted(components))
-            message = f"No component for purpose {name!r}. Registered: {known}.{hint}"
+            message = (
+                f"No component for purpose {name!r}. Registered: "
+                f"{join_choices(sorted(components))}.{did_you_mean(name, components)}"
+            )
             raise UnknownPurposeError(message)
         return component
 
@@ -426,7 +485,9 @@ class SeedRegistry:
         instance_id: InstanceId = None,
         **kwargs: Any,
     ) -> Any:
-        """Build with the component registered for a purpose, inside the scope of (purpose, instance id), and record it.
+        """Build with the component of a purpose, and record it.
+
+        Whatever the factory draws from default generators comes from stream (purpose, instance id).
 
         Args:
             purpose: a purpose with a component.
@@ -452,9 +513,27 @@ class SeedRegistry:
     ) -> _Model:
         """Build a model: ``factory(*args, **kwargs)`` in the scope of ("model", instance id).
 
-        Bit-equal to ``torch.manual_seed(registry.seed("model", instance_id))`` and the bare call,
-        under ``sha256-31``; the default generators are as before after it. The ledger keeps the
-        number of parameters and their digest.
+        Under ``sha256-31`` it is bit-equal to ``torch.manual_seed(registry.seed("model",
+        instance_id))`` and the bare call. The default generators are afterwards as they were. The
+        ledger keeps the number of parameters and their digest.
+
+        Example:
+            >>> import torch
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> model = registry.model(torch.nn.Linear, 3, 2, instance_id="training")
+            >>> again = SeedRegistry(42).model(torch.nn.Linear, 3, 2, instance_id="training")
+            >>> torch.equal(model.weight, again.weight)
+            True
+
+        Args:
+            factory: a class or a function that returns a model.
+            *args: for the factory.
+            instance_id: which one of several.
+            **kwargs: for the factory.
+
+        Returns:
+            What the factory returned.
 
         Raises:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
@@ -471,7 +550,28 @@ class SeedRegistry:
         instance_id: InstanceId = None,
         **kwargs: Any,
     ) -> _Optimizer:
-        """Build an optimizer: ``cls(params, *args, **kwargs)`` in the scope of ("optimizer", instance id).
+        """Build an optimizer: ``cls(params, *args, **kwargs)``.
+
+        It is called in the scope of ("optimizer", instance id).
+
+        Example:
+            >>> import torch
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> model = registry.model(torch.nn.Linear, 3, 2)
+            >>> optimizer = registry.optimizer(torch.optim.SGD, model.parameters(), lr=0.1)
+            >>> optimizer.defaults["lr"]
+            0.1
+
+        Args:
+            cls: a class such as ``torch.optim.AdamW``, or a function.
+            params: parameters or groups of them, as the class takes them.
+            *args: for the class.
+            instance_id: which one of several.
+            **kwargs: for the class.
+
+        Returns:
+            What the class returned.
 
         Raises:
             FactorySignatureError, ComponentCreationError: as for :meth:`create`.
@@ -494,7 +594,7 @@ class SeedRegistry:
 
         Args:
             cls_or_name: a class, or the name of one in ``torch.optim.lr_scheduler``.
-            optimizer: the optimizer.
+            optimizer: whose learning rates it sets.
             *args: for the class.
             instance_id: which one of several.
             **kwargs: for the class.
@@ -519,7 +619,20 @@ class SeedRegistry:
         epochs: str = "advance",
         **kwargs: Any,
     ) -> SeededDataLoader:
-        """Build a loader whose order, samples and batches are functions of the stream ("dataloader", instance id).
+        """Build a loader whose order, samples and batches follow from a stream and the epoch.
+
+        The stream is ("dataloader", instance id). A sample is the same in every worker.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> loader = registry.dataloader(
+            ...     range(10), instance_id="training", batch_size=5, shuffle=True
+            ... )
+            >>> [batch.tolist() for batch in loader]
+            [[8, 9, 5, 2, 3], [0, 4, 6, 7, 1]]
+            >>> loader.epoch
+            1
 
         Args:
             source: a dataset (an object with ``__getitem__`` or ``__iter__``), or a class or
@@ -529,14 +642,14 @@ class SeedRegistry:
                 epoch``; the default under ``sha256-31``), ``"hashed"`` (``randperm`` at the
                 position (epoch,); the default under ``sha256-256``) or ``"indexed"`` (a keyed
                 permutation, position by position: any step of 10**12 samples in constant time).
-            shard: with several ranks, True (each rank its part, from ``torch.distributed``), (rank,
-                world size), or False (a framework divides the batches, or every rank sees all). Not
-                said, iteration raises.
+            shard: with several ranks, True (each rank its share, from ``torch.distributed``),
+                (rank, world size), or False (a framework divides the batches, or every rank sees
+                all). None raises when several ranks iterate.
             global_batch_size: samples a step of all ranks together, instead of ``batch_size``,
                 which is of each rank: step k is the same samples for every number of ranks; the
                 last one is padded from the beginning, or dropped.
-            epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: the same
-                until told otherwise.
+            epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: it stays
+                until it is set.
             **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or
                 for the factory.
 
@@ -566,21 +679,14 @@ class SeedRegistry:
         *,
         torch_only: bool = False,
     ) -> Any:
-        """Build one thing and record it.
+        """Build one thing with a component, which need not be registered, and record it.
 
         ``torch_only`` builds are those of the documented functions.
         """
-        resolved = component.resolve(factory)
+        resolved = component.resolve(factory)  # refused before anything is derived
         stream = self.stream(component.purpose, instance_id)
-        return build_recorded(
-            component,
-            stream,
-            resolved,
-            args,
-            kwargs,
-            shared=self._shared,
-            late_seed=self._host.late_seed,
-            torch_only=torch_only,
+        return build(
+            component, stream, resolved, args, kwargs, shared=self._shared, torch_only=torch_only
         )
 
     def split(
@@ -590,50 +696,57 @@ class SeedRegistry:
         *,
         instance_id: InstanceId = None,
     ) -> List[Subset[Any]]:
-        """Split a dataset as ``torch.utils.data.random_split`` does with the generator of ("split", instance id).
+        """Split a dataset at random, as ``torch.utils.data.random_split`` does.
 
-        The ledger keeps the lengths and a digest of the indices. The same split made again is
-        checked against it.
+        The generator is that of stream ("split", instance id). The ledger keeps the lengths and a
+        digest of the indices. A split that is made again is checked against it.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> train, test = SeedRegistry(42).split(range(10), [0.8, 0.2])
+            >>> list(train), list(test)
+            ([0, 1, 3, 5, 2, 6, 4, 8], [9, 7])
 
         Args:
             dataset: a dataset with a length.
             lengths: sample counts that add up to the dataset's, or fractions that add up to 1.
             instance_id: which one of several.
 
+        Returns:
+            A ``Subset`` for each length, in their order.
+
         Raises:
             ComponentCreationError: the lengths do not fit the dataset.
-            LedgerIntegrityError: the same split gave other indices than before, as another version
-                of torch might.
+            LedgerIntegrityError: a split that was made before has other indices now, as another
+                version of torch might give it.
+            StreamReuseError: the stream was used before for something else and ``on_reuse`` forbids
+                it.
         """
         stream = self.stream("split", instance_id)
         site = call_site()
-        parts, digest = split_dataset(dataset, lengths, rng.make_generator("cpu", stream))
-        counts = tuple(len(part) for part in parts)
+        subsets, digest = split_dataset(dataset, lengths, rng.make_generator("cpu", stream))
+        counts = tuple(map(len, subsets))
+
         shared = self._shared
+        identity = QualifiedId.of(stream)
         with shared.lock:
-            key = (stream.words(), counts)
-            known = shared.splits.get(key)
-            if known is None:
+            earlier = shared.splits.get((identity, counts))
+            if earlier is None:
                 shared.guard.check_use(stream, site)
                 shared.guard.mark_use(stream, site)
-                shared.splits[key] = digest
+                shared.splits[identity, counts] = digest
                 shared.ledger.append(
                     records.Split(
-                        master_seed=self._master_seed,
-                        purpose=stream.purpose,
-                        instance_id=stream.instance_id,
-                        lengths=counts,
-                        indices_digest=digest,
-                        call_site=site,
+                        **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
                     )
                 )
-            elif known != digest:
+            elif earlier != digest:
                 message = (
                     f"Split '{stream.label}' into {counts} has indices {digest[:12]} now "
-                    f"and had {known[:12]} before."
+                    f"and had {earlier[:12]} before."
                 )
                 raise LedgerIntegrityError(message)
-        return parts
+        return subsets
 
     # --- the state of the process -----------------------------------------------------------------
 
@@ -642,9 +755,10 @@ class SeedRegistry:
     ) -> GlobalState:
         """Seed the default generators of the process and set torch's determinism switches.
 
-        A master seed below 2**32 seeds python, NumPy and torch with that integer, as the documented
-        function does; a larger one sets each from words of its own, from stream ("global", None).
-        Call it first, or not at all: whatever is built from the registry does not depend on it.
+        A master seed below 2**32 seeds python, NumPy and torch with that integer, as
+        :func:`~seedregistry.set_global_deterministic_state` does; a larger one sets each library
+        from other bits of the key of stream ("global", None). Call it first, or not at all:
+        whatever is built from the registry does not depend on it.
 
         Args:
             deterministic: ``"off"`` leaves the switches alone; ``"warn"`` asks for deterministic
@@ -654,15 +768,15 @@ class SeedRegistry:
 
         Returns:
             A handle whose ``.report`` says what took effect, and whose ``.revert()`` gives the
-            generators and the caller's switches back, as the end of a ``with`` block does. Without
-            either it stays.
+            caller's generators and switches back, as the end of a ``with`` block does. Without
+            either the state stays.
 
         Raises:
-            InvalidOptionError: not one of these values; nothing was changed.
+            InvalidOptionError: ``deterministic`` is another value; nothing was changed.
             ScopeError: inside a scope, whose end would undo it.
         """
-        is_small = self._master_seed < 1 << rng.GLOBAL_SEED_BITS
         refuse_in_scope("set_global_state was called")
+        is_small = self._master_seed < 1 << rng.GLOBAL_SEED_BITS
         handle = set_global_state(
             self._master_seed if is_small else self.stream("global"),
             deterministic=deterministic,
@@ -683,8 +797,8 @@ class SeedRegistry:
     def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
         """Put the environment of the process, as it is now, into the ledger, as circumstance.
 
-        What is recorded by itself, once, with the first thing that is built, has neither a command
-        line nor a path.
+        The library records it by itself, once, with the first thing that is built. That record has
+        neither a command line nor a path.
 
         Args:
             command_line: also the command line. It may hold whatever was typed, secrets among it.
@@ -707,9 +821,7 @@ class SeedRegistry:
         return audit.Audit(mode, self._shared.ledger.append)
 
     def note(self, /, **config: Any) -> None:
-        """Put settings of your own into the ledger, as content.
-
-        ``registry.note(lr=0.1, batch_size=256)``.
+        """Put settings into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
 
         Args:
             **config: str, int, float, bool, None, and sequences and mappings of them.
@@ -717,6 +829,7 @@ class SeedRegistry:
         Raises:
             InvalidOptionError: a value of another type; nothing was recorded.
         """
+        # All are checked before one is recorded.
         for name, value in config.items():
             if not records.is_plain(value):
                 message = (
@@ -725,15 +838,17 @@ class SeedRegistry:
                     "as its name."
                 )
                 raise InvalidOptionError(message)
+
         for name, value in config.items():
             self._shared.ledger.append(records.Note(name=name, value=records.freeze(value)))
 
     def state_dict(self) -> Dict[str, Any]:
-        """Return the state of the default generators and of the generators handed out that somebody still holds.
+        """Return the state of the generators, for code that draws outside scopes.
 
-        For code that draws outside scopes. Generators of positions are left out: they are made
-        again from their position. Ints, strings and byte tensors only, in format
-        ``seedregistry.registry/1``: ``torch.load(weights_only=True)`` reads it.
+        It has the default generators and those that were handed out and that somebody still holds.
+        Generators of positions are left out: they are made again from their position. Ints, strings
+        and byte tensors only, in format ``seedregistry.registry/1``:
+        ``torch.load(weights_only=True)`` reads it.
 
         Raises:
             ScopeError: inside a scope, where the default generators are the scope's.
@@ -742,9 +857,13 @@ class SeedRegistry:
         return checkpoint.save_state(self._shared, self._master_seed, self.scheme)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the generators as :meth:`state_dict` found them, here or in another process.
+        """Set the generators as :meth:`state_dict` saw them, here or in another process.
 
         All of them, or none.
+
+        Args:
+            state: what :meth:`state_dict` returned; every generator that is held here needs an
+                entry, and each entry a generator.
 
         Raises:
             RngStateError: another format, master seed or scheme, or an entry that is missing,
@@ -775,14 +894,9 @@ def _now() -> str:
     return dt.datetime.now(tz=dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _derivation(
-    master_seed: int, scheme: str, purpose: str, instance_id: InstanceId, seed: int, site: str
-) -> records.Derivation:
-    return records.Derivation(
-        master_seed=master_seed,
-        scheme=scheme,
-        purpose=purpose,
-        instance_id=instance_id,
-        seed=seed,
-        call_site=site,
-    )
+def _show_count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _make_record(identity: QualifiedId, scheme: str, seed: int, site: str) -> records.Derivation:
+    return records.Derivation(**identity._asdict(), scheme=scheme, seed=seed, call_site=site)

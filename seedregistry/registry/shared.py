@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Set, Tuple
 
 from seedregistry import derivation, rng
 from seedregistry.common import environment
+from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import Ledger, records
 from seedregistry.registry.guard import Guard
 
@@ -17,24 +18,33 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """What a registry and its children have in common.
+    """What a registry and its children have in common. Lives as long as any of them.
 
-    Lives as long as any of them; guarded by one lock.
+    Whoever changes it holds its lock. Pickles and deep-copies without the generators that were
+    handed out.
 
-    Pickles and deep-copies without the generators that were handed out.
+    Attributes:
+        ledger: the records.
+        guard: what was derived and used.
+        components: by purpose.
+        splits: (stream, lengths) to the digest of the split's indices.
+        epochs: (stream, epoch, digest of its indices) of every epoch that was recorded.
+        has_environment: whether the environment is in the ledger.
+        lock: held for every change; its holder may take it again.
+        handouts: the generators at their stream's start that somebody still holds.
     """
 
     def __init__(self, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
         self.ledger = Ledger()
         self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
         self.components: Dict[str, Component] = {}
-        self.splits: Dict[Tuple[object, ...], str] = {}
-        self.epochs: Set[Tuple[object, ...]] = set()
+        self.splits: Dict[Tuple[QualifiedId, Tuple[int, ...]], str] = {}
+        self.epochs: Set[Tuple[QualifiedId, int, str]] = set()
         self.has_environment = False
         self._make_transient()
 
     def keep_in(self, ledger: Ledger) -> None:
-        """Record in another ledger, and claim the seeds of the streams that it has already.
+        """Record in another ledger, and claim the seeds of the streams that it already has.
 
         Raises:
             SeedCollisionError: two of them have one seed.
@@ -42,17 +52,15 @@ class Shared:
         refusing = {
             name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds
         }
-        for record in ledger.find(records.Derivation):
-            if record.scheme in refusing:
-                self.guard.claim(
-                    record.seed, (record.master_seed, record.purpose, record.instance_id)
-                )
+        self._claim(
+            record for record in ledger.find(records.Derivation) if record.scheme in refusing
+        )
         self.ledger = ledger
         self.guard.ledger = ledger
         ledger.on_merge = self._claim
 
     def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
-        """Put the environment of the process, as it is now, into the ledger."""
+        """Put the environment of the process, as it is now, into the ledger, each time."""
         values = records.freeze(
             environment.snapshot(command_line=command_line, paths=paths).to_dict()
         )
@@ -61,8 +69,8 @@ class Shared:
             self.has_environment = True
 
     def record_environment_once(self) -> None:
-        """Put the environment into the ledger unless it is there."""
-        if not self.has_environment:
+        """Put the environment into the ledger, without command line and paths, unless it is there."""
+        if not self.has_environment:  # nearly always it is there, and no lock is needed to see it
             with self.lock:
                 if not self.has_environment:
                     self.record_environment()
@@ -74,27 +82,21 @@ class Shared:
         _live.add(self)
 
     def _claim(self, derivations: Iterable[records.Derivation]) -> None:
-        """Claim the seeds of streams that other processes derived.
+        """Claim the seeds of streams that were derived elsewhere, or of none of them.
 
         Raises:
-            SeedCollisionError: one of them is another stream's here; none was claimed.
+            SeedCollisionError: one of the seeds is another stream's.
         """
         with self.lock:
-            self.guard.claim_all(
-                (record.seed, (record.master_seed, record.purpose, record.instance_id))
-                for record in derivations
-            )
+            self.guard.claim_all((record.seed, QualifiedId.of(record)) for record in derivations)
 
     def __getstate__(self) -> Dict[str, Any]:
         with self.lock:
-            state = {
-                name: value
-                for name, value in vars(self).items()
-                if name not in {"lock", "handouts"}
-            }
+            # Copied: another thread may change them while the copy is being pickled.
             return {
                 name: value.copy() if isinstance(value, (dict, set)) else value
-                for name, value in state.items()
+                for name, value in vars(self).items()
+                if name not in {"lock", "handouts"}
             }
 
     def __setstate__(self, state: Dict[str, Any]) -> None:

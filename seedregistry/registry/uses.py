@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Type
 
 from seedregistry import derivation
 from seedregistry.common.callsite import call_site
+from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import codec, records
 
 if TYPE_CHECKING:
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 class Host:
     """Takes notice of the uses of one registry's streams.
 
-    The streams hold it, and the registry stays out of their sight.
-
-    Thread-safe. Lives as long as the registry or one of its streams.
+    The streams hold it and do not see the registry. Thread-safe. Lives as long as the registry or
+    one of its streams.
     """
 
     def __init__(self, master_seed: int, shared: Shared) -> None:
@@ -33,27 +33,20 @@ class Host:
             StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
         """
         site = call_site()
+        place = device or kind
         shared = self._shared
         with shared.lock:
-            shared.guard.check_use(stream, site, device or kind)
-            shared.guard.mark_use(stream, site, device or kind)
+            shared.guard.check_use(stream, site, place)
+            shared.guard.mark_use(stream, site, place)
             tagged = codec.canonical(codec.tag_id(stream.instance_id)).decode()
-            shared.handouts.add(
-                f"{self._master_seed}/{stream.purpose}", tagged, device or kind, generator
-            )
+            shared.handouts.add(f"{self._master_seed}/{stream.purpose}", tagged, place, generator)
+            names = QualifiedId.of(stream)._asdict()
             shared.ledger.append(
-                records.HandedOut(
-                    master_seed=self._master_seed,
-                    purpose=stream.purpose,
-                    instance_id=stream.instance_id,
-                    kind=kind,
-                    device=device,
-                    call_site=site,
-                )
+                records.HandedOut(**names, kind=kind, device=device, call_site=site)
             )
 
     def note_scope(self, stream: Stream) -> None:
-        """Record a scope at a stream's start. Only the first is an entry in the ledger.
+        """Take notice of a scope at a stream's start; only the first is recorded.
 
         Raises:
             StreamReuseError: the stream was used before and ``on_reuse`` forbids it.
@@ -63,14 +56,8 @@ class Host:
         with shared.lock:
             shared.guard.check_use(stream, site)
             if shared.guard.mark_scope(stream, site):
-                shared.ledger.append(
-                    records.Scoped(
-                        master_seed=self._master_seed,
-                        purpose=stream.purpose,
-                        instance_id=stream.instance_id,
-                        call_site=site,
-                    )
-                )
+                names = QualifiedId.of(stream)._asdict()
+                shared.ledger.append(records.Scoped(**names, call_site=site))
 
     def late_seed(self, kind: str) -> int:
         """Return and record the seed of an accelerator that started inside a scope.
@@ -91,24 +78,21 @@ class Host:
             epoch: int >= 0.
             digest: returns the digest of an epoch's indices, or None where there are too many.
         """
-        shared = self._shared
         indices_digest = digest(epoch)
         if indices_digest is None:
             return
-        key = (stream.words(), epoch, indices_digest)
+
+        shared = self._shared
+        identity = QualifiedId.of(stream)
+        key = (identity, epoch, indices_digest)
         with shared.lock:
-            if key in shared.epochs:
-                return
-            shared.epochs.add(key)
-            shared.ledger.append(
-                records.EpochStarted(
-                    master_seed=self._master_seed,
-                    purpose=stream.purpose,
-                    instance_id=stream.instance_id,
-                    epoch=epoch,
-                    indices_digest=indices_digest,
+            if key not in shared.epochs:
+                shared.epochs.add(key)
+                shared.ledger.append(
+                    records.EpochStarted(
+                        **identity._asdict(), epoch=epoch, indices_digest=indices_digest
+                    )
                 )
-            )
 
     def warn(self, stream: Stream, category: Type[SeedRegistryWarning], message: str) -> None:
         """Issue a warning about a stream, and record it."""
