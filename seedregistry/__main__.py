@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line and return the exit code: 2 where its packages are missing."""
     try:
-        from seedregistry.cli import main as run  # noqa: PLC0415 - the library is whole without the packages that this needs
+        from seedregistry.cli import main as run
     except ImportError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the line for the user
         return 2

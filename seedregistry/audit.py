@@ -177,7 +177,7 @@ class Audit:
         place: Tuple[str, int],
         is_exact: bool = True,
     ) -> None:
-        """Raise or warn; ``place`` is the line that drew, or, where that is not known, the end of the block."""
+        """Raise or warn; ``place`` is the line that drew, or else the end of the block."""
         self.undeclared += 1
         line = f"{place[0]}:{place[1]}" if is_exact else ""
         if self._mode == "error":

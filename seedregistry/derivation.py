@@ -306,7 +306,7 @@ def seed_of_key(key: bytes) -> int:
 
 
 def late_seed(master_seed: int, kind: str) -> int:
-    """Return the 64-bit seed of an accelerator that started inside a scope while no seed waited for it.
+    """Return the 64-bit seed of an accelerator that started inside a scope, unforeseen.
 
     That of the position ("late", kind) in the stream ("global", None).
     """
@@ -347,7 +347,7 @@ def numpy_seed(key: bytes) -> int:
 
 
 def numpy_words(key: bytes) -> Tuple[int, ...]:
-    """Return the eight 32-bit words that seed NumPy's legacy generator at a key, under ``sha256-256``."""
+    """Return eight 32-bit words that seed NumPy's legacy generator, under ``sha256-256``."""
     digest = numpy_word_bytes(key)
     return tuple(int.from_bytes(digest[i : i + 4], "big") for i in range(0, 32, 4))
 

@@ -323,7 +323,7 @@ def _nccl_problem() -> Optional[Ineffective]:
 
 
 def _started_with_hash_seed(seed: int) -> Optional[bool]:
-    """Return whether this interpreter's string hashes come from ``seed``, or None where that cannot be told.
+    """Return whether this interpreter's string hashes come from ``seed``; None if unknowable.
 
     The environment does not say: it may have been changed after the start, or ignored (``python
     -I``).
@@ -463,7 +463,7 @@ class Switches:
 
 
 def _handles() -> List[Switches]:
-    """Return the handles that still have something to give back, oldest first, and forget the others."""
+    """Return the handles with something to give back, oldest first; forget the others."""
     alive = [
         handle
         for handle in (reference() for reference in _active)

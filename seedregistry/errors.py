@@ -93,7 +93,7 @@ class SeedRegistryError(Exception):
 
 
 class DeterministicStateError(SeedRegistryError, RuntimeError):
-    """Process-wide state (generators or determinism switches) could not be set, read or put back."""
+    """Generators or switches of the process could not be set, read or put back."""
 
 
 class ScopeError(DeterministicStateError):
@@ -163,7 +163,7 @@ class InvalidSeedError(SeedDerivationError, ValueError):
 
 
 class InvalidNameError(SeedDerivationError, ValueError):
-    """A purpose, an instance id or a coordinate is not of an accepted type, empty, or not encodable.
+    """A purpose, instance id or coordinate is of another type, empty, or not encodable.
 
     Attributes:
         value: ``repr`` of what came.
@@ -283,7 +283,7 @@ class AttributionError(SeedRegistryError):
 
 
 class RecipeError(AttributionError, ValueError):
-    """A training run, its data or what is asked about it is not of the kind that can be replayed and differentiated."""
+    """A training, its data or its measurement cannot be replayed and differentiated."""
 
 
 class ReplayError(AttributionError, RuntimeError):
@@ -315,8 +315,8 @@ class EpochRepeatedWarning(SeedRegistryWarning):
 
 
 class DatasetGeneratorWarning(SeedRegistryWarning):
-    """A dataset holds a random number generator of its own, whose copies repeat in every worker and every epoch."""
+    """A dataset holds a random number generator, whose copies repeat in every worker and epoch."""
 
 
 class UnsharedInitialParametersWarning(SeedRegistryWarning):
-    """Retrainings have initial parameters of their own, which attribution of a single model does not predict."""
+    """Retrainings start from many parameters, which one model's attribution does not predict."""

@@ -311,9 +311,9 @@ def create_deterministic_dataloader(
 ) -> Any:
     """Return the loader of ``creator_func(**kwargs)``, rebuilt in the documented order.
 
-    Every argument of the loader is kept. The keyword ``shuffle`` alone decides shuffling (default False; a factory that shuffled inside
-    is warned about). The epoch repeats until told otherwise: ``loader.sampler.epoch = e`` or
-    :func:`update_dataloader_epoch`.
+    Every argument of the loader is kept. The keyword ``shuffle`` alone decides shuffling (default
+    False; a factory that shuffled inside is warned about). The epoch repeats until told otherwise:
+    ``loader.sampler.epoch = e`` or :func:`update_dataloader_epoch`.
 
     Args:
         master_seed: int or registry.
@@ -355,7 +355,8 @@ def seed_worker(worker_id: int) -> None:  # noqa: ARG001 - the signature of a wo
     Example:
         >>> import torch
         >>> from seedregistry import seed_worker
-        >>> loader = torch.utils.data.DataLoader(range(4), num_workers=2, worker_init_fn=seed_worker)
+        >>> options = {"num_workers": 2, "worker_init_fn": seed_worker}
+        >>> loader = torch.utils.data.DataLoader(range(4), **options)
 
     Args:
         worker_id: given by torch, and not used: torch has put it into ``initial_seed``.

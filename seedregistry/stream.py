@@ -261,7 +261,7 @@ class Stream:
         )
 
     def late_seed(self, kind: str) -> int:
-        """Return the 64-bit seed of an accelerator that starts inside a scope while no seed waits for it."""
+        """Return the 64-bit seed of an accelerator that starts inside a scope, unforeseen."""
         return derivation.late_seed(self.master_seed, kind)
 
     @staticmethod

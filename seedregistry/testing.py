@@ -33,7 +33,7 @@ __all__ = ["assert_replays", "assert_rng_untouched", "seed_registry"]
 
 @contextlib.contextmanager
 def assert_rng_untouched() -> Iterator[None]:
-    """Fail if the block moves a default generator of python, NumPy or torch (CPU, and accelerators that run).
+    """Fail if the block moves a default generator of python, NumPy or torch.
 
     Raises:
         AssertionError: names the generators that moved. Not raised over an exception of the block's

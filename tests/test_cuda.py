@@ -27,12 +27,14 @@ if {queued}:
 with stream.scope(1, 2):
     inside = torch.rand(4, device="cuda")
 assert torch.cuda.is_initialized()
-assert torch.equal(inside, torch.rand(4, device="cuda", generator=stream.at(1, 2).generator("cuda")))
+at = stream.at(1, 2).generator("cuda")
+assert torch.equal(inside, torch.rand(4, device="cuda", generator=at))
 after = torch.rand(4, device="cuda")
 late = registry.ledger.find(LateSeeded)
 seed = 123 if {queued} else late[0].seed
 assert len(late) == (0 if {queued} else 1)
-assert torch.equal(after, torch.rand(4, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)))
+plain = torch.Generator("cuda").manual_seed(seed)
+assert torch.equal(after, torch.rand(4, device="cuda", generator=plain))
 print("ok")
 """
 

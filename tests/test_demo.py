@@ -124,7 +124,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from demo_plan import small_plan
 from seedregistry.attribution.demo import run_demo
-run_demo(sys.argv[2], plan=small_plan, progress=lambda what, done, total: print(what, done, flush=True))
+show = lambda what, done, total: print(what, done, flush=True)
+run_demo(sys.argv[2], plan=small_plan, progress=show)
 """
 
 

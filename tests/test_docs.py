@@ -110,10 +110,10 @@ def test_pages_use_known_fences():
 
 
 FIRST_MET = {
-    "SeedRegistry.dataloader",
+    "Builders.dataloader",
+    "Builders.model",
+    "Builders.optimizer",
     "SeedRegistry.generator",
-    "SeedRegistry.model",
-    "SeedRegistry.optimizer",
     "SeedRegistry.seed",
     "SeedRegistry.stream",
     "Stream.at",

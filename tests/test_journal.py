@@ -510,7 +510,8 @@ for i in range(4000):
         pass
 signal.signal(signal.SIGALRM, signal.SIG_IGN)
 signal.setitimer(signal.ITIMER_REAL, 0)
-print(len(journal), [record.value for record in journal] == [record.value for record in Ledger.load(path)])
+values = [record.value for record in Ledger.load(path)]
+print(len(journal), [record.value for record in journal] == values)
 journal.close()
 """
 

@@ -171,7 +171,7 @@ def lazy_names(tree: ast.Module) -> tuple:
 
 
 def test_init_files_hold_no_logic():
-    """An __init__ file re-exports: docstring, imports, __all__, the two functions of a lazy door."""
+    """An __init__ file re-exports: docstring, imports, __all__, the functions of a lazy door."""
     for name, path in modules().items():
         if not name.endswith("__init__"):
             continue

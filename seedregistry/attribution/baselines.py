@@ -40,7 +40,7 @@ _MOST_INPUTS = 2**22
 def gradient_dot_product(
     training: Training, measurement: Measurement, state: State
 ) -> torch.Tensor:
-    """Return minus the dot product of the measurement's gradient and each example's, after the training."""
+    """Return minus the dot product of the measurement's gradient and each example's."""
     with torch_threads(training.recipe.threads):
         return -_dot_products(training, state, _flat(_measured(training, measurement, state))).cpu()
 
@@ -70,7 +70,7 @@ def influence_function(
     damping: float = 0.1,
     iterations: int = 100,
 ) -> torch.Tensor:
-    """Return minus the measurement's gradient times the inverse Gauss-Newton matrix times each example's gradient.
+    """Return minus (measurement's gradient) x (inverse Gauss-Newton) x (example's gradient).
 
     The matrix is damped. Solved by conjugate gradients, for all targets at once, with exact
     products.
@@ -139,7 +139,7 @@ def _pieces(training: Training, count: int) -> Iterator[Tuple[torch.Tensor, torc
 
 
 def _dot_products(training: Training, state: State, rows: torch.Tensor) -> torch.Tensor:
-    """Return the products of flat rows with the gradient of each training example's loss in evaluation mode: (rows, size)."""
+    """Return flat rows times each example's gradient in evaluation mode: (rows, size)."""
 
     def loss(
         parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor
@@ -158,7 +158,7 @@ def _dot_products(training: Training, state: State, rows: torch.Tensor) -> torch
 def _gauss_newton(
     training: Training, state: State, damping: float
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the product with the mean Gauss-Newton matrix plus damping, for rows of flat vectors."""
+    """Return the product of flat rows with the mean Gauss-Newton matrix plus damping."""
     shapes = [parameter.shape for parameter in state.parameters]
     sizes = [parameter.numel() for parameter in state.parameters]
 

@@ -79,8 +79,8 @@ def dattri_influence(
         RecipeError: dattri is not installed, the data are no tensors, or the scores are not finite.
     """
     require("dattri")
-    from dattri.algorithm.influence_function import IFAttributorCG  # noqa: PLC0415 - optional
-    from dattri.task import AttributionTask  # noqa: PLC0415 - optional
+    from dattri.algorithm.influence_function import IFAttributorCG
+    from dattri.task import AttributionTask
 
     model = training.copy_model(state)
 
@@ -134,7 +134,7 @@ def traker_trak(
         RecipeError: traker is not installed, or the data are no tensors.
     """
     require("traker")
-    from trak import TRAKer  # noqa: PLC0415 - optional
+    from trak import TRAKer
 
     model = training.copy_model(state).to(torch.float32)
     seed = training.registry.seed("traker", training.recipe.instance_id)

@@ -50,7 +50,7 @@ class ReloadableTensors(TensorDataset):
 
 
 def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pair]:
-    """Return 1,797 handwritten digits of 8 x 8 pixels, split by the registry's stream ("split", "digits").
+    """Return 1,797 digits of 8 x 8 pixels, split by the registry's stream ("split", "digits").
 
     Args:
         registry: derives and records the split.
@@ -60,7 +60,7 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
         The pairs (inputs, targets) for training and for testing. Inputs are float64 in 0 to 1,
         shape (n, 64), and targets int64, shape (n,).
     """
-    from sklearn.datasets import load_digits as load  # noqa: PLC0415 - an extra
+    from sklearn.datasets import load_digits as load
 
     data = load()
     inputs, targets = (
@@ -76,7 +76,7 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
 
 def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool) -> Any:
     try:
-        from torchvision.datasets import CIFAR10  # noqa: PLC0415 - optional, and slow to import
+        from torchvision.datasets import CIFAR10
     except (
         ImportError,
         RuntimeError,
@@ -99,7 +99,7 @@ def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool)
 def load_cifar10(
     root: Union[str, os.PathLike[str]], *, train: bool = True, download: bool = False
 ) -> Pair:
-    """Return CIFAR-10 as tensors, normalised by the training set's mean and deviation of each channel.
+    """Return CIFAR-10 as tensors, each channel normalised by the training set's statistics.
 
     Args:
         root: the folder that has, or gets, ``cifar-10-batches-py``.
@@ -143,7 +143,7 @@ def get_cifar10_dataloader(
     shuffle: bool = True,
     download: bool = False,
 ) -> DataLoader[Any]:
-    """Return a plain loader of CIFAR-10, for ``registry.dataloader`` or ``create_deterministic_dataloader``.
+    """Return a plain loader of CIFAR-10: a factory for ``registry.dataloader``.
 
     Args:
         root: as for :func:`load_cifar10`.

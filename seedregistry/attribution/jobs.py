@@ -1,4 +1,4 @@
-"""Retrainings as jobs: what a process needs to retrain, how it makes sure that it repeats the run, and who does which."""
+"""Retrainings as jobs: what a process needs, how it checks that it repeats, and who does which."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def check_workers(workers: object) -> None:
 
 
 def process_pool(workers: int, payload: bytes = b"") -> concurrent.futures.ProcessPoolExecutor:
-    """Return a pool of processes that were not forked, each with a job that its tasks need not bring."""
+    """Return a pool of spawned processes, each with a job that its tasks need not bring."""
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(
         workers, context, initializer=_receive, initargs=(payload,)

@@ -1,4 +1,4 @@
-"""MAGIC: exact derivatives of what a training ends in, with respect to the weight of every training example.
+"""MAGIC: exact derivatives of what a training ends in, by the weight of every example.
 
 The training is walked backwards. At each step the step itself is run once more, this time
 differentiably, and the adjoint of the state after it becomes the adjoint of the state before it:
@@ -76,7 +76,7 @@ def magic(
     resume: Union[str, os.PathLike[str], None] = None,
     progress: ProgressOption = True,
 ) -> Attribution:
-    """Return the exact metagradients of measurements with respect to the weight of every training example.
+    """Return the exact metagradients of measurements by the weight of every training example.
 
     Every number of kept states gives the same bits. The training itself is part of the walk, and is
     not run in advance.
@@ -167,7 +167,7 @@ def _walk(
 
 
 class _Adjoint:
-    """The derivatives of the targets by the state that was reached on the way back, and the scores so far."""
+    """The derivatives of the targets by the state reached, and the scores so far."""
 
     def __init__(self, training: Training, targets: int, *, vectorized: Union[bool, str]) -> None:
         self._training = training

@@ -42,7 +42,7 @@ class _Residual(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation from elementary operations, which can be differentiated for many targets at once.
+    """Group normalisation that can be differentiated for many targets at once.
 
     ``nn.GroupNorm`` fails under ``is_grads_batched`` in torch 2.13, with an error about shapes.
 

@@ -68,8 +68,8 @@ class Display:
         """Draw the bars; False where rich is missing."""
         if self._bars is None:
             try:
-                from rich import progress  # noqa: PLC0415 - an extra
-                from rich.console import Console  # noqa: PLC0415 - an extra
+                from rich import progress
+                from rich.console import Console
             except ImportError:
                 return False
             columns = (

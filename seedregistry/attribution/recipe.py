@@ -131,7 +131,8 @@ class Recipe:
         if size is None:
             yield "dataset must be a dataset with a length, of pairs, or two tensors of one length"
         elif self.drop_last and isinstance(self.batch_size, int) and size < self.batch_size:
-            yield f"drop_last leaves no batch: {size} examples and a batch size of {self.batch_size}"
+            sizes = f"{size} examples and a batch size of {self.batch_size}"
+            yield f"drop_last leaves no batch: {sizes}"
 
     def _size(self) -> Optional[int]:
         pair = self.dataset
@@ -153,7 +154,7 @@ class Recipe:
         return self._size() or 0
 
     def as_dataset(self) -> Dataset[Any]:
-        """Return the data as a dataset, floating inputs in the recipe's dtype where they are tensors."""
+        """Return the data as a dataset; floating tensors are in the recipe's dtype."""
         if isinstance(self.dataset, (tuple, list)):
             inputs, targets = self.dataset
             return TensorDataset(self.cast(inputs), self.cast(targets))

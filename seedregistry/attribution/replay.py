@@ -46,7 +46,7 @@ def best_cut(steps: int, keep: int) -> int:
 
 
 def replayed_steps(steps: int, keep: int) -> int:
-    """Return how many steps walking back runs, without the one at each state that is differentiated."""
+    """Return how many steps walking back runs, besides the differentiated one at each state."""
     known: Dict[Tuple[int, int], int] = {}
 
     def count(length: int, free: int) -> int:
@@ -138,7 +138,7 @@ def walk_back(
     keep: int,
     store: Optional[KeptStates] = None,
 ) -> Iterator[State]:
-    """Yield the states before the steps ``stop`` - 1, ``stop`` - 2, ..., that of ``first``, in this order.
+    """Yield the states before the steps ``stop`` - 1, ``stop`` - 2, ..., down to ``first``.
 
     Args:
         first: the state to start from, which is held besides those that are kept.

@@ -192,7 +192,7 @@ def _mean(values: np.ndarray) -> float:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks within each column, equal values sharing the mean of theirs."""
-    from scipy.stats import rankdata  # noqa: PLC0415 - an extra, and slow to import
+    from scipy.stats import rankdata
 
     found: np.ndarray = rankdata(values, axis=0)
     return found

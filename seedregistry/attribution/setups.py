@@ -141,7 +141,7 @@ def _optimizer(
 def setup_magic_training(
     config_or_registry: Any, config: Any = None
 ) -> Tuple[DataLoader[Any], nn.Module, torch.optim.Optimizer]:
-    """Return loader, model and optimizer of the run that is attributed, all of instance id "training".
+    """Return loader, model and optimizer of the training, all of instance id "training".
 
     The default generators and the determinism switches are set first, as
     ``set_global_deterministic_state`` does.
@@ -162,7 +162,7 @@ def setup_magic_training(
 def setup_lds_validation(
     config_or_registry: Any, *arguments: Any, num_models: Any = None, share_init: Any = None
 ) -> Tuple[DataLoader[Any], List[nn.Module], List[torch.optim.Optimizer]]:
-    """Return the shared loader, models and optimizers of retrainings, with the documented instance ids.
+    """Return the shared loader, models and optimizers of retrainings, by the documented ids.
 
     The loader is that of the run, of id "training"; models have "lds_0", "lds_1", ..., optimizers
     "lds_opt_0", ... The default generators and the determinism switches are set first, as

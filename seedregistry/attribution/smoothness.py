@@ -1,4 +1,4 @@
-"""Metasmoothness: whether a training changes smoothly enough with its weights for a derivative to predict retrainings.
+"""Metasmoothness: whether a training is smooth enough for a derivative to predict retrainings.
 
 Source: L. Engstrom and others, Optimizing ML Training with Metagradient Descent, arXiv 2503.13751,
 definition 2.

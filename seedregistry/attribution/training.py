@@ -199,7 +199,7 @@ class Training:
         return float(self._hyper_of(step)[0]["lr"])
 
     def examples(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs and targets of all training examples, in the dataset's order, on the recipe's device.
+        """Return inputs and targets of all examples in their order, on the recipe's device.
 
         Raises:
             RecipeError: the data are no tensors.
@@ -231,7 +231,7 @@ class Training:
         )
 
     def ones(self, count: int, *, requires_grad: bool = False) -> torch.Tensor:
-        """Return weights of 1 for some examples, shape (count,), on the recipe's device in its dtype."""
+        """Return weights of 1, shape (count,), on the recipe's device and in its dtype."""
         return torch.ones(
             count, dtype=self.recipe.dtype, device=self._device, requires_grad=requires_grad
         )
@@ -363,7 +363,7 @@ class Training:
         create_graph: bool = False,
         cuts: bool = False,
     ) -> Tuple[Optional[torch.Tensor], ...]:
-        """Return the gradient of each parameter for the step that comes next, None where it has none.
+        """Return the gradient of each parameter for the next step, None where it has none.
 
         Args:
             state: the state before.
@@ -475,7 +475,7 @@ class Training:
                 raise RecipeError(message)
 
     def _check_data(self) -> None:
-        """Find examples that would end the training when their turn comes, where the data are tensors."""
+        """Find, in data that are tensors, the examples that would end the training."""
         if self._tensors is None:
             return
         inputs, targets = self._tensors
@@ -563,7 +563,7 @@ class Training:
         return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
-        """Return SHA-256 over the state after the first steps at weight 1, the recipe, all options of all steps, and the data.
+        """Return SHA-256 over the first steps' state, the recipe, the options and the data.
 
         Two processes with equal fingerprints train alike, as far as that shows: the same initial
         parameters, order, data, arithmetic and schedule. Data that are no tensors show as far as
@@ -572,7 +572,8 @@ class Training:
         recipe = self.recipe
         with torch_threads(recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
-        loss = f"{recipe.loss.__module__}.{getattr(recipe.loss, '__qualname__', type(recipe.loss).__qualname__)}"
+        name = getattr(recipe.loss, "__qualname__", type(recipe.loss).__qualname__)
+        loss = f"{recipe.loss.__module__}.{name}"
         named = (
             self.steps,
             self.size,

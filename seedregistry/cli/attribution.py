@@ -38,7 +38,7 @@ _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 @contextlib.contextmanager
 def _shown() -> Iterator[Callable[[str, int, int], None]]:
     """Show progress from the first step on."""
-    from seedregistry.attribution.progress import Display  # noqa: PLC0415 - torch, when it is needed
+    from seedregistry.attribution.progress import Display
 
     with contextlib.closing(Display()) as display:
         yield display
@@ -80,8 +80,8 @@ def demo_command(
     bridges: bool,
     as_json: bool,
 ) -> int:
-    """Train, attribute, retrain on subsets, and write ledger, table, scores and a report with pictures."""
-    from seedregistry.attribution.demo import run_demo  # noqa: PLC0415 - the other commands need none of its packages
+    """Train, attribute, retrain on subsets; write ledger, table, scores and a report."""
+    from seedregistry.attribution.demo import run_demo
 
     with _shown() as progress:
         demo = run_demo(
@@ -120,9 +120,9 @@ def _table(corner: str, rows: Dict[str, Dict[str, float]]) -> str:
 
 
 def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
-    """Return the training and the measurement that the user's function makes of a registry with this master seed."""
-    from seedregistry.attribution import Recipe, Training  # noqa: PLC0415 - as above
-    from seedregistry.registry import SeedRegistry  # noqa: PLC0415 - torch, when it is needed
+    """Return the training and the measurement that the user's function makes of a registry."""
+    from seedregistry.attribution import Recipe, Training
+    from seedregistry.registry import SeedRegistry
 
     registry = SeedRegistry(seed, scheme=scheme)
     module_name, _, function_name = name.partition(":")
@@ -195,9 +195,9 @@ def magic_command(
 
     Killed and run again, it goes on.
     """
-    import numpy as np  # noqa: PLC0415 - with torch, when it is needed
+    import numpy as np
 
-    from seedregistry.attribution import magic  # noqa: PLC0415 - as above
+    from seedregistry.attribution import magic
 
     _make_folders(out, ledger)
     training, measurement = _load(recipe, seed, scheme)
@@ -302,10 +302,10 @@ def lds_command(  # noqa: PLR0913 - options of a command
 
     MODULE:FUNCTION as for `magic`.
     """
-    import numpy as np  # noqa: PLC0415 - as above
-    import torch  # noqa: PLC0415 - as above
+    import numpy as np
+    import torch
 
-    from seedregistry.attribution import lds  # noqa: PLC0415 - as above
+    from seedregistry.attribution import lds
 
     _make_folders(ledger)
     training, measurement = _load(recipe, seed, scheme)

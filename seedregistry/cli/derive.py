@@ -35,8 +35,8 @@ def derive_command(
     as_json: bool,
 ) -> int:
     """Print the component seed of MASTER_SEED, PURPOSE and INSTANCE_ID."""
-    from seedregistry import derivation  # noqa: PLC0415 - NumPy, when it is needed
-    from seedregistry.ledger import codec  # noqa: PLC0415 - as above
+    from seedregistry import derivation
+    from seedregistry.ledger import codec
 
     rule = derivation.find_scheme(scheme)
     number = derivation.validate_master_seed(_integer(master_seed, "MASTER_SEED"))

@@ -36,7 +36,7 @@ def ledger_group() -> None:
 @json_option
 def _show(file: Path, *, every_stream: bool, as_json: bool) -> int:
     """Print what was derived and built; exit 1 when the file is damaged."""
-    from seedregistry.ledger import tables  # noqa: PLC0415 - slow to import
+    from seedregistry.ledger import tables
 
     loaded = _load(file)
     table = loaded.table(every_stream=every_stream)
@@ -79,10 +79,10 @@ def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
         size = file.stat().st_size
     except OSError:  # reading it will say why
         size = 0
-    from rich.console import Console  # noqa: PLC0415 - slow to import, as the ledger is
-    from rich.progress import Progress  # noqa: PLC0415 - as above
+    from rich.console import Console
+    from rich.progress import Progress
 
-    from seedregistry.ledger import verify_file  # noqa: PLC0415 - as above
+    from seedregistry.ledger import verify_file
 
     with Progress(
         disable=size < _LARGE_BYTES or not sys.stderr.isatty(), console=Console(stderr=True)
@@ -178,7 +178,7 @@ def _digest(file: Path, *, short: bool, as_json: bool) -> int:
 
 
 def _load(path: Path) -> Ledger:
-    from seedregistry.ledger import Ledger  # noqa: PLC0415 - slow to import
+    from seedregistry.ledger import Ledger
 
     return Ledger.load(path)
 
@@ -195,10 +195,10 @@ def _report_damage(loaded: Ledger) -> int:
 
 
 def _print_table(table: tables.Table) -> None:
-    from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.table import Table as RichTable  # noqa: PLC0415 - as above
+    from rich.console import Console
+    from rich.table import Table as RichTable
 
-    from seedregistry.ledger import tables  # noqa: PLC0415 - as above
+    from seedregistry.ledger import tables
 
     console = Console()
     facts = ", ".join(f"{name} {value}" for name, value in table.facts)

@@ -63,7 +63,7 @@ class Environment:
     unreadable: Tuple[Tuple[str, str], ...] = ()
 
     def to_dict(self) -> Dict[str, Value]:
-        """Return the facts by name, and the reason for each that could not be read under ``<name>.unreadable``."""
+        """Return the facts by name; why one could not be read is under ``<name>.unreadable``."""
         facts = dict(self.values)
         facts.update((f"{name}.unreadable", reason) for name, reason in self.unreadable)
         return facts

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, FrozenSet, Mapping, final
 
 from seedregistry.components.base import RESERVED, Component
-from seedregistry.data.build import build_loader, is_dataset
 from seedregistry.data.options import OPTION_NAMES, LoaderOptions
 
 if TYPE_CHECKING:
@@ -37,10 +36,14 @@ class DataLoaderComponent(Component):
             FactorySignatureError: neither a dataset nor callable, or a factory with a parameter
                 that the builder keeps for itself.
         """
+        from seedregistry.data.build import is_dataset
+
         return factory if is_dataset(factory) else super().resolve(factory)
 
     def draws(self, factory: Any) -> bool:
         """Return whether a user's factory will be called: ``DataLoader`` itself draws nothing."""
+        from seedregistry.data.build import is_dataset
+
         return not is_dataset(factory)
 
     def build(self, stream: Stream, factory: Any, /, *args: Any, **kwargs: Any) -> SeededDataLoader:
@@ -59,6 +62,8 @@ class DataLoaderComponent(Component):
             UnrepeatableSamplerError: a sampler's draws cannot be made a function of (stream,
                 epoch).
         """
+        from seedregistry.data.build import build_loader
+
         given = OPTION_NAMES & kwargs.keys()
         options = LoaderOptions(**{name: kwargs.pop(name) for name in given})
         return build_loader(stream, factory, args, kwargs, options)

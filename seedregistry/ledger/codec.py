@@ -203,7 +203,7 @@ _Table = Tuple[Tuple[_Field, ...], Tuple[_Field, ...]]
 
 
 def _field_table(cls: Type[Record]) -> _Table:
-    """Return the fields of circumstance and those of content, in the order in which they are written."""
+    """Return the fields of circumstance and those of content, in the order of the file."""
     parts: Tuple[list[_Field], list[_Field]] = ([], [])
     for field in sorted(attrs.fields(cls), key=lambda field: field.name):
         wire = _BY_NAME.get(field.name) or _BY_TYPE[str(field.type)]
@@ -265,7 +265,7 @@ def encode_line(record: Record) -> Tuple[bytes, Optional[bytes]]:
 
 
 def content(record: Record) -> Optional[bytes]:
-    """Return the canonical bytes of what the digest covers, or None for a record that is circumstance as a whole."""
+    """Return the canonical bytes that the digest covers; None for circumstance as a whole."""
     return encode_line(record)[1]
 
 

@@ -183,7 +183,7 @@ class Journal:
             self._writing = None
 
     def abandon(self) -> None:
-        """Close the file in a forked child, whose lock may be another thread's that is not there any more."""
+        """Close the file in a forked child, whose lock a thread may hold that is not there."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             with contextlib.suppress(OSError):
@@ -215,8 +215,8 @@ def open_journal(
         run: master seed and scheme that a journal which goes on must have begun with.
 
     Returns:
-        The journal, the stretches that it has already, and the empty stretch that entries go to from now
-        on.
+        The journal, the stretches that it has already, and the empty stretch that
+        entries go to from now on.
 
     Raises:
         LedgerError: another process, or another ledger of this one, writes it; or the file system
@@ -364,7 +364,7 @@ def _torn_record(torn: bytes) -> records.Warned:
 
 
 def _next_session(stretches: Sequence[Stretch]) -> Stretch:
-    """Return the stretch for a journal's next session; its origin is that of the file's first stretch."""
+    """Return the stretch for a journal's next session, of the origin of the file's first."""
     if not stretches:
         return Stretch(origin=new_origin())
     origin = stretches[0].origin

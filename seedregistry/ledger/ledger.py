@@ -1,4 +1,4 @@
-"""The ledger: an append-only list of records, in memory and on disk, and what can be asked of it."""
+"""The ledger: an append-only list of records, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import Counter
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -24,15 +25,19 @@ from typing import (
 
 from seedregistry.common import digest
 from seedregistry.errors import LedgerError, LedgerIntegrityError
-from seedregistry.ledger import codec, diff, export, merging, records, statement, tables
+from seedregistry.ledger import codec, records
 from seedregistry.ledger.chain import FORMAT
-from seedregistry.ledger.journal import Journal, is_being_written, open_journal
-from seedregistry.ledger.reader import load_stretches
 from seedregistry.ledger.records import Record
 from seedregistry.ledger.stretches import Stretch, count, join, new_origin
-from seedregistry.ledger.verification import Checker, Fault, Verification
-from seedregistry.ledger.writer import Lines, file_lines, write_whole
 
+if TYPE_CHECKING:
+    from seedregistry.ledger import diff, tables
+    from seedregistry.ledger.journal import Journal
+    from seedregistry.ledger.verification import Fault, Verification
+    from seedregistry.ledger.writer import Lines
+
+# What reads, writes, verifies, compares and exports is imported by the methods that do: a registry
+# that only records needs none of it, and starts a third sooner.
 _log = logging.getLogger(__name__)
 
 _ANY: Any = object()
@@ -96,6 +101,8 @@ class Ledger:
             LedgerIntegrityError: its lines do not hold together. A torn last line is cut off and
                 recorded.
         """
+        from seedregistry.ledger.journal import open_journal
+
         ledger = cls.__new__(cls)
         journal, stretches, current = open_journal(path, durable=durable, run=run)
         ledger._begin(list(stretches), current, journal)
@@ -150,7 +157,7 @@ class Ledger:
             self._current.origin = new_origin()
 
     def _snapshot(self) -> List[Stretch]:
-        """Return all stretches as they are now, with their records made; empty ones are left out."""
+        """Return the stretches that are not empty as they are now, with their records made."""
         with self._lock:
             self._name_origin()
             stretches = list(self._stretches)
@@ -215,6 +222,9 @@ class Ledger:
             LedgerIntegrityError: the ledger was loaded from a damaged file, whose traces saving
                 would remove.
         """
+        from seedregistry.ledger.journal import is_being_written
+        from seedregistry.ledger.writer import file_lines, write_whole
+
         self._refuse_damage("saved")
         if is_being_written(path):
             message = (
@@ -237,6 +247,8 @@ class Ledger:
                 than 16 MiB.
             LedgerError: it cannot be opened or read.
         """
+        from seedregistry.ledger.reader import load_stretches
+
         loaded = load_stretches(path)
         ledger = cls.__new__(cls)
         ledger._begin(list(loaded.stretches), None, None)
@@ -276,6 +288,8 @@ class Ledger:
         of a family with one seed, nothing built from a stream that was never derived, no split with
         two sets of indices. All faults are collected, each with its line.
         """
+        from seedregistry.ledger.verification import Checker, Verification
+
         checker = Checker()
         checker.faults.extend(self._faults)
         line = 1  # of the header
@@ -307,6 +321,8 @@ class Ledger:
         the runs, and the derivations of inherited streams that it used. The part is a ledger of its
         own, and pickles.
         """
+        from seedregistry.ledger import merging
+
         stretches = self._snapshot()
         added = [stretch for stretch in stretches if not stretch.is_inherited]
         given = Ledger()
@@ -338,6 +354,8 @@ class Ledger:
             SeedCollisionError: two streams of one family would have one seed (scheme
                 ``sha256-31``); nothing was taken.
         """
+        from seedregistry.ledger import merging
+
         for other in others:
             if not isinstance(other, Ledger):
                 raise LedgerError(
@@ -374,6 +392,8 @@ class Ledger:
             What differs, the first stream first, then by purpose, then in circumstance. False when
             the contents are equal.
         """
+        from seedregistry.ledger import diff
+
         return diff.compare(self._snapshot(), other._snapshot())
 
     @property
@@ -409,7 +429,7 @@ class Ledger:
     def to_latex(
         self, *, every_stream: bool = False, label: str = "tab:seeds", unicode: bool = False
     ) -> str:
-        r"""Return a table for a paper, with the packages ``booktabs`` and, past 40 rows, ``longtable``.
+        r"""Return a table for a paper: ``booktabs`` and, past 40 rows, ``longtable``.
 
         The caption states scheme, master seed and digest.
 
@@ -420,10 +440,14 @@ class Ledger:
                 that pdfLaTeX does not know without a package are written by number, as in
                 ``U+6A21``.
         """
+        from seedregistry.ledger import export
+
         return export.to_latex(self.table(every_stream=every_stream), label=label, unicode=unicode)
 
     def to_markdown(self, *, every_stream: bool = False) -> str:
         """Return a table in Markdown: a row for each purpose, or for each stream."""
+        from seedregistry.ledger import export
+
         return export.to_markdown(self.table(every_stream=every_stream))
 
     def to_csv(self, *, every_stream: bool = False) -> str:
@@ -431,6 +455,8 @@ class Ledger:
 
         A row for each purpose, or for each stream.
         """
+        from seedregistry.ledger import export
+
         return export.to_csv(self.table(every_stream=every_stream))
 
     def statement(self) -> str:
@@ -438,6 +464,8 @@ class Ledger:
 
         It verifies the ledger first, and claims nothing that was not checked or recorded.
         """
+        from seedregistry.ledger import statement
+
         return statement.write(count(self._snapshot())[0], self.verify())
 
     def summary(self) -> Dict[str, Any]:
@@ -457,9 +485,13 @@ class Ledger:
 
         For each registry a row for each purpose, or for each stream.
         """
+        from seedregistry.ledger import tables
+
         return tables.build(*count(self._snapshot()), every_stream=every_stream)
 
     def __str__(self) -> str:
+        from seedregistry.ledger import tables
+
         return tables.to_text(self.table()) + self._warning()
 
     def __repr__(self) -> str:
@@ -507,7 +539,7 @@ class Ledger:
 
 
 def _block(stretches: Sequence[Stretch], current: Stretch, lines: Lines) -> bytes:
-    """Return the lines of merged stretches in a journal, and the one that goes back to the journal's own entries."""
+    """Return the lines of merged stretches in a journal, and the line that goes back to its own."""
     made = []
     for stretch in stretches:
         made.append(lines.place(*stretch.place, stretch.start))

@@ -16,7 +16,7 @@ Overlap = Tuple[Stretch, Stretch]
 def missing(
     ours: Iterable[Stretch], others: Iterable[Stretch]
 ) -> Tuple[List[Stretch], List[Overlap]]:
-    """Return what of the others is not among our own stretches, and the pairs of stretches that overlap.
+    """Return what of the others is not among ours, and the pairs of stretches that overlap.
 
     The result does not depend on the order of the others.
     """
@@ -88,8 +88,8 @@ def refuse_contradictions(
             ):  # NaN is not itself, and 1 is True
                 message = (
                     f"Entry {serial} of origin {present.origin}, session {present.session}, is "
-                    f"{here!r} in one ledger and {there!r} in the other: one of the two was changed. "
-                    "Verify both."
+                    f"{here!r} in one ledger and {there!r} in the other: one of the two was "
+                    "changed. Verify both."
                 )
                 raise LedgerIntegrityError(message)
     _refuse_other_indices([*ours, *fresh])

@@ -30,7 +30,7 @@ _DEEPEST = 16
 
 
 def is_plain(value: object, depth: int = 0) -> bool:  # noqa: PLR0911 - one return a kind
-    """Return whether a value is a scalar that can be written, or a sequence or mapping (with str keys) of such values."""
+    """Return whether a value is a scalar that can be written, or holds such alone."""
     if isinstance(value, str):
         return _is_encodable(value)
     if isinstance(value, int):
@@ -365,7 +365,7 @@ class StateLoaded(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Unknown(Record):
-    """A record of a kind that this version does not know, as it stands in the file it was loaded from.
+    """A record of a kind that this version does not know, as it stands in its file.
 
     Attributes:
         kind: its kind.

@@ -73,7 +73,8 @@ def _verdict(verification: Verification) -> Iterator[str]:
     else:
         first = verification.faults[0]
         faults = plural(len(verification.faults), "fault")
-        yield f"THE LEDGER DOES NOT VERIFY: {faults}, the first at line {first.line} ({first.code})."
+        where = f"line {first.line} ({first.code})"
+        yield f"THE LEDGER DOES NOT VERIFY: {faults}, the first at {where}."
 
 
 def _built(entries: Sequence[Record]) -> Iterator[str]:

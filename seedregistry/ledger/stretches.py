@@ -84,7 +84,7 @@ class Stretch:
 
 
 def find_last(stretches: Sequence[Stretch], place: Place, start: int) -> Optional[Stretch]:
-    """Return the last of the stretches from a place, if the entry with serial number ``start`` is the next after it."""
+    """Return the last of the stretches from a place, if it ends just before ``start``."""
     last = next((stretch for stretch in reversed(stretches) if stretch.place == place), None)
     return last if last is not None and last.end == start else None
 

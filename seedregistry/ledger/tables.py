@@ -237,7 +237,7 @@ def _seeds(row: Row) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text in which characters that would move a terminal's cursor, or end a line, are written as escapes."""
+    """Return text with escapes for what would move a terminal's cursor or end a line."""
     return (
         text
         if text.isprintable()

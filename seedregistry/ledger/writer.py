@@ -92,7 +92,7 @@ def storage_error(what: str, path: object, error: BaseException, state: str) -> 
 
 
 def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
-    """Write a file so that, whatever happens, its name shows the old content or the new one, each whole.
+    """Write a file that is there whole, or as it was before.
 
     Written beside it under another name, flushed to the disk, and renamed.
 

@@ -8,7 +8,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Set, Tuple
 
 from seedregistry import derivation, rng
-from seedregistry.common import environment
 from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import Ledger, records
 from seedregistry.registry.guard import Guard
@@ -61,6 +60,8 @@ class Shared:
 
     def record_environment(self, *, command_line: bool = False, paths: bool = False) -> None:
         """Put the environment of the process, as it is now, into the ledger, each time."""
+        from seedregistry.common import environment
+
         values = records.freeze(
             environment.snapshot(command_line=command_line, paths=paths).to_dict()
         )
@@ -69,7 +70,7 @@ class Shared:
             self.has_environment = True
 
     def record_environment_once(self) -> None:
-        """Put the environment into the ledger, without command line and paths, unless it is there."""
+        """Put the environment, without command line and paths, into the ledger, once."""
         if not self.has_environment:  # nearly always it is there, and no lock is needed to see it
             with self.lock:
                 if not self.has_environment:

@@ -89,7 +89,7 @@ def _digest(entry: Mapping[str, Any]) -> str:
     return sha.hexdigest()
 
 
-# --- one encoder and one decoder a kind. A decoder checks its entry and returns the call that applies it.
+# --- one encoder and one decoder a kind; a decoder checks, and returns the call that applies
 
 
 def _encode_python(generator: Any) -> Entry:
@@ -220,7 +220,7 @@ def _encode_handed(generator: AnyGenerator) -> Entry:
 
 
 def save_state(handouts: Handouts) -> Dict[str, Entry]:
-    """Return an entry for every default generator and every handed-out generator that is still held.
+    """Return an entry for every default generator and every handed-out one that is held.
 
     Raises:
         RngStateError: NumPy's global bit generator is not an MT19937.

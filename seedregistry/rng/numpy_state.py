@@ -76,7 +76,7 @@ _global: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
 
 
 def _current() -> Any:
-    """Return the bit generator under the global state, seen through a probe that an interrupt left there."""
+    """Return the bit generator under the global state, or under a probe left there."""
     actual = np.random.get_bit_generator()  # type: ignore[attr-defined]
     return actual._actual if isinstance(actual, _CachedNormalOnly) else actual
 

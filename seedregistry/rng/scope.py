@@ -1,4 +1,4 @@
-"""Scopes: ``with`` blocks in which the default generators come from a stream, and after which they are as before.
+"""Scopes: blocks in which the default generators come from a stream; after it they are as before.
 
 Default generators belong to the process, so one thread at a time holds the scopes; it may nest
 them. A scope that another thread holds is waited for, for a limited time.
@@ -176,7 +176,7 @@ def scoped_libraries() -> FrozenSet[str]:
 
 
 def _runs_later(function: Any) -> bool:
-    """Return whether calling it only makes something whose body runs after the call, or whether it is no plain callable."""
+    """Return whether the body of a function runs after its call, as a generator's does."""
     if isinstance(function, (staticmethod, classmethod)):
         return True
     bodies = (function, getattr(type(function), "__call__", None))  # noqa: B004 - its body, not whether it is callable
@@ -185,7 +185,7 @@ def _runs_later(function: Any) -> bool:
 
 
 class Scope:
-    """A block in which the default generators are set from a source, and restored after, whatever happens inside.
+    """A block in which the default generators are set from a source, and after it restored.
 
     Restored on return, on any exception (``KeyboardInterrupt`` and ``GeneratorExit`` too), nested
     to any depth, to the byte. One object is one block: it cannot be entered twice, but as a

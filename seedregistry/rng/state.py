@@ -47,7 +47,7 @@ def _bytes_of(generator: torch.Generator) -> bytes:
 
 
 def _head_of(generator: torch.Generator) -> bytes:
-    """Return the first bytes of a generator's state, which change with every draw on every kind of device."""
+    """Return the first bytes of a generator's state, which change with every draw."""
     return generator.get_state().numpy()[:_HEAD_BYTES].tobytes()
 
 
@@ -104,7 +104,7 @@ class Captured:
             numpy_state.swap_in(pooled.bit_generator)
 
     def seeder(self, *, full_width: bool, depth: int) -> Callable[[SeedSource], None]:
-        """Return what sets everything captured to a position, as :meth:`seed_from` does and in less time.
+        """Return a quicker :meth:`seed_from`: what sets everything captured to a position.
 
         For one capture under which many positions are drawn from.
 
@@ -162,7 +162,7 @@ class Captured:
         return moved
 
     def restore(self, late_seed: Optional[LateSeed] = None) -> None:
-        """Put everything back. Running it again, as after an interrupt half-way, does the same once more.
+        """Put everything back. After an interrupt half-way it may be run again.
 
         Args:
             late_seed: gives the seed of an accelerator that started since the capture while no seed
@@ -254,7 +254,7 @@ def _seed_legacy(pooled: numpy_state.Pooled, source: SeedSource) -> None:
 
 
 def _comparable(state: Any) -> object:
-    """Return the state of any bit generator of NumPy as nested tuples with bytes in the place of arrays."""
+    """Return the state of a bit generator of NumPy as nested tuples, arrays as bytes."""
     if isinstance(state, dict):
         return tuple((name, _comparable(part)) for name, part in sorted(state.items()))
     if isinstance(state, np.ndarray):
@@ -280,12 +280,12 @@ def fingerprint() -> Dict[str, object]:
 
 
 def shared_generators() -> Tuple[object, ...]:
-    """Return the objects behind the default generators of python, NumPy and torch on the CPU, to tell them from others."""
+    """Return the objects behind the default generators of python, NumPy and torch on the CPU."""
     return (getattr(random, "_inst", None), np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 
 
 def seed_global(seed: int) -> None:
-    """Seed python, NumPy's legacy generator and torch on every device with one integer, as the documents do.
+    """Seed python, NumPy's legacy generator and torch on every device with one integer.
 
     A generator of another kind that was put under NumPy's global state (``set_bit_generator``),
     which ``np.random.seed`` refuses, is replaced by an MT19937.
