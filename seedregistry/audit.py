@@ -107,9 +107,11 @@ class Audit:
             raise ScopeError(message)
         self._is_used = True
         covered = rng.scoped_libraries()  # inside a scope what is drawn is the scope's
-        found = rng.fingerprint()
+        fingerprint = rng.fingerprint()
         self._fingerprint = {
-            name: state for name, state in found.items() if name.partition(":")[0] not in covered
+            name: state
+            for name, state in fingerprint.items()
+            if name.partition(":")[0] not in covered
         }
         self._watcher.__enter__()  # type: ignore[no-untyped-call]
         return self

@@ -419,6 +419,6 @@ def find_scheme(name: object) -> Scheme:
     """
     scheme = SCHEMES.get(name) if isinstance(name, str) else None
     if scheme is None:
-        known = ", ".join(repr(known) for known in SCHEMES)
-        raise InvalidOptionError(f"There is no scheme {_show(name)}. Schemes: {known}.")
+        names = ", ".join(map(repr, SCHEMES))
+        raise InvalidOptionError(f"There is no scheme {_show(name)}. Schemes: {names}.")
     return scheme

@@ -83,7 +83,7 @@ class SwitchReport:
     name: str
     before: Value
     wanted: Value
-    found: Value
+    after: Value
 
 
 @attrs.frozen(kw_only=True)
@@ -92,11 +92,11 @@ class Ineffective:
 
     name: str
     wanted: str
-    found: str
+    actual: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name}: wanted {self.wanted}, found {self.found}: {self.reason}"
+        return f"{self.name}: wanted {self.wanted}, found {self.actual}: {self.reason}"
 
 
 @attrs.frozen(kw_only=True)
@@ -121,11 +121,11 @@ class DeterminismReport:
     @property
     def applied(self) -> Tuple[str, ...]:
         """Names of the switches that were set and read back as wanted."""
-        return tuple(s.name for s in self.switches if s.wanted is not None and s.found == s.wanted)
+        return tuple(s.name for s in self.switches if s.wanted is not None and s.after == s.wanted)
 
     def __str__(self) -> str:
         lines = [f"determinism mode {self.mode}"]
-        lines += [f"  {switch.name} = {switch.found}" for switch in self.switches]
+        lines += [f"  {switch.name} = {switch.after}" for switch in self.switches]
         lines += [f"  not in effect: {entry}" for entry in self.ineffective]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -260,7 +260,7 @@ def _torch_version() -> Tuple[int, int]:
 
 def _cublas_problem(cublas: SwitchReport, *, cuda_had_started: bool) -> Optional[Ineffective]:
     asks = _torch_version() <= _LAST_TORCH_THAT_ASKS
-    if cublas.wanted is None and cublas.found not in _CUBLAS_ACCEPTED:
+    if cublas.wanted is None and cublas.after not in _CUBLAS_ACCEPTED:
         tail = (
             "this torch refuses deterministic cuBLAS with it"
             if asks
@@ -273,7 +273,7 @@ def _cublas_problem(cublas: SwitchReport, *, cuda_had_started: bool) -> Optional
         return Ineffective(
             name=_CUBLAS,
             wanted=" or ".join(_CUBLAS_ACCEPTED),
-            found=str(cublas.found),
+            actual=str(cublas.after),
             reason=reason,
         )
     if cublas.wanted is not None and cuda_had_started and asks:
@@ -284,7 +284,7 @@ def _cublas_problem(cublas: SwitchReport, *, cuda_had_started: bool) -> Optional
             "environment before python starts"
         )
         return Ineffective(
-            name=_CUBLAS, wanted=_CUBLAS_WANTED, found="set after CUDA started", reason=reason
+            name=_CUBLAS, wanted=_CUBLAS_WANTED, actual="set after CUDA started", reason=reason
         )
     return None
 
@@ -318,7 +318,7 @@ def _nccl_problem() -> Optional[Ineffective]:
         "may not repeat bit for bit"
     )
     return Ineffective(
-        name="NCCL_ALGO", wanted="unset, or without NVLS", found=value, reason=reason
+        name="NCCL_ALGO", wanted="unset, or without NVLS", actual=value, reason=reason
     )
 
 
@@ -359,17 +359,17 @@ def _hash_problem() -> Optional[Ineffective]:
             "whether it was set by then"
         )
     return Ineffective(
-        name="PYTHONHASHSEED", wanted="a number, before python starts", found=value, reason=reason
+        name="PYTHONHASHSEED", wanted="a number, before python starts", actual=value, reason=reason
     )
 
 
 def _report(
     mode: str, before: Dict[str, Value], wanted: Dict[str, Value], *, cuda_had_started: bool
 ) -> DeterminismReport:
-    found = {switch.name: _read(switch) for switch in _SWITCHES}
+    after = {switch.name: _read(switch) for switch in _SWITCHES}
     switches = tuple(
-        SwitchReport(name=name, before=before[name], wanted=wanted.get(name), found=found[name])
-        for name in found
+        SwitchReport(name=name, before=before[name], wanted=wanted.get(name), after=after[name])
+        for name in after
     )
     if mode == "off":
         return DeterminismReport(mode=mode, switches=switches)
@@ -377,11 +377,11 @@ def _report(
         Ineffective(
             name=s.name,
             wanted=str(s.wanted),
-            found=str(s.found),
+            actual=str(s.after),
             reason="it was set and did not stay so",
         )
         for s in switches
-        if s.wanted is not None and s.found != s.wanted
+        if s.wanted is not None and s.after != s.wanted
     ]
     cublas = next(switch for switch in switches if switch.name == _CUBLAS)
     problems = (
@@ -394,7 +394,7 @@ def _report(
         mode=mode,
         switches=switches,
         ineffective=(*did_not_stick, *(problem for problem in problems if problem is not None)),
-        notes=(*notes, _INDUCTOR_NOTE) if found[_INDUCTOR] else notes,
+        notes=(*notes, _INDUCTOR_NOTE) if after[_INDUCTOR] else notes,
     )
 
 
@@ -473,7 +473,7 @@ def _handles() -> List[Switches]:
     return alive
 
 
-def _wanted(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value]:
+def _plan(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value]:
     """Return the value that each switch is to have; a switch that is not in it is left alone."""
     if mode == "off":
         return {}
@@ -537,7 +537,7 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
     _validate(mode, fill_uninitialized_memory)
     with _lock:
         before = {switch.name: _read(switch) for switch in _SWITCHES}
-        wanted = _wanted(mode, before, fill=fill_uninitialized_memory)
+        wanted = _plan(mode, before, fill=fill_uninitialized_memory)
         saved = {name: before[name] for name in wanted}
         if saved:
             saved[_INDUCTOR] = before[_INDUCTOR]  # use_deterministic_algorithms sets it too

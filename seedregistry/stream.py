@@ -280,14 +280,14 @@ class Stream:
             return True
         if not isinstance(other, Stream):
             return NotImplemented
-        return self.words() == other.words()
+        return self.names() == other.names()
 
     def __hash__(self) -> int:
         if self._hash is None:
-            self._hash = hash(self.words())
+            self._hash = hash(self.names())
         return self._hash
 
-    def words(self) -> Tuple[object, ...]:
+    def names(self) -> Tuple[object, ...]:
         """Return what makes the stream what it is, as a dict key that holds nothing else alive."""
         return (
             self.master_seed,

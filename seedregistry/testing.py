@@ -78,9 +78,9 @@ def assert_replays(
     first = function(*args, **kwargs)
     expected = dict(_leaves(first, "result"))
     for call in range(2, times + 1):
-        found = dict(_leaves(function(*args, **kwargs), "result"))
-        for place in [*expected, *(place for place in found if place not in expected)]:
-            if expected.get(place) != found.get(place):
+        actual = dict(_leaves(function(*args, **kwargs), "result"))
+        for place in [*expected, *(place for place in actual if place not in expected)]:
+            if expected.get(place) != actual.get(place):
                 message = (
                     f"{getattr(function, '__qualname__', function)!s} does not replay: call "
                     f"{call} differs from the first at {place}."

@@ -111,7 +111,7 @@ def test_apply_sets_every_switch(caller, mode, fill):
         assert not torch.backends.cudnn.benchmark
         assert torch.utils.deterministic.fill_uninitialized_memory == fill
         assert os.environ[CUBLAS] == (caller[CUBLAS] or ":4096:8")
-        assert {s.name: s.found for s in handle.report.switches} == read()
+        assert {s.name: s.after for s in handle.report.switches} == read()
         assert {s.name: s.before for s in handle.report.switches} == caller
         assert {ALGORITHMS, FILL, DETERMINISTIC, BENCHMARK} <= set(handle.report.applied)
         assert (CUBLAS in handle.report.applied) == (caller[CUBLAS] is None)
@@ -121,7 +121,7 @@ def test_off_leaves_everything_alone(caller):
     """Mode "off" changes nothing and reports what is there, without a claim about it."""
     with determinism.apply("off", fill_uninitialized_memory=True) as handle:
         assert read() == caller
-        assert {s.name: s.found for s in handle.report.switches} == caller
+        assert {s.name: s.after for s in handle.report.switches} == caller
         assert handle.report.applied == handle.report.ineffective == handle.report.notes == ()
         torch.backends.cudnn.benchmark = not caller[BENCHMARK]
     assert torch.backends.cudnn.benchmark != caller[BENCHMARK], (
@@ -467,7 +467,7 @@ def test_a_setter_that_does_nothing_is_caught(monkeypatch):
     monkeypatch.setattr(determinism, "_SWITCHES", table)
     with determinism.apply("strict") as handle:
         entry = by_name(handle.report)[DETERMINISTIC]
-        assert (entry.wanted, entry.found) == ("True", "False")
+        assert (entry.wanted, entry.actual) == ("True", "False")
         assert DETERMINISTIC not in handle.report.applied
 
 
@@ -506,7 +506,7 @@ def test_a_launchers_bad_cublas_value(monkeypatch, value, version, words):
     with determinism.apply("warn") as handle:
         assert os.environ[CUBLAS] == value
         entry = by_name(handle.report)[CUBLAS]
-        assert entry.found == value
+        assert entry.actual == value
         assert words in entry.reason
     assert os.environ[CUBLAS] == value
 

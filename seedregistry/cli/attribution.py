@@ -36,7 +36,7 @@ _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 
 
 @contextlib.contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
+def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show progress from the first step on."""
     from seedregistry.attribution.progress import Display
 
@@ -83,7 +83,7 @@ def demo_command(
     """Train, attribute, retrain on subsets; write ledger, table, scores and a report."""
     from seedregistry.attribution.demo import run_demo
 
-    with _shown() as progress:
+    with _show_progress() as progress:
         demo = run_demo(
             out,
             seed=seed,
@@ -142,18 +142,18 @@ def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
         raise click.BadParameter(
             f"{name!r} must take a registry: {error}.", param_hint="MODULE:FUNCTION"
         ) from error
-    found = function(registry)
+    plan = function(registry)
     if (
-        not isinstance(found, tuple)
-        or len(found) != 2  # noqa: PLR2004 - a pair
-        or not isinstance(found[0], Recipe)
-        or not callable(found[1])
+        not isinstance(plan, tuple)
+        or len(plan) != 2  # noqa: PLR2004 - a pair
+        or not isinstance(plan[0], Recipe)
+        or not callable(plan[1])
     ):
         raise click.BadParameter(
             f"{name!r} must return (Recipe, measurement) for a registry.",
             param_hint="MODULE:FUNCTION",
         )
-    return Training(registry, found[0]), found[1]
+    return Training(registry, plan[0]), plan[1]
 
 
 def _make_folders(*paths: Optional[Path]) -> None:
@@ -202,8 +202,8 @@ def magic_command(
     _make_folders(out, ledger)
     training, measurement = _load(recipe, seed, scheme)
     registry = training.registry
-    with _shown() as progress:
-        found = magic(
+    with _show_progress() as progress:
+        attribution = magic(
             training,
             measurement,
             keep=keep,
@@ -214,14 +214,14 @@ def magic_command(
     with out.open("wb") as file:  # under this very name: NumPy would add a suffix
         np.savez(
             file,
-            scores=found.scores.numpy(),
-            values=found.values.numpy(),
-            fingerprint=np.array(found.fingerprint),
+            scores=attribution.scores.numpy(),
+            values=attribution.values.numpy(),
+            fingerprint=np.array(attribution.fingerprint),
         )
     if ledger is not None:
         registry.ledger.save(ledger)
     facts = {
-        "targets": len(found.values),
+        "targets": len(attribution.values),
         "examples": training.size,
         "steps": training.steps,
         "digest": registry.ledger.digest,
@@ -322,11 +322,11 @@ def lds_command(  # noqa: PLR0913 - options of a command
     if fingerprints and fingerprints[0] != training.fingerprint(0):
         message = (
             f"{str(scores)!r} has scores of another training: another seed, scheme, recipe "
-            "or environment than this one."
+            "or environment than this scored."
         )
         raise click.BadParameter(message, param_hint="--scores")
-    with _shown() as progress:
-        scored = lds(
+    with _show_progress() as progress:
+        results = lds(
             training,
             measurement,
             given,
@@ -344,13 +344,13 @@ def lds_command(  # noqa: PLR0913 - options of a command
     if as_json:
         rows: List[Dict[str, Any]] = [
             {
-                "fraction": one.fraction,
-                "mean": one.mean,
-                "interval": one.interval,
-                "slope": one.slope,
-                "undefined": one.undefined,
+                "fraction": scored.fraction,
+                "mean": scored.mean,
+                "interval": scored.interval,
+                "slope": scored.slope,
+                "undefined": scored.undefined,
             }
-            for one in scored
+            for scored in results
         ]
         click.echo(
             json.dumps(
@@ -364,10 +364,10 @@ def lds_command(  # noqa: PLR0913 - options of a command
             )
         )
         return YES
-    for one in scored:
-        low, high = one.interval
+    for scored in results:
+        low, high = scored.interval
         click.echo(
-            f"{100 * one.fraction:g}% left out: {one.mean:.3f} ({low:.3f} to {high:.3f}), slope "
-            f"{one.slope:.2f}"
+            f"{100 * scored.fraction:g}% left out: {scored.mean:.3f} "
+            f"({low:.3f} to {high:.3f}), slope {scored.slope:.2f}"
         )
     return YES

@@ -88,20 +88,22 @@ def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
         disable=size < _LARGE_BYTES or not sys.stderr.isatty(), console=Console(stderr=True)
     ) as bar:
         task = bar.add_task("verifying", total=size)
-        found = verify_file(
+        verification = verify_file(
             file, progress=lambda size_bytes: bar.update(task, completed=size_bytes)
         )
-    has_digest = printed is None or found.digest.startswith(printed)
+    has_digest = printed is None or verification.digest.startswith(printed)
     if as_json:
-        facts = attrs.asdict(found)
-        faults = [{**attrs.asdict(fault), "is_fatal": fault.is_fatal} for fault in found.faults]
-        facts.update(ok=found.ok and has_digest, has_digest=has_digest, faults=faults)
+        facts = attrs.asdict(verification)
+        faults = [
+            {**attrs.asdict(fault), "is_fatal": fault.is_fatal} for fault in verification.faults
+        ]
+        facts.update(ok=verification.ok and has_digest, has_digest=has_digest, faults=faults)
         print_json(facts)
     else:
-        click.echo(str(found))
+        click.echo(str(verification))
         if not has_digest:
-            click.echo(f"the digest is {found.digest[: len(printed or '')]}, not {printed}")
-    return YES if found.ok and has_digest else NO
+            click.echo(f"the digest is {verification.digest[: len(printed or '')]}, not {printed}")
+    return YES if verification.ok and has_digest else NO
 
 
 @ledger_group.command("diff")
@@ -111,13 +113,13 @@ def _verify(file: Path, printed: Optional[str], *, as_json: bool) -> int:
 def _diff(first: Path, second: Path, *, as_json: bool) -> int:
     """Print what two ledgers differ in; exit 1 when their contents differ."""
     ledgers = [_load(path) for path in (first, second)]
-    found = ledgers[0].diff(ledgers[1])
+    difference = ledgers[0].diff(ledgers[1])
     if as_json:
-        print_json({"equal": not found, **attrs.asdict(found)})
+        print_json({"equal": not difference, **attrs.asdict(difference)})
     else:
-        click.echo(str(found))
+        click.echo(str(difference))
     damage = max(_report_damage(loaded) for loaded in ledgers)
-    return NO if found else damage
+    return NO if difference else damage
 
 
 @ledger_group.command("export")
@@ -169,11 +171,11 @@ def _export(
 def _digest(file: Path, *, short: bool, as_json: bool) -> int:
     """Print the digest of the content; exit 1 when the file is damaged."""
     loaded = _load(file)
-    found = loaded.short_digest if short else loaded.digest
+    digest = loaded.short_digest if short else loaded.digest
     if as_json:
-        print_json({"digest": found})
+        print_json({"digest": digest})
     else:
-        click.echo(found)
+        click.echo(digest)
     return _report_damage(loaded)
 
 

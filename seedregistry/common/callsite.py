@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from typing import TYPE_CHECKING, Dict, Tuple
 
 if TYPE_CHECKING:
@@ -23,9 +22,13 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _STANDARD = tuple(
-    {os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")}
-    | {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "scripts")}
+    {
+        os.path.dirname(os.__file__) + os.sep,
+        os.path.dirname(os.path.realpath(os.__file__)) + os.sep,
+        os.path.dirname(sys.executable) + os.sep,  # console scripts
+    }
 )
+"""Folders of the standard library and of scripts; ``sysconfig`` knows them too, and is slow."""
 
 _CALLERS = {
     *("click", "fire", "hydra", "typer"),

@@ -31,11 +31,11 @@ def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[s
     ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before a process group is there, the rank is
     that which the launcher set: ``RANK``, of ``torchrun``.
     """
-    own = rank()
+    number = rank()
     told = os.environ.get("RANK", "")
     if not _is_initialized() and told.isascii() and told.isdigit():
-        own = int(told)
-    if not own:
+        number = int(told)
+    if not number:
         return path
     try:
         whole = Path(path)
@@ -43,4 +43,4 @@ def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[s
         return path
     if not whole.name:
         return path
-    return whole.with_name(f"{whole.stem}.rank{own}{whole.suffix}")
+    return whole.with_name(f"{whole.stem}.rank{number}{whole.suffix}")

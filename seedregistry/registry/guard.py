@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
     Name = Tuple[int, str, InstanceId]
-    Words = Tuple[object, ...]
+    Names = Tuple[object, ...]
 
 _REUSE_RULES = ("auto", "allow", "warn", "forbid")
 
@@ -68,9 +68,9 @@ class Guard:
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
         self._seen: Set[str] = set(LIBRARY_PURPOSES)
         self._owners: Dict[int, Name] = {}
-        self._first_use: Dict[Words, str] = {}
-        self._generator_sites: Set[Tuple[Words, str, str]] = set()
-        self._scoped: Set[Words] = set()
+        self._first_use: Dict[Names, str] = {}
+        self._generator_sites: Set[Tuple[Names, str, str]] = set()
+        self._scoped: Set[Names] = set()
 
     def __getstate__(self) -> Dict[str, Any]:
         # Copied in one step each: another thread may be deriving while these are pickled or copied.
@@ -192,11 +192,11 @@ class Guard:
         rule = self._on_reuse
         if rule == "allow":
             return
-        words = stream.words()
-        first = self._first_use.get(words)
+        names = stream.names()
+        first = self._first_use.get(names)
         if first is None:
             return
-        starts_over = bool(kind) and (words, kind, site) in self._generator_sites
+        starts_over = bool(kind) and (names, kind, site) in self._generator_sites
         if rule == "auto" and stream.instance_id is not None and not starts_over:
             return
         if starts_over:
@@ -219,15 +219,15 @@ class Guard:
 
     def mark_use(self, stream: Stream, site: str, kind: str = "") -> None:
         """Remember a use, with the kind of the generator where one is handed out."""
-        words = stream.words()
-        self._first_use.setdefault(words, site)
+        names = stream.names()
+        self._first_use.setdefault(names, site)
         if kind:
-            self._generator_sites.add((words, kind, site))
+            self._generator_sites.add((names, kind, site))
 
     def mark_scope(self, stream: Stream, site: str) -> bool:
         """Remember a scope at the stream's start; return whether it is the first."""
-        words = stream.words()
-        self._first_use.setdefault(words, site)
-        is_first = words not in self._scoped
-        self._scoped.add(words)
+        names = stream.names()
+        self._first_use.setdefault(names, site)
+        is_first = names not in self._scoped
+        self._scoped.add(names)
         return is_first

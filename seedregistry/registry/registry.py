@@ -513,7 +513,7 @@ class SeedRegistry(Builders):
                 mode=deterministic,
                 fill_uninitialized_memory=fill_uninitialized_memory,
                 ineffective=tuple(str(entry) for entry in handle.report.ineffective),
-                switches=tuple((switch.name, switch.found) for switch in handle.report.switches),
+                switches=tuple((switch.name, switch.after) for switch in handle.report.switches),
             )
         )
         return handle

@@ -141,15 +141,15 @@ def _discover() -> Tuple[Accelerator, ...]:
 
     CPU-only builds have none, and their scopes pay nothing.
     """
-    found = []
+    accelerators = []
     for kind in ("cuda", "xpu", "mtia"):
         module = getattr(torch, kind, None)
         is_compiled = getattr(module, "_is_compiled", None)
         if is_compiled is not None and is_compiled() and hasattr(module, "_lazy_seed_tracker"):
-            found.append(Accelerator(kind, module))
+            accelerators.append(Accelerator(kind, module))
     if getattr(torch._C, "_has_mps", False):
-        found.append(Accelerator("mps", torch.mps))
-    return tuple(found)
+        accelerators.append(Accelerator("mps", torch.mps))
+    return tuple(accelerators)
 
 
 ACCELERATORS: Tuple[Accelerator, ...] = _discover()

@@ -45,17 +45,17 @@ def _check_cpu_layout() -> None:
     """Compare the layout above with a generator that torch seeded, once, before relying on it."""
     seed = 5489
     state = torch.Generator().manual_seed(seed).get_state().numpy()
-    known = state.size == _STATE_BYTES and _HEADER.unpack(state[:_WORDS_START].tobytes()) == (
+    is_expected = state.size == _STATE_BYTES and _HEADER.unpack(state[:_WORDS_START].tobytes()) == (
         seed,
         1,
         1,
         0,
     )
-    if known:
+    if is_expected:
         legacy: Any = np.random.RandomState(seed).get_state()
         words = legacy[1]  # MT19937 init_genrand, as torch seeds it
-        known = bool(np.array_equal(state[_WORDS_START:_WORDS_END].view("<u8"), words))
-    if not known:
+        is_expected = bool(np.array_equal(state[_WORDS_START:_WORDS_END].view("<u8"), words))
+    if not is_expected:
         message = (
             f"torch {torch.__version__} keeps the state of its CPU generator in a layout that "
             "this version does not know, so scheme 'sha256-256' cannot set it. Use scheme "

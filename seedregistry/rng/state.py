@@ -267,7 +267,7 @@ def fingerprint() -> Dict[str, object]:
 
     Reads only, 40 us.
     """
-    found: Dict[str, object] = {
+    states: Dict[str, object] = {
         "python": random.getstate(),
         "numpy": _comparable(np.random.get_state(legacy=False)),
         "torch:cpu": _bytes_of(torch.default_generator),
@@ -275,8 +275,8 @@ def fingerprint() -> Dict[str, object]:
     for accelerator in accelerators.ACCELERATORS:
         if accelerator.is_initialized():
             for generator in accelerator.default_generators():
-                found[f"torch:{generator.device}"] = _bytes_of(generator)
-    return found
+                states[f"torch:{generator.device}"] = _bytes_of(generator)
+    return states
 
 
 def shared_generators() -> Tuple[object, ...]:
