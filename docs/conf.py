@@ -52,8 +52,8 @@ _MODULES = (
 )
 _NAMES = (
     "Accelerator Any Callable DataLoader Dataset Generator Iterable Iterator Mapping None Path "
-    "Random Sequence TracebackType bool bytes callable dict float int list object optional str "
-    "tuple type"
+    "Random Sequence Subset TracebackType _Model _Optimizer bool bytes callable dict float int "
+    "list object optional str tuple type"
 )
 _ALIASES = (
     "AnyGenerator Coordinate Cursor Entry Indices InstanceId LateSeed MasterSeed Measurement Order "

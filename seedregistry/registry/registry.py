@@ -478,8 +478,8 @@ class SeedRegistry(Builders):
         """Seed the default generators of the process and set torch's determinism switches.
 
         A master seed below 2**32 seeds python, NumPy and torch with that integer, as
-        :func:`~seedregistry.set_global_deterministic_state` does; a larger one sets each library
-        from other bits of the key of stream ("global", None). Call it first, or not at all:
+        :func:`~seedregistry.functional.set_global_deterministic_state` does; a larger one sets each
+        library from other bits of the key of stream ("global", None). Call it first, or not at all:
         whatever is built from the registry does not depend on it.
 
         Args:
