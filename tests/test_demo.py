@@ -149,6 +149,19 @@ def test_an_ablation_that_has_nothing_beside_it_is_refused():
             attrs.evolve(plan, ablation_fractions=wrong)
 
 
+def test_a_missing_package_is_named_before_the_work(tmp_path):
+    """Without matplotlib the door opens and plans are there; a demonstration is refused at once."""
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from seedregistry.attribution.demo import digits_plan, run_demo\n"
+        "run_demo('out', plan=None)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "seedregistry.attribution.demo needs matplotlib: pip install" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_such_plan(tmp_path):
     """A plan that does not exist, or no workers, is refused before anything is written."""
     with pytest.raises(InvalidOptionError, match="digits"):

@@ -63,7 +63,7 @@ def functions(tree: ast.AST) -> set:
         node.name
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef)
-        and not any("property" in ast.unparse(mark) for mark in node.decorator_list)
+        and not any("property" in ast.dump(mark) for mark in node.decorator_list)
     }
 
 

@@ -9,6 +9,7 @@ the same numbers and one digest.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import shutil
 import time
@@ -21,7 +22,6 @@ import torch
 
 from seedregistry.attribution import baselines
 from seedregistry.attribution.bridges import dattri_influence, require, traker_trak
-from seedregistry.attribution.demo import report
 from seedregistry.attribution.demo.plans import Plan, cifar10_plan, digits_plan
 from seedregistry.attribution.demo.results import Demo
 from seedregistry.attribution.jobs import check_workers, process_pool
@@ -97,6 +97,8 @@ def run_demo(
         RecipeError: dattri or traker is asked for and not installed.
         InvalidOptionError: no plan goes by that name, or ``workers`` is no number of processes.
     """
+    importlib.import_module("seedregistry.attribution.demo.report")  # its packages may be missing
+
     plans: Dict[str, Callable[[SeedRegistry], Plan]] = {
         "digits": digits_plan,
         "cifar10": lambda registry: cifar10_plan(registry, root),
@@ -265,6 +267,8 @@ def _ablate(
 
 
 def _write(demo: Demo, folder: Path) -> None:
+    from seedregistry.attribution.demo import report
+
     ledger = demo.registry.ledger
     ledger.save(folder / "ledger.jsonl")
     (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
