@@ -334,9 +334,9 @@ def test_a_slip_in_a_purpose_warns_once():
 )
 def test_one_edit(first, second, near):
     """One insertion, deletion, substitution or swap of neighbours is one edit."""
-    from seedregistry.registry.purposes import is_near_slip
+    from seedregistry.registry.purposes import is_single_edit
 
-    assert is_near_slip(first, second) is is_near_slip(second, first) is near
+    assert is_single_edit(first, second) is is_single_edit(second, first) is near
 
 
 def test_a_closed_set_of_purposes():

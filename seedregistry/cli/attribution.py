@@ -322,7 +322,7 @@ def lds_command(  # noqa: PLR0913 - options of a command
     if fingerprints and fingerprints[0] != training.fingerprint(0):
         message = (
             f"{str(scores)!r} has scores of another training: another seed, scheme, recipe "
-            "or environment than this scored."
+            "or environment than this one."
         )
         raise click.BadParameter(message, param_hint="--scores")
     with _show_progress() as progress:

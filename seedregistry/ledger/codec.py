@@ -204,12 +204,12 @@ _Table = Tuple[Tuple[_Field, ...], Tuple[_Field, ...]]
 
 def _field_table(cls: Type[Record]) -> _Table:
     """Return the fields of circumstance and those of content, in the order of the file."""
-    parts: Tuple[list[_Field], list[_Field]] = ([], [])
+    halves: Tuple[list[_Field], list[_Field]] = ([], [])
     for field in sorted(attrs.fields(cls), key=lambda field: field.name):
         wire = _BY_NAME.get(field.name) or _BY_TYPE[str(field.type)]
         is_content = cls.IS_CONTENT and not field.metadata.get("circumstance")
-        parts[is_content].append((field.name, f"{_quote(field.name)}:", *wire))
-    return tuple(parts[0]), tuple(parts[1])
+        halves[is_content].append((field.name, f"{_quote(field.name)}:", *wire))
+    return tuple(halves[0]), tuple(halves[1])
 
 
 _TABLES = {cls: _field_table(cls) for cls in KINDS.values()}
@@ -291,27 +291,25 @@ def decode(data: Any) -> Record:
             "a record has a circumstance, a content and a kind, and here also "
             f"{', '.join(strange)[:80]}"
         )
-    for part in ("circumstance", "content"):
-        if type(data.get(part, {})) is not dict:
-            raise LedgerFormatError(f"the {part} of a record is an object")
+    for half in ("circumstance", "content"):
+        if type(data.get(half, {})) is not dict:
+            raise LedgerFormatError(f"the {half} of a record is an object")
     kind = data["kind"]
     cls = KINDS.get(kind)
     if cls is None:
         return records.Unknown(kind=kind, body=canonical(data).decode())
     fields: Dict[str, Any] = {}
-    for part, table in zip(("circumstance", "content"), _TABLES[cls]):
-        fields_of_half = data.get(part, {})
+    for half, table in zip(("circumstance", "content"), _TABLES[cls]):
+        encoded = data.get(half, {})
         if (
-            type(fields_of_half) is not dict
-            or fields_of_half.keys() != {field[0] for field in table}
-            or (part in data) != bool(table)
+            type(encoded) is not dict
+            or encoded.keys() != {field[0] for field in table}
+            or (half in data) != bool(table)
         ):
             names = ", ".join(field[0] for field in table) or "nothing"
-            raise LedgerFormatError(f"the {part} of kind {kind!r} holds {names}")
+            raise LedgerFormatError(f"the {half} of kind {kind!r} holds {names}")
         for name, _, _, _, decoder in table:
-            fields[name] = _decode_field(
-                decoder, fields_of_half[name], f"{part}.{name} of kind {kind!r}"
-            )
+            fields[name] = _decode_field(decoder, encoded[name], f"{half}.{name} of kind {kind!r}")
     return cls(**fields)
 
 

@@ -330,7 +330,7 @@ def _by_purpose(
 
 
 def _label(name: Name) -> str:
-    return "/".join([*(stretch for stretch in name[0] if stretch), show_id(name[2])])
+    return "/".join([*(step for step in name[0] if step), show_id(name[2])])
 
 
 def _other_entries(ours: _Side, theirs: _Side) -> Iterator[str]:

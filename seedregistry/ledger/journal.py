@@ -297,7 +297,7 @@ def _resume(
     if loaded.form == "saved":
         message = (
             f"{str(path)!r} is a saved ledger, not a journal: it ends with its seal. Give "
-            "the journal a file of its stretch."
+            "the journal a file of its own."
         )
         raise LedgerFormatError(message)
     faults = [fault for fault in loaded.checker.faults if fault.is_fatal]

@@ -83,9 +83,8 @@ def refuse_contradictions(
             other.entries[start - other.start :],
         )
         for serial, (here, there) in enumerate(pairs, start):
-            if here is not there and codec.encode_line(here) != codec.encode_line(
-                there
-            ):  # NaN is not itself, and 1 is True
+            # By their lines: NaN is not itself, and 1 is True.
+            if here is not there and codec.encode_line(here) != codec.encode_line(there):
                 message = (
                     f"Entry {serial} of origin {present.origin}, session {present.session}, is "
                     f"{here!r} in one ledger and {there!r} in the other: one of the two was "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 
 from seedregistry.common import digest
 from seedregistry.ledger import records
-from seedregistry.ledger.tables import join_names, plural, visible
+from seedregistry.ledger.tables import list_with_and, plural, visible
 from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ def _seeds(entries: Sequence[Record]) -> Iterator[str]:
         yield "No stream was derived."
         return
     roots = dict.fromkeys((run.master_seed, run.scheme) for run in runs if run.parent is None)
-    origin = join_names(
+    origin = list_with_and(
         f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots
     )
     purposes = sorted({name[1] for name in streams})
     count = (
         f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} "
-        f"({join_names(purposes)})"
+        f"({list_with_and(purposes)})"
     )
     yield f"{count} {'was' if len(streams) == 1 else 'were'} derived from {origin}."
     children = {run.master_seed for run in runs if run.parent is not None}
@@ -123,7 +123,7 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
         return
     modes = dict.fromkeys(_MODES.get(record.mode, f"mode {record.mode}") for record in switches)
     yield (
-        f"At its setting of the global state, {join_names(modes)}; how long that stood is not "
+        f"At its setting of the global state, {list_with_and(modes)}; how long that stood is not "
         "recorded."
     )
     ineffective = dict.fromkeys(line for record in switches for line in record.ineffective)
@@ -136,7 +136,7 @@ def _warnings(entries: Sequence[Record]) -> Iterator[str]:
     if counts:
         yield (
             "Warnings were recorded: "
-            f"{join_names(f'{count} x {name}' for name, count in sorted(counts.items()))}."
+            f"{list_with_and(f'{count} x {name}' for name, count in sorted(counts.items()))}."
         )
 
 

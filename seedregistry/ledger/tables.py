@@ -250,9 +250,9 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def join_names(names: Iterable[str]) -> str:
-    """Return words as in a sentence: ``a, b and c``."""
-    listed = list(names)
+def list_with_and(items: Iterable[str]) -> str:
+    """Return items as in a sentence: ``a, b and c``."""
+    listed = list(items)
     return (
         listed[0]
         if len(listed) == 1

@@ -30,7 +30,7 @@ class Fault:
             ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
             ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
             ``"contradiction"``.
-        message: what is wrong, in names.
+        message: what is wrong, in words.
     """
 
     line: int

@@ -42,7 +42,7 @@ def require_member(purpose: str, closed: FrozenSet[str]) -> None:
         raise UnknownPurposeError(message)
 
 
-def is_near_slip(first: str, second: str) -> bool:
+def is_single_edit(first: str, second: str) -> bool:
     """Return whether one edit turns one name into the other.
 
     An edit inserts, deletes or substitutes a letter, or swaps two neighbours.
@@ -66,6 +66,6 @@ def is_near_slip(first: str, second: str) -> bool:
 def similar(purpose: str, candidates: Iterable[str]) -> Optional[str]:
     """Return the first candidate, in the order of the alphabet, that is one edit away, or None."""
     return next(
-        (candidate for candidate in sorted(candidates) if is_near_slip(purpose, candidate)),
+        (candidate for candidate in sorted(candidates) if is_single_edit(purpose, candidate)),
         None,
     )
