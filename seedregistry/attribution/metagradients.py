@@ -21,6 +21,7 @@ import torch
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
+from seedregistry.common.files import write_atomically
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
@@ -391,9 +392,8 @@ class _ProgressFile:
         return saved
 
     def save(self, progress: dict[str, Any]) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        torch.save({**self._identity, **progress}, temporary)
-        temporary.replace(self._path)
+        state = {**self._identity, **progress}
+        write_atomically(self._path, lambda temporary: torch.save(state, temporary))
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

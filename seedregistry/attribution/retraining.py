@@ -37,6 +37,7 @@ from seedregistry.attribution.jobs import (
 )
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import ProgressOption, show_progress
+from seedregistry.common.files import write_atomically
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
@@ -386,12 +387,10 @@ class _Store:
         if path is None:
             return
         values, started = outcome
-        temporary = path.with_suffix(".tmp")
         content = {
             **self._identity,
             "dropped": dropped.tolist(),
             "values": values,
             "started": started,
         }
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(content).encode())

@@ -36,13 +36,14 @@ def write_atomically(
     temporary = target.parent / f".{stem}.{secrets.token_hex(8)}.tmp"
 
     try:
+        temporary.touch(exist_ok=False)
+        if mode is not None:
+            temporary.chmod(mode)  # before the content: what is private is never readable
         if callable(content):
             content(temporary)
         else:
-            with temporary.open("xb") as file:
+            with temporary.open("wb") as file:
                 file.writelines([content] if isinstance(content, bytes) else content)
-        if mode is not None:
-            temporary.chmod(mode)
         _sync_file(temporary)
         temporary.replace(target)
         sync_folder(target.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator
 
 from seedregistry.common.files import PathLike, write_atomically
@@ -92,17 +93,20 @@ def storage_error(what: str, path: object, error: BaseException, state: str) -> 
 
 
 def write_whole(path: PathLike, blocks: Iterable[bytes]) -> None:
-    """Write a file that is there whole, or as it was before.
-
-    Written beside it under another name, flushed to the disk, and renamed.
+    """Write a ledger's file, which is there whole, or as it was before.
 
     Raises:
         LedgerError: the file system refused; the old file is as it was, and nothing is left beside
             it.
     """
     try:
-        write_atomically(path, _gather(blocks))
+        target = Path(path).resolve()
     except (OSError, TypeError, ValueError) as error:  # the last two: no path
+        raise storage_error("write", path, error, "Nothing was written.") from error
+
+    try:
+        write_atomically(target, _gather(blocks))
+    except OSError as error:
         state = "What was there before is as it was."
         raise storage_error("write", path, error, state) from error
 
