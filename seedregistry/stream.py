@@ -8,6 +8,7 @@ import numpy as np
 
 from seedregistry import derivation, rng
 from seedregistry.common import ranks
+from seedregistry.common.options import NOT_GIVEN, NotGiven
 from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class Stream:
     def scope(
         self,
         *coordinates: Coordinate,
-        rank: Any = ...,
+        rank: Union[int, NotGiven, None] = NOT_GIVEN,
         torch_only: bool = False,
         timeout_s: float = rng.DEFAULT_TIMEOUT_S,
     ) -> rng.Scope:
@@ -237,7 +238,7 @@ class Stream:
                 scope for too long.
             InvalidNameError: a coordinate or the rank is not of an accepted type or range.
         """
-        if rank is ...:
+        if isinstance(rank, NotGiven):
             if ranks.world_size() > 1:
                 message = (
                     f"There are {ranks.world_size()} ranks and scope() of '{self.label}' was not "

@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -120,33 +119,32 @@ FIRST_MET = {
 """The functions that users meet first: each shows how it is called."""
 
 
-def docstrings() -> dict:
-    """Every docstring of the library and its line, by file and name (with a method's class)."""
-    found = {}
+def examples() -> dict:
+    """The docstrings with an example, by file and name; a method has the name of its class too."""
+    texts = {}
     for path in sorted((ROOT / "seedregistry").rglob("*.py")):
         module = path.relative_to(ROOT).as_posix()
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found[module, ""] = (ast.get_docstring(tree), 1)
+        texts[module, "module"] = ast.get_docstring(tree)
         for node in ast.walk(tree):
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
                     prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-                    found[module, prefix + child.name] = (ast.get_docstring(child), child.lineno)
-    return found
+                    texts[module, prefix + child.name] = ast.get_docstring(child)
+    return {place: text for place, text in texts.items() if ">>>" in (text or "")}
 
 
-EXAMPLES = {place: text for place, (text, _) in docstrings().items() if ">>>" in (text or "")}
+EXAMPLES = examples()
 
 
 @pytest.mark.parametrize("place", sorted(EXAMPLES), ids="-".join)
 def test_docstring_examples_run(place, tmp_path, monkeypatch):
     """The examples of a docstring run, in an empty folder, and leave the process as it was."""
     monkeypatch.chdir(tmp_path)
-    name = place[1] or "module"
-    test = doctest.DocTestParser().get_doctest(EXAMPLES[place], {}, name, place[0], 0)
+    file, name = place
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[place], {}, name, file, 0)
     output = io.StringIO()
-    with warnings.catch_warnings():
-        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=output.write)
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=output.write)
     assert result.failed == 0, output.getvalue()
 
 

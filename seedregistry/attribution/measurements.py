@@ -8,8 +8,9 @@ from typing import Any, Callable
 import attrs
 import torch
 
-from seedregistry.attribution.states import State, raw_bytes
+from seedregistry.attribution.states import State
 from seedregistry.attribution.training import Training
+from seedregistry.common.tensors import tensor_bytes
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
@@ -149,10 +150,12 @@ def identify(
     name = getattr(measurement, "__qualname__", type(measurement).__qualname__)
     sha = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
     for found in (values, beside):
-        sha.update(raw_bytes(found))
+        sha.update(tensor_bytes(found))
     if isinstance(measurement, _ExampleLosses):
         for data in (measurement.inputs, measurement.targets):
-            sha.update(raw_bytes(data) if isinstance(data, torch.Tensor) else repr(data).encode())
+            sha.update(
+                tensor_bytes(data) if isinstance(data, torch.Tensor) else repr(data).encode()
+            )
         sha.update(str(measurement.is_margin).encode())
     return Identity(digest=sha.hexdigest(), targets=len(values))
 

@@ -7,7 +7,7 @@ from typing import Callable, Dict
 import torch
 from torch import nn
 
-from seedregistry.errors import InvalidOptionError
+from seedregistry.common.options import check_choice
 
 _ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -126,24 +126,18 @@ def construct_rn9(
     Raises:
         InvalidOptionError: an option is not one of its values.
     """
-    act, pooling = _activation(activation), _POOLS.get(pool)
-    if pooling is None:
-        raise InvalidOptionError(
-            f"pool must be one of {', '.join(map(repr, _POOLS))}; got {pool!r}."
-        )
+    check_choice(pool, "pool", _POOLS)
+    act, pooling = _activation(activation), _POOLS[pool]
     norms: Dict[str, Callable[[int], nn.Module]] = {
         "group": lambda channels: GroupNorm(min(8, channels), channels),
         "batch": nn.BatchNorm2d,
         "none": lambda _: nn.Identity(),
     }
-    if norm not in norms:
-        raise InvalidOptionError(
-            f"norm must be one of {', '.join(map(repr, norms))}; got {norm!r}."
-        )
+    check_choice(norm, "norm", norms)
 
     def block(inputs: int, outputs: int, *, pooled: bool) -> nn.Module:
         layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norms[norm](outputs), act()]
-        return nn.Sequential(*layers, *([pooling(2)] if pooled and pooling is not None else []))
+        return nn.Sequential(*layers, *([pooling(2)] if pooled else []))
 
     def residual(channels: int) -> nn.Module:
         return _Residual(
@@ -167,9 +161,5 @@ def construct_rn9(
 
 
 def _activation(name: str) -> Callable[[], nn.Module]:
-    found = _ACTIVATIONS.get(name)
-    if found is None:
-        raise InvalidOptionError(
-            f"activation must be one of {', '.join(map(repr, _ACTIVATIONS))}; got {name!r}."
-        )
-    return found
+    check_choice(name, "activation", _ACTIVATIONS)
+    return _ACTIVATIONS[name]

@@ -38,6 +38,7 @@ from seedregistry.attribution.jobs import (
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.common.files import write_atomically
+from seedregistry.common.options import check_choice
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 if TYPE_CHECKING:
@@ -267,10 +268,7 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
 
 
 def _check_options(protocol: str, replicate: int, workers: object, at_once: int) -> None:
-    if protocol not in PROTOCOLS:
-        raise InvalidOptionError(
-            f"protocol must be one of {', '.join(map(repr, PROTOCOLS))}; got {protocol!r}."
-        )
+    check_choice(protocol, "protocol", PROTOCOLS)
     check_workers(workers)
     if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
         raise InvalidOptionError(f"at_once must be an int > 0; got {at_once!r}.")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Iterable, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Sequence, Tuple
 
 import attrs
-import torch
+
+from seedregistry.common.tensors import tensor_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -66,9 +70,4 @@ def add_tensors(sha: Any, tensors: Iterable[torch.Tensor]) -> None:
     """Add dtype, shape and bytes of each tensor to a hash."""
     for tensor in tensors:
         sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(raw_bytes(tensor))
-
-
-def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor, without a copy where it lies on the CPU."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # NumPy 2's stubs for Python 3.12 only
+        sha.update(tensor_bytes(tensor))

@@ -20,8 +20,9 @@ from torch.utils.data import TensorDataset
 from seedregistry import rng
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import cross_entropy
-from seedregistry.attribution.states import Batch, State, add_tensors, raw_bytes
+from seedregistry.attribution.states import Batch, State, add_tensors
 from seedregistry.common import environment
+from seedregistry.common.tensors import tensor_bytes
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 from seedregistry.version import __version__
@@ -629,7 +630,7 @@ class Training:
 
 def _bytes_of(values: Sequence[Any]) -> List[bytes]:
     """Return the bytes of what a batch holds, where they are tensors."""
-    return [raw_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
+    return [tensor_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
 
 
 def _pair(examples: Any) -> Tuple[Any, Any]:

@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_STANDARD = tuple(
-    {
-        os.path.dirname(os.__file__) + os.sep,
-        os.path.dirname(os.path.realpath(os.__file__)) + os.sep,
-        os.path.dirname(sys.executable) + os.sep,  # console scripts
-    }
+_STANDARD = (
+    os.path.dirname(os.__file__) + os.sep,
+    os.path.dirname(os.path.realpath(os.__file__)) + os.sep,
+    os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep,
 )
-"""Folders of the standard library and of scripts; ``sysconfig`` knows them too, and is slow."""
+"""Folders of the standard library and of console scripts. ``sysconfig`` knows them, and is slow."""
 
 _CALLERS = {
     *("click", "fire", "hydra", "typer"),

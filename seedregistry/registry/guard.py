@@ -21,8 +21,8 @@ from typing import (
 )
 
 from seedregistry.common.callsite import stack_level
+from seedregistry.common.options import check_choice
 from seedregistry.errors import (
-    InvalidOptionError,
     SeedCollisionError,
     SeedRegistryWarning,
     SimilarPurposeWarning,
@@ -58,11 +58,7 @@ class Guard:
     """
 
     def __init__(self, ledger: Ledger, *, on_reuse: str, purposes: Optional[Iterable[str]]) -> None:
-        if on_reuse not in _REUSE_RULES:
-            message = (
-                f"on_reuse must be one of {', '.join(map(repr, _REUSE_RULES))}; got {on_reuse!r}."
-            )
-            raise InvalidOptionError(message)
+        check_choice(on_reuse, "on_reuse", _REUSE_RULES)
         self.ledger = ledger
         self._on_reuse = on_reuse
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
