@@ -230,6 +230,24 @@ def test_help_and_version(capsys):
     assert seedregistry.__version__ in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    """Help and version are there at once: neither torch, NumPy nor rich's console is imported."""
+    script = (
+        "import sys\n"
+        "from seedregistry.__main__ import main\n"
+        f"sys.argv[1:] = {words!r}\n"
+        "status = main()\n"
+        "heavy = [name for name in ('torch', 'numpy', 'rich.console') if name in sys.modules]\n"
+        "sys.exit(heavy or status)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "seedregistry" in run.stdout
+
+
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_missing_packages_are_a_line(missing):
     """Without click or rich the console script says what to install, and exits with 2."""
