@@ -89,6 +89,17 @@ if WORLD == 1:
     module = Module()
     trainer().fit(module, *loaders(num_workers=1), ckpt_path=path)
     found["after"] = module.seen
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    for name, options in (("default", {}), ("last step", {"every_n_train_steps": 6})):
+        folder = os.path.join(sys.argv[1], name)
+        callback = ModelCheckpoint(folder, "{step}", save_top_k=-1, **options)
+        trainer(callbacks=[callback], enable_checkpointing=True).fit(Module(), *loaders())
+        for file in os.listdir(folder):
+            module = Module()
+            trainer().fit(
+                module, *loaders(num_workers=1), ckpt_path=os.path.join(folder, file)
+            )
+            found["resumed", name, int(file.partition("=")[2][:-5])] = module.seen
     predicted = lightning.Trainer(accelerator="cpu", **QUIET)
     Module.predict_step = lambda self, batch, step: batch
     found["predicted"] = [batch.numpy() for batch in predicted.predict(module, loaders()[1])]
@@ -175,6 +186,19 @@ def test_it_resumes_in_mid_epoch(found):
     both = contents(found[0]["before"]) + contents(found[0]["after"])
     assert len(found[0]["before"]) == 8
     assert both == expected(0, 1)
+
+
+@pytest.mark.parametrize("when", ["default", "last step"])
+def test_it_resumes_at_the_end_of_an_epoch(found, when):
+    """From each checkpoint that is made when an epoch ends, as Lightning's default is, or on its
+    last batch, the training goes on with the next epoch, bit for bit."""
+    if len(found) > 1:
+        assert not any(isinstance(key, tuple) for key in found[0])  # one device only, as above
+        return
+    resumed = {key[2]: seen for key, seen in found[0].items() if key[:2] == ("resumed", when)}
+    assert set(resumed) == {6, 12, 18}
+    for step, seen in resumed.items():
+        assert contents(seen) == expected(0, 1)[step:]
 
 
 def test_predicting_goes_through_every_sample(found):

@@ -31,7 +31,12 @@ from torch.utils.data import (
 
 from seedregistry import SeedRegistry
 from seedregistry.data import draws_nothing
-from seedregistry.errors import EpochRepeatedWarning, SampleAddressError, UndeclaredRandomnessError
+from seedregistry.errors import (
+    EpochRepeatedWarning,
+    InvalidOptionError,
+    SampleAddressError,
+    UndeclaredRandomnessError,
+)
 from seedregistry.testing import assert_rng_untouched
 
 
@@ -236,15 +241,32 @@ def test_the_epoch_rule():
     assert repeating.epoch == 0
 
 
-def test_where_an_iterator_begins_is_decided_when_it_is_made():
-    """Changing the epoch after iter() changes the next iterator and not this one."""
-    loader = make()
-    first = iter(loader)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_which_epoch_it_is_is_decided_at_the_first_batch(num_workers):
+    """The epoch that is set between iter() and the first next() is the one that comes: frameworks
+    do it in that order. After the first batch a change is the next iterator's."""
+    loader = make(num_workers=num_workers)
+    expected = epochs(make(), 6)
+    batches = iter(loader)
+    loader.set_epoch(3)
+    got = [next(batches).numpy().tobytes()]
     loader.epoch = 5
-    second = iter(loader)
-    expected = make()
-    assert next(second).numpy().tobytes() == expected.batch(5, 0).numpy().tobytes()
-    assert next(first).numpy().tobytes() == expected.batch(0, 0).numpy().tobytes()
+    got += [batch.numpy().tobytes() for batch in batches]
+    assert got == expected[3]
+    assert loader.epoch == 5
+    assert epochs(loader, 1) == expected[5:]
+
+
+def test_an_epoch_that_was_named_stays():
+    """steps(epoch) is that epoch, whatever moves the loader before its first batch."""
+    loader = make()
+    expected = epochs(make(), 3)
+    second, first = loader.steps(2), loader.steps(1)
+    loader.set_epoch(0)
+    assert [batch.numpy().tobytes() for _, batch in first] == expected[1]
+    assert [batch.numpy().tobytes() for _, batch in second] == expected[2]
+    with pytest.raises(InvalidOptionError):
+        loader.steps(-1)  # at once, not at the first batch
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

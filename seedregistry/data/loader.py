@@ -15,6 +15,7 @@ from seedregistry.common.callsite import stack_level
 from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.data.sampler import EpochBatchSampler, EpochSampler
 from seedregistry.data.samples import SeededIterable
+from seedregistry.data.shards import refuse_missing_shard
 from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, LoaderStateError
 
 if TYPE_CHECKING:
@@ -124,6 +125,15 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         return super().__len__() if sampler is None else sampler.steps_in(sampler.epoch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Return an iterator over an epoch: the one that comes next when it is asked for a batch.
+
+        Raises:
+            ShardingError: there are several ranks and no ``shard``.
+        """
+        return self.follow(self._fetch_again)
+
+    def _fetch_again(self) -> Iterator[Any]:
+        """Begin to fetch, and say so where that repeats an epoch that was left early."""
         last = self._progress
         if last is not None and last.was_left_in(self._cursor) and self._cursor.advances:
             message = (
@@ -137,7 +147,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 warnings.warn(message, EpochRepeatedWarning, stacklevel=stack_level())
             else:
                 host.warn(self.stream, EpochRepeatedWarning, message)
-        return self.follow(self._fetch)
+        return self._fetch()
 
     def _fetch(self) -> Iterator[Any]:
         """Begin to fetch where the cursor stands: an iterator of torch's."""
@@ -158,24 +168,45 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         batches of this loader, for its epoch and its state.
 
         Args:
-            fetch: begins to fetch; called once, at once.
+            fetch: begins to fetch; called once, when the first batch is asked for.
+
+        Raises:
+            ShardingError: there are several ranks and no ``shard``.
         """
+        refuse_missing_shard(self._cursor.shard, self.stream)
+        return _Epoch(self, fetch)
+
+    def _begin(self, fetch: Callable[[], Iterator[Any]]) -> Tuple[Iterator[Any], _Progress]:
+        """Begin the epoch that comes next: return its batches, and the count of them."""
         cursor = self._cursor
         # First: where it raises, the loader still stands where it stood.
         batches = fetch()
-        self._progress = _Progress(
-            cursor, cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None
-        )
-        return _Epoch(batches, self._progress)
+        steps = cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None
+        self._progress = _Progress(cursor, steps)
+        return batches, self._progress
 
-    def count_steps(self, fetch: Callable[[], Iterator[Any]]) -> Iterator[Tuple[int, Any]]:
-        """Return an iterator over (step, batch) of the epoch that comes next, as :meth:`follow`.
+    def count_steps(
+        self, epoch: int, fetch: Callable[[], Iterator[Any]]
+    ) -> Iterator[Tuple[int, Any]]:
+        """Return an iterator over (step, batch) of an epoch, which comes next from now on.
 
         Args:
-            fetch: begins to fetch; called once, at once.
+            epoch: int >= 0. Whoever moves the loader before the first batch is asked for does not
+                change which epoch it is.
+            fetch: begins to fetch; called once, when the first batch is asked for.
+
+        Raises:
+            InvalidOptionError: the epoch is not an int >= 0.
+            ShardingError: there are several ranks and no ``shard``.
         """
+        self.set_epoch(epoch)
         batches = self.follow(fetch)
-        return enumerate(batches, self._cursor.start_step)
+
+        def number() -> Iterator[Tuple[int, Any]]:
+            self.set_epoch(epoch)
+            yield from enumerate(batches, self._cursor.start_step)
+
+        return number()
 
     def steps(self, epoch: int) -> Iterator[Tuple[int, Any]]:
         """Yield (step, batch) of an epoch; step is the position in the epoch, also after a resume.
@@ -184,8 +215,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             InvalidOptionError: the epoch is not an int >= 0.
             ShardingError: there are several ranks and no ``shard``.
         """
-        self.set_epoch(epoch)
-        return self.count_steps(self._fetch)
+        return self.count_steps(epoch, self._fetch)
 
     # --- random access ----------------------------------------------------------------------------
 
@@ -438,19 +468,27 @@ class _Epoch:
     It counts a batch before the caller has it. So a state that is taken while a batch is used has
     counted that batch, and the epoch is over while its last batch is used, even by a loop that
     never asks for another. A loop that is left early leaves nothing to be closed.
+
+    Which epoch it is, and where in it the iteration begins, is read when the first batch is asked
+    for.
     """
 
-    def __init__(self, batches: Any, progress: _Progress) -> None:
-        self._batches = batches
-        self._progress = progress
+    def __init__(self, loader: SeededDataLoader, fetch: Callable[[], Iterator[Any]]) -> None:
+        self._loader = loader
+        self._fetch = fetch
+        self._batches: Any = None
+        self._progress: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._loader if self._batches is None else self._batches)
 
     def __next__(self) -> Any:
+        if self._batches is None:
+            # Not before: Lightning makes the iterator first, and says which epoch it is then.
+            self._batches, self._progress = self._loader._begin(self._fetch)
         try:
             batch = next(self._batches)
         except StopIteration:

@@ -74,8 +74,7 @@ class SeededDataLoaderShard(DataLoaderShard):  # type: ignore[misc]
         Raises:
             InvalidOptionError: the epoch is not an int >= 0.
         """
-        self.seeded.set_epoch(epoch)
-        return self.seeded.count_steps(self._fetch)
+        return self.seeded.count_steps(epoch, self._fetch)
 
     def state_dict(self) -> Dict[str, Any]:
         """Return where the newest iterator stands, in format ``seedregistry.loader/1``.
