@@ -311,7 +311,10 @@ class ShuffleIgnoredWarning(SeedRegistryWarning):
 
 
 class EpochRepeatedWarning(SeedRegistryWarning):
-    """An iterator was left early, and plain iteration begins the same epoch again."""
+    """An iterator was left early, and plain iteration begins the same epoch again.
+
+    Or ``set_epoch`` goes back to a pass that came without one.
+    """
 
 
 class DatasetGeneratorWarning(SeedRegistryWarning):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from augmented import Augmented, Items, mixup
@@ -177,6 +178,173 @@ def test_a_foreign_state_is_refused(name):
     assert other.state_dict() == before
 
 
+def of_data(data, **kwargs):
+    return SeedRegistry(42).dataloader(data, instance_id="training", batch_size=2, **kwargs)
+
+
+class Images(torch.utils.data.Dataset):
+    """A dataset that holds arrays, and counts what it did."""
+
+    def __init__(self, change=0) -> None:
+        self.images = np.arange(40_000, dtype=np.float64).reshape(8, 5000)
+        self.images[change] += change
+        self.labels = [change, *range(7)]
+        self.fetched = 0
+        self.folder = f"/home/{os.getpid()}"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        self.fetched += 1
+        self.labels.append(index)  # as a dataset may
+        return self.images[index, 0] + torch.rand(1)
+
+
+TENSOR, WEIGHTS = torch.arange(8.0), [1.0, 2.0, 3.0]
+OTHERS = {
+    "tensor": (
+        lambda: of_data(torch.utils.data.TensorDataset(TENSOR)),
+        lambda: of_data(torch.utils.data.TensorDataset(TENSOR + 1)),
+    ),
+    "list": (lambda: of_data(list(range(8))), lambda: of_data([0, 1, 2, 3, 4, 5, 6, 8])),
+    "texts": (lambda: of_data(["a"] * 8), lambda: of_data(["b"] * 8)),
+    "array": (lambda: of_data(np.zeros((8, 3))), lambda: of_data(np.ones((8, 3)))),
+    "large": (
+        lambda: of_data(torch.zeros(8, 200_000)),
+        lambda: of_data(torch.zeros(8, 200_000) + 1e-3),
+    ),
+    "dtype": (
+        lambda: of_data(torch.zeros(8, dtype=torch.int32)),
+        lambda: of_data(torch.zeros(8, dtype=torch.float32)),
+    ),
+    "subset": (
+        lambda: of_data(torch.utils.data.Subset(range(9), list(range(8)))),
+        lambda: of_data(torch.utils.data.Subset(range(9), list(range(1, 9)))),
+    ),
+    "one of several": (
+        lambda: of_data(torch.utils.data.ConcatDataset([range(4), torch.zeros(4)])),
+        lambda: of_data(torch.utils.data.ConcatDataset([range(4), torch.ones(4)])),
+    ),
+    "the user's": (lambda: of_data(Images()), lambda: of_data(Images(1))),
+    "weights": (
+        lambda: of_data(range(3), sampler=torch.utils.data.WeightedRandomSampler(WEIGHTS, 8)),
+        lambda: of_data(range(3), sampler=torch.utils.data.WeightedRandomSampler([1.0] * 3, 8)),
+    ),
+    "replacement": (
+        lambda: of_data(range(9), sampler=torch.utils.data.RandomSampler(range(9), num_samples=8)),
+        lambda: of_data(
+            range(9),
+            sampler=torch.utils.data.RandomSampler(range(9), replacement=True, num_samples=8),
+        ),
+    ),
+    "indices": (
+        lambda: of_data(range(9), sampler=torch.utils.data.SubsetRandomSampler(range(8))),
+        lambda: of_data(range(9), sampler=torch.utils.data.SubsetRandomSampler(range(1, 9))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_state_of_other_data_is_refused(name):
+    """A state of a dataset of the same length that holds something else, or of another sampler, is
+    refused; one of the same data is taken, also after they were used."""
+    this, other = OTHERS[name]
+    loader = this()
+    for _ in loader:
+        pass
+    state = loader.state_dict()
+    this().load_state_dict(through_json(state))
+    with pytest.raises(
+        LoaderStateError, match=r"(dataset|sampler)_digest is '\w{16}' in the state"
+    ):
+        other().load_state_dict(state)
+
+
+def test_what_a_state_cannot_know_is_none():
+    """Data on a disk, and a sampler of the user's, are known by nothing, and the state says so."""
+
+    class Files(torch.utils.data.Dataset):
+        def __init__(self, folder):
+            self.paths = [f"{folder}/{number}.png" for number in range(8)]
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return index
+
+    class Backwards(torch.utils.data.Sampler):
+        def __init__(self):
+            self.rank = torch.arange(3)
+
+        def __len__(self):
+            return 8
+
+        def __iter__(self):
+            return iter(range(7, -1, -1))
+
+    state = of_data(Files("/data"), sampler=Backwards()).state_dict()
+    assert state["dataset_digest"] is None
+    assert state["sampler_digest"] is None
+    of_data(Files("/mnt"), sampler=Backwards()).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["documented", "drawn", "global"])
+def test_states_of_the_first_format(name):
+    """A state of format 1 is taken, and goes on where it stood."""
+    state = json.loads((HERE / "data" / "state-loader-1.json").read_text())[name]
+    tensors = torch.utils.data.TensorDataset(torch.arange(23.0))
+    options = {
+        "documented": {"shuffle": True, "batch_size": 4},
+        "global": {"shuffle": True, "global_batch_size": 4, "order": "indexed", "shard": (0, 2)},
+        "drawn": {
+            "sampler": torch.utils.data.WeightedRandomSampler([1.0, 2.0, 3.0] * 7 + [1.0] * 2, 12),
+            "batch_size": 4,
+        },
+    }[name]
+    loader = SeedRegistry(42).dataloader(tensors, instance_id="training", **options)
+    loader.load_state_dict(state)
+    assert (loader.epoch, loader.state_dict()["batches_yielded"]) == (
+        state["epoch"],
+        state["batches_yielded"],
+    )
+
+
+@given(before=st.sampled_from([1, 2, 4]), after=st.sampled_from([1, 2, 4]), stop=st.integers(0, 4))
+@settings(max_examples=20)
+def test_a_global_batch_goes_on_with_another_number_of_ranks(before, after, stop):
+    """With global_batch_size a state of any number of ranks is taken by any other: step k is the
+    same samples."""
+
+    def ranks(world):
+        return [
+            SeedRegistry(42).dataloader(
+                Augmented(18), instance_id="a", shuffle=True, global_batch_size=4, shard=(r, world)
+            )
+            for r in range(world)
+        ]
+
+    def samples(loaders):
+        return [
+            [row.numpy().tobytes() for batch in step for row in batch] for step in zip(*loaders)
+        ]
+
+    whole = samples(ranks(1))
+    first = ranks(before)
+    iterators = [iter(loader) for loader in first]
+    got = [
+        [row.numpy().tobytes() for batch in step for row in batch]
+        for _, step in zip(range(stop), zip(*iterators))
+    ]
+    assert [sorted(step) for step in got] == [sorted(step) for step in whole[:stop]]
+    state = first[-1].state_dict()
+    rest = ranks(after)
+    for loader in rest:
+        loader.load_state_dict(through_json(state))
+    assert [sorted(step) for step in samples(rest)] == [sorted(step) for step in whole[stop:]]
+
+
 @pytest.mark.skipif(
     "in_order" not in torch.utils.data.DataLoader.__init__.__code__.co_varnames,
     reason="not in this torch",
@@ -195,9 +363,11 @@ def test_corrupt_states_are_refused():
         (None, "dict"),
         ([], "dict"),
         ({}, "format is 'missing'"),
-        ({**state, "format": "seedregistry.loader/2"}, "seedregistry.loader/2"),
+        ({**state, "format": "seedregistry.loader/3"}, "seedregistry.loader/3"),
         ({**state, "epoch": -1}, "epoch is -1"),
         ({**state, "epoch": True}, "epoch is True"),
+        ({**state, "epoch": 10**30}, "epoch is 1000000000000000000000000000000"),
+        ({**state, "format": "seedregistry.loader/1", "seed": 1}, "seed is 1 in the state"),
         ({**state, "batches_yielded": 7}, "after batch 7 of epoch 0, which has 6"),
         ({**state, "batches_yielded": "1"}, "batches_yielded is '1'"),
         ({**state, "extra": 1}, "it has extra"),

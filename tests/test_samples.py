@@ -37,6 +37,7 @@ from seedregistry.errors import (
     SampleAddressError,
     UndeclaredRandomnessError,
 )
+from seedregistry.ledger import Built
 from seedregistry.testing import assert_rng_untouched
 
 
@@ -267,6 +268,59 @@ def test_an_epoch_that_was_named_stays():
     assert [batch.numpy().tobytes() for _, batch in second] == expected[2]
     with pytest.raises(InvalidOptionError):
         loader.steps(-1)  # at once, not at the first batch
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_validation_loader_measures_alike(num_workers):
+    """With validation=True each pass is the same, also when a framework counts its epochs; by name
+    another epoch can be had."""
+    expected = epochs(make(), 3)
+    loader = make(validation=True, num_workers=num_workers)
+    got = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        loader.sampler_of_epochs.set_epoch(epoch)
+        got += epochs(loader, 1)
+    assert got == expected[:1] * 3
+    for _ in zip(range(2), loader):  # left early: no warning, since it repeats anyway
+        pass
+    assert epochs(loader, 1) == expected[:1]
+    assert [batch.numpy().tobytes() for _, batch in loader.steps(2)] == expected[2]
+    loader.epoch = 1
+    assert epochs(loader, 2) == expected[1:2] * 2
+    with pytest.raises(InvalidOptionError, match="validation must be True or False; got 1"):
+        make(validation=1)
+
+
+def test_the_ledger_knows_a_validation_loader():
+    """The entry of a loader says that it validates, and that of another is what it was."""
+    registry = SeedRegistry(42)
+    registry.dataloader(range(4), instance_id="a", validation=True)
+    registry.dataloader(range(4), instance_id="b")
+    described = [dict(entry.description) for entry in registry.ledger if isinstance(entry, Built)]
+    assert [description.get("validation") for description in described] == [True, None]
+
+
+def test_passes_that_nobody_named_are_not_repeated_in_silence():
+    """Where a loader is iterated several times for one set_epoch, and the next set_epoch takes it
+    back to one of these passes, a warning says so, once; told pass by pass there is none."""
+    loader = make()
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs(loader, 1)
+    loader.set_epoch(2)
+    loader.set_epoch(2)
+    epochs(loader, 1)
+    loader.set_epoch(0)  # back, to what was named
+    epochs(loader, 1)
+    next(iter(loader))  # begins epoch 1
+    with pytest.warns(EpochRepeatedWarning, match=r"set_epoch\(1\) repeats .* set_epoch\(0\)"):
+        loader.set_epoch(1)
+    epochs(loader, 2)
+    loader.set_epoch(3)
+    loader.epoch = 2  # assigned: by the user's own word
+    epochs(loader, 2)
+    loader.set_epoch(2)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

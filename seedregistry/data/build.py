@@ -322,7 +322,7 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
             dataset,
             stream,
             keeps_addresses=keeps_addresses,
-            advances=options.epochs == "advance",
+            advances=options.advances,
             shard=options.shard,
         )
         settings["dataset"] = cursor
@@ -335,7 +335,7 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
             drop_last=bool(settings.get("drop_last", False)),
             shard=options.shard,
             global_batch_size=options.global_batch_size,
-            advances=options.epochs == "advance",
+            advances=options.advances,
         )
         if has_batch_sampler:
             # DataLoader refuses these beside a batch sampler, whatever they are.
@@ -346,6 +346,7 @@ def _assemble(stream: Stream, settings: Dict[str, Any], plan: _Plan) -> SeededDa
             settings["sampler"] = cursor
             if options.global_batch_size is not None:
                 settings["batch_size"] = cursor.shards.batch_size
+    cursor.is_validation = options.validation
     if keeps_addresses:
         settings["collate_fn"] = SeededCollate(collate, stream, _RankOf(cursor))
 

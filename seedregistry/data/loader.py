@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import collections.abc
 import functools
-import warnings
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from seedregistry.common.callsite import stack_level
 from seedregistry.common.identities import mismatches, show_mismatches
+from seedregistry.data.cursor import LARGEST_EPOCH, warn_of_repetition
+from seedregistry.data.order import SAMPLER_DIGEST
 from seedregistry.data.sampler import EpochBatchSampler, EpochSampler
 from seedregistry.data.samples import SeededIterable
 from seedregistry.data.shards import refuse_missing_shard
-from seedregistry.errors import EpochRepeatedWarning, InvalidOptionError, LoaderStateError
+from seedregistry.errors import InvalidOptionError, LoaderStateError
 
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
-STATE_FORMAT = "seedregistry.loader/1"
+STATE_FORMAT = "seedregistry.loader/2"
+_FIRST_FORMAT = "seedregistry.loader/1"
+"""It knew nothing of what the data hold, and had the world size of a global batch too."""
 _EPOCH = "epoch"
 _YIELDED = "batches_yielded"
 _DATASET = "dataset"
+_DATASET_DIGEST = "dataset_digest"
+_WORLD_SIZE = "world_size"
 _WORKERS = "workers"
 _KEY_DIGITS = 16
 
@@ -113,7 +117,8 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that comes next, an int >= 0.
 
-        A loaded position in that epoch stays; another epoch begins at step 0.
+        A loaded position in that epoch stays; another epoch begins at step 0. Frameworks call it,
+        so a loader with ``validation=True`` does not listen.
 
         Raises:
             InvalidOptionError: the epoch is not such an int.
@@ -142,11 +147,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
                 "say so: loader.steps(epoch); to go on with the next one, loader.set_epoch(epoch "
                 "+ 1) first."
             )
-            host = self.stream.host
-            if host is None:
-                warnings.warn(message, EpochRepeatedWarning, stacklevel=stack_level())
-            else:
-                host.warn(self.stream, EpochRepeatedWarning, message)
+            warn_of_repetition(self.stream, message)
         return self._fetch()
 
     def _fetch(self) -> Iterator[Any]:
@@ -181,6 +182,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         cursor = self._cursor
         # First: where it raises, the loader still stands where it stood.
         batches = fetch()
+        cursor.begin_pass()
         steps = cursor.steps_in(cursor.epoch) if isinstance(cursor, EpochSampler) else None
         self._progress = _Progress(cursor, steps)
         return batches, self._progress
@@ -199,11 +201,11 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             InvalidOptionError: the epoch is not an int >= 0.
             ShardingError: there are several ranks and no ``shard``.
         """
-        self.set_epoch(epoch)
+        self.epoch = epoch
         batches = self.follow(fetch)
 
         def number() -> Iterator[Tuple[int, Any]]:
-            self.set_epoch(epoch)
+            self.epoch = epoch
             yield from enumerate(batches, self._cursor.start_step)
 
         return number()
@@ -283,6 +285,7 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             "stream": stream.label,
             "seed": stream.seed,
             "key": stream.key.hex()[:_KEY_DIGITS],
+            _DATASET_DIGEST: getattr(self.dataset, "content_digest", None),
             **definition,
         }
 
@@ -290,8 +293,13 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         """Return where the newest iterator stands: after the batch that it handed out last.
 
         While batch k of an epoch is used, ``batches_yielded`` is k + 1, also with workers that have
-        fetched more. Format ``seedregistry.loader/1``: ints, strings, bools and None, which JSON
+        fetched more. Format ``seedregistry.loader/2``: ints, strings, bools and None, which JSON
         and ``torch.load(weights_only=True)`` read.
+
+        It knows its data by ``dataset_digest``, over the tensors, arrays and lists of numbers that
+        the dataset holds (large ones by some of their rows), and its sampler, where that is one of
+        torch's, by ``sampler_digest``. None says that nothing is known, as of files on a disk, or
+        of a sampler of yours.
 
         Raises:
             LoaderStateError: an iterable dataset in mid-epoch, unless it has a ``state_dict`` of
@@ -331,9 +339,9 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             state: what :meth:`state_dict` returned, here or in another process.
 
         Raises:
-            LoaderStateError: another format, seed, scheme, length, batch size, order or world size,
-                or a position that the epoch does not have; the message shows both values and
-                nothing was changed.
+            LoaderStateError: another format, seed, scheme, length, content of the data, batch size,
+                order or world size (which may change with ``global_batch_size``), or a position
+                that the epoch does not have; the message shows both values and nothing was changed.
         """
         if not isinstance(state, collections.abc.Mapping):
             message = (
@@ -365,6 +373,13 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             LoaderStateError: names all that is wrong.
         """
         expected = {"format": STATE_FORMAT, **self._identity()}
+        allowed = {*expected, _EPOCH, _YIELDED, _DATASET}
+        if state.get("format") == _FIRST_FORMAT:
+            expected = {**expected, "format": _FIRST_FORMAT}
+            for name in (_DATASET_DIGEST, SAMPLER_DIGEST):
+                expected.pop(name, None)
+            allowed.add(_WORLD_SIZE)
+
         names = mismatches(state, expected)
         problems = []
         if names:
@@ -372,13 +387,13 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
             problems.append(
                 show_mismatches(names, actual, expected, there="in the state", here="here")
             )
-        foreign = sorted(map(str, {*state} - {*expected, _EPOCH, _YIELDED, _DATASET}))
+        foreign = sorted(map(str, {*state} - allowed))
         if foreign:
             problems.append(f"it has {', '.join(foreign)}, which no such state has")
         for name in (_EPOCH, _YIELDED):
             value = state.get(name)
-            if type(value) is not int or value < 0:
-                problems.append(f"{name} is {value!r}, and an int >= 0 was expected")
+            if type(value) is not int or not 0 <= value <= LARGEST_EPOCH:
+                problems.append(f"{name} is {value!r}, and an int from 0 to 2**62 was expected")
 
         if problems:
             message = (
@@ -396,6 +411,8 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         description: Dict[str, Any] = {
             "class": f"{type(inner).__module__}.{type(inner).__qualname__}"
         }
+        if self._cursor.is_validation:
+            description["validation"] = True
         if isinstance(self._cursor, EpochSampler):
             return {**description, **self._cursor.describe()}
         resumable = hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from seedregistry.common.options import check_choice, check_count
 from seedregistry.data.shards import check_shard
+from seedregistry.errors import InvalidOptionError
 
 if TYPE_CHECKING:
     from seedregistry.data.shards import Shard
@@ -33,6 +34,12 @@ def _check_epochs(epochs: str) -> str:
     return epochs
 
 
+def _check_validation(validation: bool) -> bool:  # noqa: FBT001 - what the user passed
+    if not isinstance(validation, bool):
+        raise InvalidOptionError(f"validation must be True or False; got {validation!r}.")
+    return validation
+
+
 @attrs.frozen(kw_only=True)
 class LoaderOptions:
     """The options of a loader that ``DataLoader`` does not have. An immutable value.
@@ -47,6 +54,8 @@ class LoaderOptions:
             ``batch_size`` says how many each rank has.
         epochs: ``"advance"`` (the epoch goes up by one after each pass) or ``"repeat"`` (it stays
             until told otherwise).
+        validation: every pass is of one epoch, epoch 0 unless ``loader.epoch`` is assigned, also
+            when a framework calls ``set_epoch``.
 
     Raises:
         InvalidOptionError: one of them is not such a value.
@@ -56,6 +65,12 @@ class LoaderOptions:
     shard: Shard = attrs.field(default=None, converter=check_shard)
     global_batch_size: Optional[int] = attrs.field(default=None, converter=_check_global_batch_size)
     epochs: str = attrs.field(default="advance", converter=_check_epochs)
+    validation: bool = attrs.field(default=False, converter=_check_validation)
+
+    @property
+    def advances(self) -> bool:
+        """Whether the epoch goes up by one after each pass."""
+        return self.epochs == "advance" and not self.validation
 
     def keywords(self) -> Dict[str, Any]:
         """Return the options as the keyword arguments that a component is handed."""

@@ -30,6 +30,7 @@ from torch.utils.data import (
 )
 
 from seedregistry.common import digest
+from seedregistry.data.content import digest_sampler
 from seedregistry.data.permutation import IndexedPermutation
 from seedregistry.data.walk import find_generators
 from seedregistry.errors import InvalidOptionError, UnrepeatableSamplerError
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 Indices = Union[np.ndarray, List[Any]]
 """int64, or a list where a sampler yields keys that are no ints."""
+
+SAMPLER_DIGEST = "sampler_digest"
+"""What a state dict calls the digest of a sampler's content."""
 
 _ORDER = "order"
 _LARGEST_WHOLE = 10**8
@@ -99,6 +103,10 @@ class Order(abc.ABC):
     def definition(self) -> Dict[str, Any]:
         """Return what decides the order, for the ledger and for state dicts."""
         return {"order": self.name, "samples": self.size}
+
+    def identity(self) -> Dict[str, Any]:
+        """Return what a state dict must match: the definition, and what the order is drawn from."""
+        return self.definition()
 
     def whole(self, epoch: int) -> Indices:
         """Return all indices of an epoch.
@@ -268,6 +276,7 @@ class DrawnOrder(Order):
         self.sampler = sampler
         self.kind = "batch_sampler" if makes_batches else "sampler"
         self._makes_batches = makes_batches
+        self._digest = digest_sampler(sampler)
         self._cache: Optional[_Draw] = None
 
     def _draw(self, epoch: int) -> _Draw:
@@ -309,6 +318,10 @@ class DrawnOrder(Order):
         )
         self._cache = draw
         return draw
+
+    def identity(self) -> Dict[str, Any]:
+        """Return the definition, and a digest of what one of torch's samplers draws from."""
+        return {**self.definition(), SAMPLER_DIGEST: self._digest}
 
     def take(self, epoch: int, start: int, stop: int) -> Indices:
         """Return a slice of what was drawn for the epoch."""

@@ -327,14 +327,19 @@ class EpochSampler(Cursor, DeterministicSampler):
         return {**self.order.definition(), "batch_size": self.batch_size, "tail": self.tail}
 
     def identity(self) -> Dict[str, Any]:
-        """Return what a state dict must match for a step to be the same samples on every rank."""
+        """Return what a state dict must match for a step to be the same samples.
+
+        Those of this rank; with ``global_batch_size`` those of all ranks together, whose number may
+        be another then.
+        """
         shards = self.shards
+        divided = {} if self.global_batch_size is not None else {"world_size": shards.world_size}
         return {
-            **self.order.definition(),
+            **self.order.identity(),
             "batch_size": self.batch_size,
             "global_batch_size": shards.global_batch_size,
             "tail": shards.tail,
-            "world_size": shards.world_size,
+            **divided,
         }
 
 

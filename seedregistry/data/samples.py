@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from seedregistry import rng
 from seedregistry.data.address import AddressedList, AddressedSample, check_addresses
+from seedregistry.data.content import digest_dataset
 from seedregistry.data.cursor import Cursor
 from seedregistry.data.shards import refuse_missing_shard, resolve_shard
 from seedregistry.errors import SampleAddressError, UndeclaredRandomnessError
@@ -68,9 +69,16 @@ def draws_nothing(dataset: Any) -> bool:
 
 
 class _Wrapper:
-    """Stands for a dataset: an attribute that it does not have itself is the dataset's."""
+    """Stands for a dataset: an attribute that it does not have itself is the dataset's.
+
+    Attributes:
+        dataset: the dataset.
+        content_digest: by which a state knows its data, or None. It is of the dataset as it was
+            given: a dataset may change lists of its own while it is used.
+    """
 
     dataset: Any
+    content_digest: Optional[str]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,6 +110,7 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Any, stream: Stream, *, keeps_addresses: bool) -> None:
         self.dataset = dataset
+        self.content_digest = digest_dataset(dataset)
         self._stream = stream
         self._keeps_addresses = keeps_addresses
         self._draws = not draws_nothing(dataset)
@@ -234,6 +243,7 @@ class SeededIterable(_Wrapper, Cursor, IterableDataset):  # type: ignore[type-ar
         self, dataset: Any, stream: Stream, *, keeps_addresses: bool, advances: bool, shard: Shard
     ) -> None:
         self.dataset = dataset
+        self.content_digest = digest_dataset(dataset)
         self.stream = stream
         self.advances = advances
         self.shard = shard

@@ -229,6 +229,7 @@ class Builders(abc.ABC):
         shard: Shard = None,
         global_batch_size: Optional[int] = None,
         epochs: str = "advance",
+        validation: bool = False,
         **kwargs: Any,
     ) -> SeededDataLoader:
         """Build a loader whose order, samples and batches follow from a stream and the epoch.
@@ -262,6 +263,9 @@ class Builders(abc.ABC):
                 last one is padded from the beginning, or dropped.
             epochs: ``"advance"``: ``loader.epoch`` goes up after each pass; ``"repeat"``: it stays
                 until it is set.
+            validation: every pass is the same, of epoch 0 unless ``loader.epoch`` is assigned, so
+                that a loader with random augmentation measures alike each time; ``set_epoch``, by
+                which frameworks count, changes nothing.
             **kwargs: for ``DataLoader`` (``batch_size=``, ``shuffle=``, ``num_workers=``, ...) or
                 for the factory.
 
@@ -274,7 +278,11 @@ class Builders(abc.ABC):
         """
         component = self._component("dataloader")
         options = LoaderOptions(
-            order=order, shard=shard, global_batch_size=global_batch_size, epochs=epochs
+            order=order,
+            shard=shard,
+            global_batch_size=global_batch_size,
+            epochs=epochs,
+            validation=validation,
         )
         loader: SeededDataLoader = self._build(
             component, source, (), {**kwargs, **options.keywords()}, instance_id
