@@ -264,6 +264,85 @@ def test_models_without_bytes_have_no_digest():
 # --- your own -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def one_rank():
+    """A process group of one rank, on the CPU."""
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist
+    dist.destroy_process_group()
+
+
+def test_a_sharded_model_is_built(one_rank):
+    """A factory that returns DTensors builds a model, whose entry counts its parameters and says
+    why it has no digest; nothing is gathered."""
+    tensor = pytest.importorskip("torch.distributed._tensor")
+    mesh = tensor.DeviceMesh("cpu", [0])
+
+    def factory():
+        module = nn.Linear(4, 2)
+        return tensor.distribute_module(
+            module,
+            mesh,
+            lambda _, layer, mesh: layer.register_parameter(
+                "weight", nn.Parameter(tensor.distribute_tensor(layer.weight, mesh))
+            ),
+        )
+
+    registry = SeedRegistry(42)
+    model = registry.model(factory, instance_id="training")
+    plain = SeedRegistry(42).model(nn.Linear, 4, 2, instance_id="training")
+    assert torch.equal(model.weight.to_local(), plain.weight)
+    entry = next(record for record in registry.ledger if isinstance(record, Built))
+    description = dict(entry.description)
+    assert description["parameters"] == 10
+    assert description["digest"] is None
+    assert description["without_digest"].endswith(".DTensor")
+
+
+class Wrapped(torch.Tensor):
+    """A tensor of a library's that stands for another one, and has no bytes of its own."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise AssertionError(f"{func} was asked of it")
+
+
+class Plain(torch.Tensor):
+    """A subclass that adds nothing."""
+
+
+def test_a_tensor_of_another_class():
+    """Of a class with operators of its own nothing is asked but its shape; a subclass that is a
+    tensor has the tensor's digest."""
+
+    def factory(kind):
+        module = nn.Linear(4, 2)
+        module.register_buffer("scale", kind(torch.ones(3)))
+        return module
+
+    registry = SeedRegistry(42)
+    registry.model(factory, Wrapped, instance_id="a")
+    registry.model(factory, lambda ones: ones.as_subclass(Plain), instance_id="b")
+    bare = SeedRegistry(42).model(factory, lambda ones: ones, instance_id="b")
+    wrapped, plain = (
+        dict(record.description) for record in registry.ledger if isinstance(record, Built)
+    )
+    assert wrapped["digest"] is None
+    assert wrapped["without_digest"].endswith("Wrapped")
+    assert plain["digest"] == model_digest(bare)
+    assert "without_digest" not in plain
+
+
 class Flip:
     def __init__(self, probability: float, generator: torch.Generator) -> None:
         self.probability = probability

@@ -224,3 +224,34 @@ def test_strict_mode_on_the_gpu():
 
     with SeedRegistry(1).set_global_state(deterministic="strict"):
         assert train() == train()
+
+
+@pytest.fixture
+def default_cuda():
+    """CUDA is torch's default device for a test."""
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loaders_under_a_default_device(default_cuda, num_workers):
+    """With CUDA as the default device a loader yields the batches that it yields without it, also
+    by torch's samplers, which draw on the default device."""
+    samplers = {
+        "shuffle": {"shuffle": True},
+        "weighted": {"sampler": torch.utils.data.WeightedRandomSampler([1.0] * 16, 16)},
+        "replacement": {"sampler": torch.utils.data.RandomSampler(range(16), replacement=True)},
+    }
+
+    # Workers are forked, in which CUDA cannot be used: what they put together is there already.
+    data = torch.utils.data.TensorDataset(torch.arange(16, device="cpu"))
+
+    def make(name):
+        return SeedRegistry(42).dataloader(
+            data, instance_id=name, batch_size=4, num_workers=num_workers, **samplers[name]
+        )
+
+    got = {name: [batch.tolist() for (batch,) in make(name)] for name in samplers}
+    torch.set_default_device("cpu")
+    assert got == {name: [batch.tolist() for (batch,) in make(name)] for name in samplers}

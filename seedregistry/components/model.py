@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Mapping, Optional, final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, final
 
 import torch
 
@@ -25,8 +26,9 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
         model: the model; nothing of it changes.
 
     Returns:
-        64 hexadecimal digits, or None where there are no bytes, that is on device ``meta`` or
-        before lazy modules are materialised.
+        64 hexadecimal digits. None where there are no bytes, that is on device ``meta`` or before
+        lazy modules are materialised; and where a tensor is one of a class that stands for other
+        tensors, such as a ``DTensor``, of which this process has a share alone.
 
     Example:
         >>> from torch import nn
@@ -43,11 +45,19 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
         ("buffer", model.named_buffers()),
     ):
         for name, tensor in sorted(named):
-            if isinstance(tensor, _UNINITIALIZED) or tensor.is_meta:
+            if isinstance(tensor, _UNINITIALIZED) or tensor.is_meta or _stands_for_others(tensor):
                 return None
             digest.add(f"{kind}:{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.add(tensor_bytes(tensor))
     return digest.hexdigest()
+
+
+def _stands_for_others(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is of a class with operators of its own, such as a ``DTensor``.
+
+    Its bytes are not asked for: to put a sharded tensor together all ranks would have to meet.
+    """
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 @final
@@ -72,13 +82,26 @@ class ModelComponent(Component):
         return factory(*args, **kwargs)
 
     def describe(self, product: Any) -> Mapping[str, Any]:
-        """Return the class, the number of parameters and the digest; of no module the class."""
-        description = {"class": f"{type(product).__module__}.{type(product).__qualname__}"}
-        if isinstance(product, torch.nn.Module):
-            # A lazy parameter has no size before the first batch.
-            sizes = (
-                0 if isinstance(parameter, _UNINITIALIZED) else parameter.numel()
-                for parameter in product.parameters()
-            )
-            return {**description, "parameters": sum(sizes), "digest": model_digest(product)}
+        """Return the class, the number of parameters and the digest; of no module the class.
+
+        Where there is no digest because of the tensors' class, ``without_digest`` names it.
+        """
+        description: Dict[str, Any] = {"class": _name_of(product)}
+        if not isinstance(product, torch.nn.Module):
+            return description
+
+        # A lazy parameter has no size before the first batch.
+        sizes = (
+            0 if isinstance(parameter, _UNINITIALIZED) else parameter.numel()
+            for parameter in product.parameters()
+        )
+        description.update(parameters=sum(sizes), digest=model_digest(product))
+        tensors = chain(product.parameters(), product.buffers())
+        strange = {_name_of(tensor) for tensor in tensors if _stands_for_others(tensor)}
+        if strange:
+            description["without_digest"] = ", ".join(sorted(strange))
         return description
+
+
+def _name_of(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

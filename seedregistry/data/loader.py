@@ -156,9 +156,13 @@ class SeededDataLoader(DataLoader):  # type: ignore[type-arg]
         if isinstance(cursor, SeededIterable):
             cursor.begin(cursor.start_step * (self.batch_size or 1))
         if self.generator is not None:
-            # torch draws the base seed of the workers from it, in this process. No sample depends
-            # on that seed, but a generator that went on from epoch to epoch would make what code in
-            # a worker_init_fn draws depend on how often the loader was iterated before.
+            # torch draws the base seed of the workers from it, in this process, on the default
+            # device of that moment. No sample depends on that seed, but a generator that went on
+            # from epoch to epoch would make what code in a worker_init_fn draws depend on how often
+            # the loader was iterated before.
+            device = torch.empty(0).device
+            if device.type != self.generator.device.type:
+                self.generator = torch.Generator(device)
             self.generator.manual_seed(self.stream.at(_WORKERS, cursor.epoch, cursor.rank).seed)
         return super().__iter__()
 

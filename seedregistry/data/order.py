@@ -287,7 +287,9 @@ class DrawnOrder(Order):
 
         position = self.stream.at(epoch)
         sampler = _copy_with_generator(self.sampler, position)
-        with position.scope():
+        # Samplers of torch's draw on the default device, and the generator is the CPU's, so that
+        # the order is the same wherever a model is trained.
+        with position.scope(), torch.device("cpu"):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
             items: List[Any] = list(sampler)
@@ -373,7 +375,11 @@ def _copy_with_generator(sampler: Any, position: Any) -> Any:
             setattr(fresh, name, position.generator())
         elif isinstance(value, torch.utils.data.Sampler):
             setattr(fresh, name, _copy_with_generator(value, position))
-        elif not isinstance(value, (torch.Tensor, torch.utils.data.Dataset)):
+        elif isinstance(value, torch.Tensor):
+            # Weights made under a default device lie on it, and the generator is the CPU's.
+            if type(sampler) is WeightedRandomSampler:
+                setattr(fresh, name, value.cpu())
+        elif not isinstance(value, torch.utils.data.Dataset):
             setattr(fresh, name, copy.copy(value))
     return fresh
 
