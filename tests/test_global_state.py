@@ -130,3 +130,24 @@ def test_a_global_philox_is_replaced_and_comes_back():
         assert np.random.get_bit_generator() is mine
     finally:
         np.random.set_bit_generator(original)
+
+
+@pytest.mark.moves_global_state
+def test_an_interrupted_way_back_can_be_gone_again(monkeypatch):
+    """Where Ctrl-C comes while the state is given back, a second revert() gives it back."""
+    before = rng.fingerprint()
+    handle = SeedRegistry(42).set_global_state()
+    restore = rng.Captured.restore
+
+    def interrupted(captured, *arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rng.Captured, "restore", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        handle.revert()
+    monkeypatch.setattr(rng.Captured, "restore", restore)
+    handle.revert()
+    assert rng.fingerprint() == before
+    torch.rand(1)
+    handle.revert()  # done: nothing more happens
+    assert rng.fingerprint() != before

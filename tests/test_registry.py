@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seedregistry import SeedRegistry, Stream, derivation, rng
+from seedregistry import Ledger, SeedRegistry, Stream, derivation, rng
 from seedregistry.errors import (
     InvalidNameError,
     InvalidOptionError,
@@ -725,3 +725,29 @@ def test_nothing_is_printed(capfd):
         registry.model(torch.nn.Linear, 1, 1)
     assert capfd.readouterr() == ("", "")
     assert not rng.in_scope()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("by", ["seed", "reserve"])
+def test_an_interrupt_while_a_seed_is_recorded(monkeypatch, when, by):
+    """Ctrl-C before or after the record of a derivation is made leaves one record of it in the end,
+    and the digest of a registry that nobody interrupted."""
+    registry, calm = SeedRegistry(42), SeedRegistry(42)
+    append = Ledger.append_later
+
+    def interrupted(ledger, *arguments):
+        if when == "after":
+            append(ledger, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "append_later", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registry.seed("model", 7)
+    monkeypatch.undo()
+    for each in (registry, calm):
+        if by == "reserve":
+            each.reserve("model", [7, "8"])
+        assert each.seed("model", 7) == SeedRegistry(42).seed("model", 7)
+        each.seed("model", "8")
+    assert len(registry.ledger.find(Derivation)) == 2
+    assert registry.ledger.digest == calm.ledger.digest

@@ -74,11 +74,11 @@ class GlobalState:
         if self._captured is None:
             return
         refuse_in_scope("The global state was reverted")
-        captured, self._captured = self._captured, None
         try:
-            captured.restore(self._late_seed)
+            self._captured.restore(self._late_seed)
         finally:
             self._switches.revert()
+        self._captured = None  # last: what an interrupt has kept from happening can be done again
 
     def __enter__(self) -> Self:
         return self

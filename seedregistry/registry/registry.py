@@ -158,6 +158,7 @@ class SeedRegistry(Builders):
         self._seeds: Dict[Tuple[str, InstanceId], int] = {}
         self._streams: Dict[Tuple[str, InstanceId], Stream] = {}
         self._children: Dict[Tuple[str, InstanceId], SeedRegistry] = {}
+        self._unsettled: Optional[Tuple[str, InstanceId, int]] = None
 
     # --- what it is -------------------------------------------------------------------------------
 
@@ -231,6 +232,8 @@ class SeedRegistry(Builders):
         identity = derivation.validate_instance_id(instance_id)
         shared, scheme = self._shared, self._scheme
         with shared.lock:
+            if self._unsettled is not None:
+                self._settle(*self._unsettled)
             # Plain tuples, which equal StreamId and QualifiedId: making those would be a third of
             # the time of a first derivation.
             seed = self._seeds.get((name, identity))
@@ -245,11 +248,15 @@ class SeedRegistry(Builders):
 
     def _add(self, purpose: str, instance_id: InstanceId, seed: int, site: str) -> None:
         """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
+        # Ctrl-C may come between the record and the map. The next derivation looks which it was:
+        # one that is recorded twice, or not at all, would change the digest.
+        self._unsettled = purpose, instance_id, seed
         scheme = self._scheme.name
         self._shared.ledger.append_later(
             _make_record, self._master_seed, scheme, purpose, instance_id, seed, site
         )
         self._seeds[purpose, instance_id] = seed
+        self._unsettled = None
         if _log.isEnabledFor(logging.DEBUG):
             extra = {
                 "master_seed": self._master_seed,
@@ -258,6 +265,14 @@ class SeedRegistry(Builders):
                 "component_seed": seed,
             }
             _log.debug("derived %s/%s: %d", purpose, instance_id, seed, extra=extra)
+
+    def _settle(self, purpose: str, instance_id: InstanceId, seed: int) -> None:
+        """Keep the seed of a derivation that was interrupted, if it had been recorded."""
+        stream = (self._master_seed, purpose, instance_id)
+        derivations = self._shared.ledger.find(records.Derivation)
+        if any(QualifiedId.of(entry) == stream for entry in derivations):
+            self._seeds[purpose, instance_id] = seed
+        self._unsettled = None
 
     def reserve(self, purpose: str, instance_ids: Iterable[InstanceId]) -> None:
         """Derive the streams of many instances now: a collision is refused before any is used.
@@ -288,6 +303,8 @@ class SeedRegistry(Builders):
 
         shared, scheme, site = self._shared, self._scheme, call_site()
         with shared.lock:
+            if self._unsettled is not None:
+                self._settle(*self._unsettled)
             shared.guard.check_purpose(name, shared.components)
             identities = [
                 QualifiedId(self._master_seed, *stream_id)
