@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import random
+import signal
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from augmented import Augmented
 from hypothesis import given
 from hypothesis import strategies as st
 
 from seedregistry import SeedRegistry, rng
 from seedregistry.errors import InvalidNameError, InvalidOptionError, ScopeError
 from seedregistry.rng import numpy_state
-from seedregistry.rng import scope as scope_module
 
 
 def draw_all() -> tuple:
@@ -151,11 +155,10 @@ def test_the_cached_normal_of_numpy_survives(stream):
 
 
 @pytest.mark.moves_global_state
-def test_a_swap_without_the_cached_normal_is_caught(stream, monkeypatch):
+def test_a_state_without_the_cached_normal_is_caught(stream, monkeypatch):
     """The test above fails when the cached normal is not put back."""
-    monkeypatch.setattr(
-        numpy_state, "swap_out", lambda cached: np.random.set_bit_generator(cached[0])
-    )
+    capture = numpy_state.capture
+    monkeypatch.setattr(numpy_state, "capture", lambda: capture()._replace(normal=None))
     np.random.seed(3)
     np.random.randn()
     before = rng.fingerprint()
@@ -165,33 +168,79 @@ def test_a_swap_without_the_cached_normal_is_caught(stream, monkeypatch):
 
 
 @pytest.mark.moves_global_state
-def test_a_numpy_that_hides_its_bit_generator_still_works(stream, monkeypatch):
-    """Where the cached normal cannot be read the short way, the public way keeps it too."""
-
-    class Hidden:
-        __slots__ = ()
-
-    monkeypatch.setattr(numpy_state, "_global", Hidden())
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_numpy_whose_bytes_lie_elsewhere(stream, monkeypatch, is_known):
+    """Where the bytes are not where they are expected, the public way keeps all of it too."""
+    monkeypatch.setattr(numpy_state, "_normal_offset", lambda: 80 if is_known else None)
+    if is_known:
+        monkeypatch.undo()
+        assert numpy_state._normal_offset() is not None  # with the NumPy that is here
     np.random.seed(3)
     np.random.randn()
     before = rng.fingerprint()
     with stream.scope(0):
-        draw_all()
+        first = draw_all()
     assert untouched(before)
+    monkeypatch.undo()
+    with stream.scope(0):
+        assert draw_all() == first
 
 
 @pytest.mark.moves_global_state
-def test_another_bit_generator_under_numpy_is_kept(stream):
-    """A caller's own global bit generator comes back as the same object, not moved."""
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_handle_of_numpys_draws_from_the_scope(stream, monkeypatch, is_known):
+    """A bit generator, or a bound method of it, that code got hold of before a scope draws what the
+    position says, and is afterwards where it was; np.random.seed before it changes nothing."""
+    if not is_known:
+        monkeypatch.setattr(numpy_state, "_normal_offset", lambda: None)
+    handle = np.random.get_bit_generator()
+    draw, normal = handle.random_raw, np.random.mtrand._rand.standard_normal
+    got = set()
+    for seed in (1, 2):
+        np.random.seed(seed)
+        expected = np.random.RandomState(seed)
+        with stream.scope(0):
+            got.add((draw(), normal(), handle.random_raw()))
+        assert np.random.rand() == expected.rand()
+    assert len(got) == 1
+
+
+@pytest.mark.moves_global_state
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.PCG64, np.random.SFC64])
+def test_another_bit_generator_under_numpy_is_kept(stream, kind):
+    """A caller's own global bit generator, of any kind, comes back as the same object, not moved,
+    with its cached normal; what is drawn inside does not depend on it."""
+    with stream.scope(1):
+        expected = draw_all()
     original = np.random.get_bit_generator()
-    mine = np.random.MT19937(5)
+    mine = kind(5)
     np.random.set_bit_generator(mine)
     try:
-        state = np.random.get_state(legacy=False)["state"]["key"].tolist()
+        np.random.randn()
+        before = rng.fingerprint()
         with stream.scope(1):
-            np.random.rand(1000)
+            np.random.seed(7)
+            with stream.scope(1):
+                assert draw_all() == expected
         assert np.random.get_bit_generator() is mine
-        assert np.random.get_state(legacy=False)["state"]["key"].tolist() == state
+        assert untouched(before)
+    finally:
+        np.random.set_bit_generator(original)
+
+
+@pytest.mark.moves_global_state
+def test_a_handle_that_no_scope_can_seed(stream):
+    """A draw from a bit generator of another kind, taken before the scope, is an error at its end;
+    the generator is as it was."""
+    original = np.random.get_bit_generator()
+    handle = np.random.PCG64(5)
+    np.random.set_bit_generator(handle)
+    try:
+        before = rng.fingerprint()
+        with pytest.raises(ScopeError, match="It is no MT19937"), stream.scope(1):
+            handle.random_raw()
+        assert untouched(before)
+        assert not rng.in_scope()
     finally:
         np.random.set_bit_generator(original)
 
@@ -305,7 +354,7 @@ def test_decorator_refuses_hidden_generators_and_descriptors(stream):
             stream.scope(1)(function)
 
 
-def test_other_threads_meet_no_probe(stream):
+def test_other_threads_read_numpys_state(stream):
     """While a scope is being entered, other threads read and seed NumPy's global state as
     always."""
     import sys
@@ -334,23 +383,6 @@ def test_other_threads_meet_no_probe(stream):
         stop.set()
         reader.join()
     assert not failures
-
-
-def test_a_probe_left_behind_is_seen_through(stream):
-    """If an interrupt left the probe in NumPy's place, the next scope finds the generator behind
-    it."""
-    before = rng.fingerprint()
-    actual = np.random.get_bit_generator()
-    probe = numpy_state._CachedNormalOnly(0)
-    probe.stand_for(actual)
-    np.random.mtrand._rand._bit_generator = probe
-    try:
-        with stream.scope(0):
-            np.random.rand()
-        assert np.random.get_bit_generator() is actual
-    finally:
-        np.random.mtrand._rand._bit_generator = actual
-    assert untouched(before)
 
 
 def test_a_thread_that_ends_inside_a_scope(stream):
@@ -533,14 +565,14 @@ def test_fork_while_another_thread_holds_a_scope(stream):
 def test_fork_inside_a_scope_keeps_it(stream):
     """A child forked by the thread in a scope is inside it too, and leaves it like the parent."""
     before = rng.fingerprint()
-    with stream.scope(0):
+    with stream.scope(0) as scope:
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 torch.rand(3)
                 if rng.in_scope():
-                    scope_module._stack.open[-1].__exit__()
+                    scope.__exit__()
                     code = 0 if rng.fingerprint() == before else 2
             finally:
                 os._exit(code)
@@ -601,7 +633,7 @@ def test_a_failure_while_entering_leaves_nothing_open(stream, monkeypatch):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr("seedregistry.rng.state.numpy_state.borrow", fail)
+            patch.setattr("seedregistry.rng.state.numpy_state.claim", fail)
             with pytest.raises(error), stream.scope(0):
                 pytest.fail("the body must not run")
         assert untouched(before)
@@ -639,3 +671,255 @@ def test_a_scope_that_does_not_restore_is_caught(stream, monkeypatch):
         with stream.scope(0):
             pass
     assert not untouched(before)
+
+
+# --- tasks and generators that take turns ---------------------------------------------------------
+
+
+def test_tasks_that_take_turns_are_refused(stream):
+    """A task that enters a scope while another task waits inside one of its own is refused; the
+    other one draws what it draws alone."""
+    alone = []
+    with stream.scope(1):
+        alone = [torch.rand(1).item(), torch.rand(1).item()]
+    refused = []
+
+    async def train(position, pause):
+        try:
+            with stream.scope(position):
+                first = torch.rand(1).item()
+                await asyncio.sleep(pause)
+                return [first, torch.rand(1).item()]
+        except ScopeError as error:
+            refused.append(str(error))
+
+    async def both():
+        return await asyncio.gather(train(1, 0.01), train(2, 0.03))
+
+    before = rng.fingerprint()
+    assert asyncio.run(both()) == [alone, None]
+    assert "suspended inside" in refused[0]
+    assert "test_scope.py" in refused[0]
+    assert untouched(before)
+
+
+def test_generators_that_take_turns_are_refused(stream):
+    """Two generators that are advanced in turn, each in a scope of its own, are refused; one after
+    the other they are not."""
+
+    def draws(position):
+        with stream.scope(position):
+            while True:
+                yield torch.rand(1).item()
+
+    before = rng.fingerprint()
+    first, second = draws(1), draws(2)
+    got = [next(first), next(first)]
+    with pytest.raises(ScopeError, match="suspended inside"):
+        next(second)
+    first.close()
+    assert untouched(before)
+    third = draws(1)
+    assert [next(third), next(third)] == got
+    third.close()
+    assert untouched(before)
+
+
+def test_scopes_in_each_other_by_other_means(stream):
+    """A scope in a @contextmanager, in an ExitStack, behind yield from, in an awaited coroutine, or
+    under one that a generator left open, is a scope inside another."""
+
+    @contextlib.contextmanager
+    def managed(position):
+        with stream.scope(position):
+            yield
+
+    def inner():
+        with stream.scope(3):
+            yield torch.rand(1).item()
+
+    def outer():
+        with stream.scope(2):
+            yield from inner()
+
+    async def awaited():
+        with stream.scope(5):
+            await asyncio.sleep(0)
+            return torch.rand(1).item()
+
+    async def waits():
+        with stream.scope(4):
+            return await awaited()
+
+    before = rng.fingerprint()
+    expected = {}
+    for position in range(6):
+        with stream.scope(position):
+            expected[position] = torch.rand(1).item()
+    with managed(0), stream.scope(1), managed(2):
+        assert torch.rand(1).item() == expected[2]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(managed(1))
+        stack.enter_context(stream.scope(2))
+        assert next(outer()) == expected[3]
+        assert asyncio.run(waits()) == expected[5]
+    left_open = inner()
+    next(left_open)
+    with stream.scope(1):
+        assert torch.rand(1).item() == expected[1]
+    left_open.close()
+    assert untouched(before)
+
+
+# --- interrupts -----------------------------------------------------------------------------------
+
+
+def interrupt_at(step, function):
+    """Call a function with an interrupt before the n-th bytecode that it runs in the library's rng
+    package; return whether there was one."""
+    count = [0]
+
+    def trace(frame, event, argument):
+        if os.path.join("seedregistry", "rng") not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        count[0] += event == "opcode"
+        if count[0] == step:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_an_interrupt_at_any_bytecode(stream, is_nested):
+    """Ctrl-C at every single bytecode of entering and leaving: after the next scope at the latest
+    every default generator is as it was, to the byte, and no scope is open."""
+
+    def body():
+        with stream.scope(0):
+            if is_nested:
+                with stream.scope(1):
+                    np.random.randn()
+            torch.rand(1)
+
+    before = rng.fingerprint()
+    with stream.scope(7):
+        expected = draw_all()
+    step, left_open = 0, 0
+    while True:
+        step += 1
+        if not interrupt_at(step, body):
+            break
+        left_open += rng.in_scope()
+        with stream.scope(7):
+            assert draw_all() == expected
+        assert not rng.in_scope(), step
+        assert untouched(before), step
+    assert step > 400
+    assert left_open <= 0.02 * step
+
+
+def test_an_interrupt_that_is_being_handled(stream):
+    """While the interrupt of an __exit__ is handled a scope draws as always, and the state is given
+    back there already."""
+    before = rng.fingerprint()
+    with stream.scope(7):
+        expected = draw_all()
+    code = type(stream.scope(0)).__exit__.__code__
+
+    def trace(frame, event, argument):
+        if frame.f_code is code:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    tracer = sys.gettrace()
+    try:
+        with stream.scope(0):
+            sys.settrace(trace)
+    except KeyboardInterrupt:
+        assert rng.in_scope()  # the first bytecode of __exit__ cannot be protected
+        with stream.scope(7):
+            assert draw_all() == expected
+        assert untouched(before)
+        assert not rng.in_scope()
+    finally:
+        sys.settrace(tracer)
+
+
+def test_another_thread_takes_over_from_a_scope_that_nobody_can_leave(stream):
+    """A scope whose __exit__ was interrupted does not make other threads wait."""
+    before = rng.fingerprint()
+    stream.scope(0).__enter__()  # nobody holds it
+    drew = []
+
+    def work():
+        with stream.scope(1, timeout_s=5):
+            drew.append(draw_all())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(drew) == 1
+    assert untouched(before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # weakref callbacks
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timer signals")
+def test_signals_at_random_moments():
+    """Timer signals over scopes, builds and loaders leave every default generator as it was."""
+    registry = SeedRegistry(42)
+    stream = registry.stream("dropout")
+    loader = registry.dataloader(Augmented(8), instance_id="a", batch_size=4)
+
+    def nested(number):
+        with stream.scope(0, number), stream.scope(1, number, torch_only=True):
+            torch.rand(1)
+
+    works = [
+        nested,
+        lambda number: SeedRegistry(1).model(torch.nn.Linear, 2, 2),
+        lambda number: loader.batch(0, number % 2),
+    ]
+    interrupts = 0
+    is_armed = False
+
+    def interrupt(*_):
+        nonlocal is_armed
+        if is_armed:
+            is_armed = False
+            raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    moments = random.Random(5)
+    before = rng.fingerprint()
+    try:
+        for number in range(600):
+            work = works[number % len(works)]
+            started = time.perf_counter()
+            work(number)
+            elapsed_s = time.perf_counter() - started
+            try:
+                is_armed = True
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + moments.random() * elapsed_s)
+                work(number)
+                is_armed = False
+            except KeyboardInterrupt:
+                interrupts += 1
+            with stream.scope(2):
+                pass
+            assert untouched(before)
+            assert not rng.in_scope()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert interrupts > 200

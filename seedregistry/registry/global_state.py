@@ -115,7 +115,7 @@ def set_global_state(
         if isinstance(source, int):
             rng.seed_global(source)
         else:
-            captured.seed_from(source, None)
+            captured.seed_from(source)
     except BaseException:
         if captured is not None:
             captured.restore(late_seed)

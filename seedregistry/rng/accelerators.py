@@ -68,17 +68,17 @@ class LazyQueue:
                 e for e in self._calls[self._length :] if not self._is_rng_call(e[0])
             ]
 
-    def replay(self) -> bool:
-        """Run what waited at capture, now that the device has started.
+    @property
+    def seeds_all(self) -> bool:
+        """Whether what waited at capture seeds every device's default generator."""
+        return self._seed_all is not None
 
-        Returns:
-            True if that has seeded the device's default generators, False if nothing waited.
-        """
+    def replay(self) -> None:
+        """Run what waited at capture, now that the device has started."""
         calls = [entry[0] for entry in self._calls[: self._length] if self._is_rng_call(entry[0])]
         calls += [entry[0] for entry in self._order if entry]
         for call in calls:
             call()
-        return bool(calls)
 
 
 class Accelerator:
@@ -100,13 +100,14 @@ class Accelerator:
 
     def device_count(self) -> int:
         """Return how many devices of this kind are usable here; starts none of them."""
-        return int(self.module.device_count())
+        return int(self.module.device_count()) if self.is_lazy else int(self.is_initialized())
 
     def is_initialized(self) -> bool:
         """Return whether the default generators exist."""
         if self.is_lazy:
             return bool(self.module.is_initialized())
-        return self.device_count() > 0
+        # torch 2.2 has no torch.mps.device_count.
+        return bool(torch.backends.mps.is_available())
 
     def initialize(self) -> None:
         """Start the accelerator, so that its default generators exist."""
@@ -126,7 +127,7 @@ class Accelerator:
             ScopeError: a capture is under way on the current stream.
         """
         is_capturing = getattr(self.module, "is_current_stream_capturing", None)
-        if is_capturing is not None and is_capturing():
+        if is_capturing is not None and self.is_initialized() and is_capturing():
             message = (
                 "A scope cannot be entered or left while a CUDA graph is being captured: torch "
                 "refuses to read or set generator states then. Capture a step that uses "

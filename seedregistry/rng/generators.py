@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import random
 import struct
-from typing import TYPE_CHECKING, Any, Protocol, Union
+import threading
+from typing import TYPE_CHECKING, Any, Optional, Protocol, Union
 
 import numpy as np
 import torch
@@ -92,6 +93,20 @@ class FullState:
         return self._tensor
 
 
+class _Scratch(threading.local):
+    """A state for each thread to fill: making one takes as long as filling it."""
+
+    _full_state: Optional[FullState] = None
+
+    def full_state(self) -> FullState:
+        if self._full_state is None:
+            self._full_state = FullState()
+        return self._full_state
+
+
+_scratch = _Scratch()
+
+
 def seed_generator(generator: torch.Generator, source: SeedSource) -> None:
     """Set a torch generator to the start of a stream or position, on whatever device it lives.
 
@@ -102,7 +117,7 @@ def seed_generator(generator: torch.Generator, source: SeedSource) -> None:
     if not source.full_width:
         generator.manual_seed(source.seed)
     elif generator.device.type == "cpu":
-        generator.set_state(FullState().fill(source.key, source.seed))
+        generator.set_state(_scratch.full_state().fill(source.key, source.seed))
     else:
         generator.manual_seed(derivation.philox_seed(source.key))
 

@@ -1,148 +1,182 @@
-"""NumPy's legacy global state, swapped instead of copied.
+"""NumPy's legacy global state, copied and put back where it lies.
 
-``np.random.get_bit_generator`` and ``set_bit_generator`` (NumPy 1.24) exchange the bit generator
-under the global ``RandomState`` in 0.2 us, where reading its state takes 30 us. A swap loses one
-thing: the second half of the last pair of legacy normals, which the ``RandomState`` itself keeps
-(``has_gauss``, ``gauss``). It is read before and put back after.
+It is the state of the bit generator under the global ``RandomState``, and the second half of the
+last pair of legacy normals, which the ``RandomState`` keeps itself. Whoever holds that bit
+generator, or a bound method of it, draws in a scope what the scope says, and finds it afterwards as
+it was.
 
-The generators swapped in are ``MT19937`` and nothing else: ``np.random.seed`` and ``set_state``
-refuse any other.
+``np.random.get_state`` takes 30 us, most of it for 624 words as Python objects. The bytes alone
+take under a microsecond: a bit generator says where its state lies (``ctypes.state_address``), and
+where a ``RandomState`` keeps the cached normal is found out once, on one of our own. Each copy is
+one call of C, so that an interrupt comes before it or after it. Where the bytes are not where they
+are expected the public way is taken.
+
+Source: ``numpy/random/src/mt19937/mt19937.h`` (``mt19937_state``), ``numpy/random/_common.pxd`` and
+``numpy/random/src/distributions`` (``aug_bitgen_t``), NumPy 1.24 to 2.4.
 """
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Callable, List, Tuple
+import ctypes
+import functools
+import struct
+from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
-Cached = Tuple[Any, int, float]
-"""The bit generator that was under the global state, and its cached normal.
+from seedregistry.errors import RngStateError
 
-(bit generator, has_gauss, gauss).
-"""
+_WORDS = 624
+_ENGINE_BYTES = 4 * _WORDS + 4
+"""The words, and an int that says which comes next."""
 
+_NORMAL = struct.Struct("@id")
+"""Whether there is a cached normal, and its value."""
 
-class Pooled:
-    """An MT19937 of ours, and the ``RandomState`` that seeds it through public API."""
-
-    __slots__ = ("bit_generator", "state")
-
-    def __init__(self) -> None:
-        self.bit_generator = np.random.MT19937(0)
-        self.state = np.random.RandomState(self.bit_generator)
-
-
-class _CachedNormalOnly(np.random.MT19937):
-    """A bit generator without a state, to read and write the cached normal alone.
-
-    ``RandomState.get_state`` asks its bit generator for ``state`` and adds ``has_gauss`` and
-    ``gauss``; ``set_state`` hands ``state`` on and keeps these two. With this in place of the bit
-    generator both cost under a microsecond. It stands there for a moment only; what other threads
-    ask of it in that moment goes on to the one that it stands for, and drawing does not ask at all.
-    Source: ``numpy/random/mtrand.pyx``, ``RandomState.get_state``, ``set_state`` and ``seed``.
-    """
-
-    def stand_for(self, actual: Any) -> None:
-        """Remember the bit generator in whose place this is about to be put, by this thread."""
-        self._actual = actual
-        self._owner = threading.get_ident()
-
-    @property
-    def state(self) -> Any:
-        if threading.get_ident() != self._owner:
-            return self._actual.state
-        return {"bit_generator": "MT19937", "state": {}}
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        if threading.get_ident() != self._owner:
-            self._actual.state = value
-
-    def _legacy_seeding(self, seed: Any) -> None:
-        self._actual._legacy_seeding(seed)
-
-
-class _Probes(threading.local):
-    """A probe for each thread."""
-
-    def __init__(self) -> None:
-        self.probe = _CachedNormalOnly(0)
-
-
-_pool: List[Pooled] = []
-_probes = _Probes()
 _global: Any = np.random.mtrand._rand  # type: ignore[attr-defined]
 
 
-def _current() -> Any:
-    """Return the bit generator under the global state, or under a probe left there."""
-    actual = np.random.get_bit_generator()  # type: ignore[attr-defined]
-    return actual._actual if isinstance(actual, _CachedNormalOnly) else actual
+class Saved(NamedTuple):
+    """NumPy's global state at one moment.
+
+    Attributes:
+        bit_generator: the object under the global ``RandomState``.
+        engine: its state: bytes, or what its ``state`` property returned.
+        normal: the cached normal as bytes; None where ``engine`` has it too.
+    """
+
+    bit_generator: Any
+    engine: Union[bytes, Dict[str, Any]]
+    normal: Optional[bytes]
 
 
-def _probing(actual: Any, call: Callable[[], Any]) -> Any:
-    """Call with a probe in the place of the bit generator.
+@functools.lru_cache(maxsize=None)
+def _normal_offset() -> Optional[int]:
+    """Return where a ``RandomState`` keeps its cached normal: bytes from its address.
+
+    Returns:
+        None where the bytes are not as they are expected, which is tried out and not assumed.
+    """
+    try:
+        engine = np.random.MT19937(5489)
+        state = np.random.RandomState(engine)
+        plain: Any = engine.state["state"]
+        words = plain["key"].astype("=u4").tobytes() + struct.pack("@i", plain["pos"])
+        if _view(engine.ctypes.state_address, _ENGINE_BYTES) != words:
+            return None
+
+        first, second = 0.7310585786300049, -1.4402901842336917
+        state.set_state({**engine.state, "has_gauss": 1, "gauss": first})  # type: ignore[arg-type]
+        content = _view(id(state), type(state).__basicsize__).tobytes()
+        offset = content.find(_NORMAL.pack(1, first))
+        if offset < 0 or content.count(struct.pack("@d", first)) != 1:
+            return None
+        _view(id(state) + offset, _NORMAL.size)[:] = _NORMAL.pack(1, second)
+        if state.standard_normal() != second or state.get_state(legacy=False)["has_gauss"]:  # type: ignore[call-overload,index]
+            return None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return offset
+
+
+def _view(address: int, size: int) -> memoryview:
+    """Return the bytes at an address, to read and to write; whoever asks keeps what lies there."""
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+
+
+@functools.lru_cache(maxsize=1)
+def _normal_view() -> memoryview:
+    return _view(id(_global) + (_normal_offset() or 0), _NORMAL.size)
+
+
+class _Views:
+    """The bytes of the bit generator that was looked at last, which is nearly always the same."""
+
+    def __init__(self) -> None:
+        self._last: Tuple[Any, Any] = (None, None)
+
+    def of(self, bit_generator: Any) -> memoryview:
+        last, view = self._last
+        if last is not bit_generator:
+            view = _view(bit_generator.ctypes.state_address, _ENGINE_BYTES)
+            self._last = bit_generator, view
+        return view  # type: ignore[no-any-return]
+
+
+_engine_view = _Views().of
+
+
+def capture() -> Saved:
+    """Return the global state; moves nothing.
 
     Raises:
-        AttributeError: this NumPy hides the attribute; nothing was called.
+        RngStateError: a cached normal beside a bit generator of another kind, which this NumPy does
+            not let be put back.
     """
-    probe = _probes.probe
-    probe.stand_for(actual)
-    try:
-        _global._bit_generator = probe
-        return call()
-    finally:
-        if not isinstance(_global, np.random.RandomState) or np.random.get_bit_generator() is probe:  # type: ignore[attr-defined]
-            _global._bit_generator = actual
+    bit_generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    offset = _normal_offset()
+    if offset is not None:
+        normal = _normal_view().tobytes()
+        if type(bit_generator) is np.random.MT19937:
+            return Saved(bit_generator, _engine_view(bit_generator).tobytes(), normal)
+        return Saved(bit_generator, bit_generator.state, normal)
+
+    state: Any = np.random.get_state(legacy=False)
+    if state["has_gauss"] and type(bit_generator) is not np.random.MT19937:
+        message = (
+            f"NumPy's global state is a {type(bit_generator).__name__} with a cached normal, which "
+            f"NumPy {np.__version__} does not let be put back. Draw one more normal, or call "
+            "np.random.set_bit_generator(np.random.MT19937(seed)) first."
+        )
+        raise RngStateError(message)
+    return Saved(bit_generator, state, None)
 
 
-def borrow(depth: int) -> Pooled:
-    """Return the pooled generator for a nesting depth.
-
-    Only the holder of the scope lock may call this.
-    """
-    while len(_pool) <= depth:
-        _pool.append(Pooled())
-    return _pool[depth]
-
-
-def fresh() -> Pooled:
-    """Return a generator outside the pool, for a state that outlives every scope."""
-    return Pooled()
-
-
-def read_cached() -> Cached:
-    """Return the global bit generator and the cached normal; moves nothing."""
-    actual = _current()
-    try:
-        state = _probing(actual, lambda: np.random.get_state(legacy=False))
-    except AttributeError:  # the public way, 30 us
-        state = np.random.get_state(legacy=False)
-    return actual, int(state["has_gauss"]), float(state["gauss"])
-
-
-def swap_in(bit_generator: Any) -> None:
-    """Put a bit generator under the global state; this drops the cached normal."""
+def restore(saved: Saved) -> None:
+    """Put back what :func:`capture` returned; it may be done again after an interrupt."""
+    bit_generator, engine, normal = saved
     np.random.set_bit_generator(bit_generator)  # type: ignore[attr-defined]
+    if isinstance(engine, bytes):
+        _engine_view(bit_generator)[:] = engine
+    elif type(bit_generator) is np.random.MT19937:
+        np.random.set_state(engine)
+    else:
+        bit_generator.state = engine
+    if normal is not None:
+        _normal_view()[:] = normal
 
 
-def swap_out(cached: Cached) -> None:
-    """Put back what :func:`read_cached` returned.
+def has_strayed(saved: Saved) -> bool:
+    """Return whether a bit generator that no scope can seed was drawn from since the capture.
 
-    The same bit generator, untouched, and the cached normal.
+    One of another kind than MT19937 is taken from under the global state for the time of a scope.
+    Who holds it can draw from it all the same.
     """
-    actual, has_gauss, gauss = cached
-    np.random.set_bit_generator(actual)  # type: ignore[attr-defined]
-    if not has_gauss:
-        return
-    cached_normal = {
-        "bit_generator": "MT19937",
-        "state": {},
-        "has_gauss": has_gauss,
-        "gauss": gauss,
-    }
-    try:
-        _probing(actual, lambda: np.random.set_state(cached_normal))
-    except AttributeError:
-        np.random.set_state({**actual.state, "has_gauss": has_gauss, "gauss": gauss})
+    bit_generator, engine, _ = saved
+    if isinstance(engine, bytes) or type(bit_generator) is np.random.MT19937:
+        return False
+    return comparable(bit_generator.state) != comparable(
+        {name: engine[name] for name in bit_generator.state}
+    )
+
+
+def claim() -> Any:
+    """Return the MT19937 under the global state, which a scope may seed; put one there if needed.
+
+    ``np.random.seed`` and ``set_state`` refuse any other kind, and what a scope draws must not
+    depend on the kind that the caller has.
+    """
+    bit_generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if type(bit_generator) is not np.random.MT19937:
+        bit_generator = np.random.MT19937(0)
+        np.random.set_bit_generator(bit_generator)  # type: ignore[attr-defined]
+    return bit_generator
+
+
+def comparable(state: Any) -> object:
+    """Return the state of a bit generator as nested tuples, arrays as bytes."""
+    if isinstance(state, dict):
+        return tuple((name, comparable(value)) for name, value in sorted(state.items()))
+    if isinstance(state, np.ndarray):
+        return str(state.dtype), state.shape, state.tobytes()
+    return state

@@ -6,6 +6,7 @@ them. A scope that another thread holds is waited for, for a limited time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -13,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -21,6 +23,7 @@ from typing import (
     FrozenSet,
     List,
     Optional,
+    Set,
     Tuple,
     Type,
     TypeVar,
@@ -46,21 +49,118 @@ _NOTHING: FrozenSet[str] = frozenset()
 _TORCH = frozenset({"torch"})
 _EVERYTHING = frozenset({"torch", "python", "numpy"})
 _POLL_S = 0.05
+_MOST_ATTEMPTS = 100
+
+_SUSPENDABLE = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ITERABLE_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+)
+_CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
+_FIXTURES = os.path.join("_pytest", "fixtures.py")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Entry:
+    """An open scope, as the process knows it: what it takes to close it without the scope.
+
+    Attributes:
+        scope: the scope, weakly. One that nobody holds can never be left.
+        captured: the state before it; None while it is being entered.
+        place: the code and the line that entered it.
+        opener: the generator or coroutine whose body the block is in, which may be suspended inside
+            of it; None for a block in a function.
+    """
+
+    __slots__ = ("captured", "label", "late_seed", "opener", "place", "scope", "torch_only")
+
+    def __init__(self, scope: Scope, caller: FrameType) -> None:
+        code = caller.f_code
+        self.place: Tuple[CodeType, int] = code, caller.f_lineno
+        self.opener: Optional[FrameType] = None
+        if code.co_flags & _SUSPENDABLE or code.co_filename == _CONTEXTLIB:
+            self.opener = _find_opener(caller)
+        self.captured: Optional[Captured] = None
+        self.scope = weakref.ref(scope)
+        self.label = scope.label
+        self.torch_only = scope._torch_only
+        self.late_seed = scope._late_seed
+
+    @property
+    def line(self) -> str:
+        return f"{self.place[0].co_filename}:{self.place[1]}"
+
+    def is_suspended(self) -> bool:
+        """Return whether the block is in a generator or coroutine that does not run now."""
+        opener = self.opener
+        if opener is None:
+            return False
+        frame: Optional[FrameType] = sys._getframe(1)
+        while frame is not None:
+            if frame is opener:
+                return False
+            frame = frame.f_back
+        return True
+
+    def is_lost(self, error: Optional[BaseException]) -> bool:
+        """Return whether the scope can never be left: nobody holds it, or leaving was interrupted.
+
+        Args:
+            error: what is being handled. Ctrl-C at the first step of ``__exit__``, which nothing
+                can protect, or at the last of ``__enter__``, leaves the scope open and is seen in
+                the traceback.
+        """
+        scope = self.scope()
+        if scope is None:
+            return True
+        codes = (Scope.__enter__.__code__, Scope.__exit__.__code__)
+        seen: Set[int] = set()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            trace = error.__traceback__
+            while trace is not None:
+                frame = trace.tb_frame
+                if frame.f_code in codes and frame.f_locals["self"] is scope:
+                    return True
+                trace = trace.tb_next
+            error = error.__context__
+        return False
+
+
+def _find_opener(frame: FrameType) -> Optional[FrameType]:
+    """Return the generator or coroutine whose body a block is in, or None.
+
+    A block in a ``@contextmanager``, or in a fixture of pytest, belongs to whoever uses these.
+    """
+    current: Optional[FrameType] = frame
+    while current is not None:
+        if current.f_code.co_filename == _CONTEXTLIB:
+            current = current.f_back  # ExitStack.enter_context, _GeneratorContextManager.__enter__
+            continue
+        if not current.f_code.co_flags & _SUSPENDABLE:
+            return None
+        driver = current.f_back
+        if driver is None or driver.f_code.co_filename != _CONTEXTLIB:
+            is_fixture = driver is not None and driver.f_code.co_filename.endswith(_FIXTURES)
+            return None if is_fixture else current
+        current = driver
+    return None
 
 
 class _Stack:
     """The open scopes of the process, and the thread that holds them.
 
-    The holder is entered with ``dict.setdefault``, which takes the place and says who has it in one
-    step: an interrupt between two bytecodes can then not leave the scopes held by nobody.
+    An exception may come between any two steps, from Ctrl-C or another signal. So every step is one
+    operation that is done or not, and closing can be done again from its beginning. The holder is
+    entered with ``dict.setdefault``, which takes the place and says who has it in one step.
     """
 
     __slots__ = ("_holder", "_released", "_waiting", "open")
 
     def __init__(self) -> None:
-        self.open: List[Scope] = []
+        self.open: List[_Entry] = []
         self._holder: Dict[str, threading.Thread] = {}
         self._released = threading.Condition(threading.Lock())
         self._waiting = 0
@@ -70,10 +170,30 @@ class _Stack:
         """Return the thread that holds the scopes, or None."""
         return self._holder.get("thread")
 
-    def acquire(self, timeout_s: float) -> None:
+    def acquire(self, entry: _Entry, timeout_s: float) -> None:
+        """Take the place for a scope of this thread, in none of another one's.
+
+        Raises:
+            ScopeError: another thread holds the scopes for too long, or the innermost scope is of
+                another task or generator, which could go on before this one is left.
+        """
         me = threading.current_thread()
+        if self._holder.setdefault("thread", me) is me:
+            if not self.open:
+                return
+            self.heal(sys.exc_info()[1])
         if self._holder.setdefault("thread", me) is not me:
             self._wait(me, timeout_s)
+        if self.open and entry.opener is not None and self.open[-1].is_suspended():
+            innermost = self.open[-1]
+            message = (
+                f"Scope '{entry.label}' was entered by a task or generator while another one is "
+                f"suspended inside '{innermost.label}' (opened at {innermost.line}). When that one "
+                "goes on it would draw from this scope. Default generators belong to the whole "
+                "process: let tasks and generators draw from stream.at(...).generator(device), "
+                "or leave a scope before every await and yield."
+            )
+            raise ScopeError(message)
 
     def _wait(self, me: threading.Thread, timeout_s: float) -> None:
         give_up_at = time.monotonic() + timeout_s
@@ -84,9 +204,11 @@ class _Stack:
                     holder = self._holder.setdefault("thread", me)
                     if holder is me:
                         return
-                    if (
-                        not holder.is_alive()
-                    ):  # it ended inside a scope: put its state back and take its place
+                    # It ended inside a scope, or can leave none of them any more: put the state
+                    # back and take its place.
+                    if not holder.is_alive() or (
+                        self.open and all(entry.scope() is None for entry in self.open)
+                    ):
                         self._bury(holder)
                         continue
                     remaining_s = give_up_at - time.monotonic()
@@ -113,6 +235,37 @@ class _Stack:
         )
         raise ScopeError(message, holder=holder)
 
+    def heal(self, error: Optional[BaseException]) -> None:
+        """Close the innermost scopes that can never be left."""
+        while self.open and self.open[-1].is_lost(error):
+            self.close(self.open[-1])
+
+    def close(self, entry: _Entry) -> None:
+        """Put the state back, close a scope and free the place if it was the last.
+
+        Also half-way through entering. An interrupt on the way is raised when all is done.
+        """
+        failure: Optional[BaseException] = None
+        for _ in range(_MOST_ATTEMPTS):
+            try:
+                if entry.captured is not None:
+                    entry.captured.restore(entry.late_seed)
+                self._drop(entry)
+                break
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failure = failure or error
+        else:
+            self._drop(entry)
+        if failure is not None:
+            raise failure
+
+    def _drop(self, entry: _Entry) -> None:
+        if entry in self.open:
+            self.open.remove(entry)
+        entry.opener = None  # it would keep alive what the generator's body holds
+        if not self.open and self._holder.get("thread") is threading.current_thread():
+            self.release()
+
     def release(self) -> None:
         self._holder.clear()
         if self._waiting:
@@ -129,10 +282,9 @@ class _Stack:
     def unwind(self) -> None:
         """Put the outermost state back and close every scope."""
         outermost = self.open[0]
-        closed, self.open = self.open, []
-        for scope in closed:
-            scope._is_open = False
-        outermost._restore()
+        if outermost.captured is not None:
+            outermost.captured.restore(outermost.late_seed)
+        self.open.clear()
 
     def free_after_fork(self) -> None:
         """Run in a forked child, which has the forking thread alone.
@@ -169,10 +321,10 @@ def scoped_libraries() -> FrozenSet[str]:
     Default generators belong to the process: while a scope is open, every thread that draws from
     them draws from it.
     """
-    scopes = tuple(_stack.open)
-    if not scopes:
+    entries = tuple(_stack.open)
+    if not entries:
         return _NOTHING
-    return _TORCH if all(scope._torch_only for scope in scopes) else _EVERYTHING
+    return _TORCH if all(entry.torch_only for entry in entries) else _EVERYTHING
 
 
 def _runs_later(function: Any) -> bool:
@@ -207,9 +359,8 @@ class Scope:
     """
 
     __slots__ = (
-        "_captured",
-        "_frame",
-        "_is_open",
+        "__weakref__",
+        "_entry",
         "_late_seed",
         "_seeder",
         "_source",
@@ -236,33 +387,24 @@ class Scope:
         self._watch = watch
         self._timeout_s = timeout_s
         self._late_seed = late_seed
-        self._is_open = False
-        self._captured: Optional[Captured] = None
+        self._entry: Optional[_Entry] = None
         self._seeder: Optional[Callable[[SeedSource], None]] = None
-        self._frame: Optional[Tuple[CodeType, int]] = None
         self.movement: Optional[Movement] = None
 
-    @property
-    def line(self) -> str:
-        """Return ``file:line`` where the block was entered, or ``""``."""
-        return "" if self._frame is None else f"{self._frame[0].co_filename}:{self._frame[1]}"
-
     def __enter__(self) -> Self:
-        if self._captured is not None:
+        if self._entry is not None:
             message = (
                 f"Scope '{self.label}' was entered a second time. A scope is one block: make a "
                 "new one with stream.scope(...) for the next."
             )
             raise ScopeError(message)
-        caller: FrameType = sys._getframe(1)
-        self._frame = (caller.f_code, caller.f_lineno)
+        entry = _Entry(self, sys._getframe(1))
         try:
-            _stack.acquire(self._timeout_s)
-            captured = Captured(torch_only=self._torch_only)
-            self._captured = captured
+            _stack.acquire(entry, self._timeout_s)
+            entry.captured = captured = Captured(torch_only=self._torch_only)
+            self._entry = entry
             depth = len(_stack.open)
-            _stack.open.append(self)
-            self._is_open = True
+            _stack.open.append(entry)
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug(
                     "scope of %s opened at depth %d",
@@ -270,10 +412,10 @@ class Scope:
                     depth,
                     extra={"label": self.label, "depth": depth},
                 )
-            captured.seed_from(self._source, depth)
+            captured.seed_from(self._source)
         except BaseException:
             if _stack.holder is threading.current_thread():
-                self._leave()
+                _stack.close(entry)
             raise
         return self
 
@@ -285,15 +427,15 @@ class Scope:
         Raises:
             ScopeError: this is not the innermost open scope.
         """
-        if not self._is_open or _stack.open[-1] is not self or self._captured is None:
+        entry = self._entry
+        if not _stack.open or _stack.open[-1] is not entry or entry.captured is None:
             message = (
                 f"Scope '{self.label}' is not the innermost open scope, and cannot be seeded again."
             )
             raise ScopeError(message)
         seeder = self._seeder
         if seeder is None:
-            depth = len(_stack.open) - 1
-            seeder = self._seeder = self._captured.seeder(full_width=source.full_width, depth=depth)
+            seeder = self._seeder = entry.captured.seeder(full_width=source.full_width)
         seeder(source)
 
     def __exit__(
@@ -302,66 +444,56 @@ class Scope:
         error: Optional[BaseException] = None,
         trace: Optional[TracebackType] = None,
     ) -> None:
-        if not self._is_open:  # closed by a scope that was left out of order, which has said so
-            return
-        if _stack.open[-1] is not self or _stack.holder is not threading.current_thread():
-            self._refuse_out_of_order()
         try:
-            if self._watch and self._captured is not None:
-                self.movement = Movement(self._captured, self._source)
+            self._leave(error)
+        except ScopeError:
+            raise
+        except BaseException:
+            # An interrupt, wherever it came: what it kept from happening is done here.
+            if self._entry is not None and self._entry in _stack.open:
+                _stack.close(self._entry)
+            raise
+
+    def _leave(self, error: Optional[BaseException]) -> None:
+        entry, scopes = self._entry, _stack.open
+        # Not open: closed by a scope that was left out of order, which has said so.
+        if entry is None or entry.captured is None or entry not in scopes:
+            return
+        if scopes[-1] is not entry:
+            _stack.heal(error)
+        if scopes[-1] is not entry or _stack.holder is not threading.current_thread():
+            self._refuse_out_of_order(entry)
+        captured = entry.captured
+        captured.refuse_capture()
+        has_strayed = False
+        try:
+            if self._watch:
+                self.movement = Movement(captured, self._source)
+            has_strayed = captured.can_stray and captured.has_strayed()
         finally:
-            self._leave()
+            _stack.close(entry)
+        if has_strayed:
+            message = (
+                f"In scope '{self.label}' something drew from the bit generator under NumPy's "
+                "global state that it had got hold of before. It is no MT19937, so that the scope "
+                "could not set it, and what was drawn is no function of the position. Call "
+                "np.random.set_bit_generator(np.random.MT19937(seed)) before, or draw from "
+                "np.random in the scope. The generator is as it was before the scope."
+            )
+            raise ScopeError(message)
 
-    def _leave(self) -> None:
-        """Put the state back, close this scope and free the place if it was the last.
-
-        Also half-way through entering.
-
-        An interrupt on the way waits until this is done: every step can be repeated.
-        """
-        interrupt: Optional[KeyboardInterrupt] = None
-        while True:
-            try:
-                try:
-                    if self._captured is not None:
-                        self._captured.restore(self._late_seed)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException:
-                    self._close()
-                    raise
-                self._close()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
-
-    def _close(self) -> None:
-        if self in _stack.open:
-            _stack.open.remove(self)
-        self._is_open = False
-        if not _stack.open and _stack.holder is threading.current_thread():
-            _stack.release()
-
-    def _restore(self) -> None:
-        captured = self._captured
-        assert captured is not None  # noqa: S101 - a scope on the stack has captured
-        captured.restore(self._late_seed)
-
-    def _refuse_out_of_order(self) -> None:
+    def _refuse_out_of_order(self, entry: _Entry) -> None:
         innermost = _stack.open[-1]
         holder = _stack.describe_holder()
-        mine = self.line
         try:
             _stack.unwind()
         finally:
             _stack.release()
         message = (
-            f"Scope '{self.label}' (opened at {mine}) was left while '{innermost.label}' (opened "
-            f"at {innermost.line}) was the innermost, held by {holder}. Scopes are left in the "
-            "reverse order of entering, by the thread that entered them. All of them are closed "
-            "now and the generators are as before the outermost."
+            f"Scope '{self.label}' (opened at {entry.line}) was left while '{innermost.label}' "
+            f"(opened at {innermost.line}) was the innermost, held by {holder}. Scopes are left in "
+            "the reverse order of entering, by the thread that entered them. All of them are "
+            "closed now and the generators are as before the outermost."
         )
         raise ScopeError(message, holder=holder)
 

@@ -31,6 +31,8 @@ _SEED_PYTHON: Any = random.Random.__base__.seed if _python is not None else None
 GLOBAL_SEED_BITS = 32
 """Width of an integer that seeds every library: NumPy's legacy generator takes no more."""
 
+_States = List[Tuple[torch.Generator, torch.Tensor]]
+
 LateSeed = Callable[[str], int]
 """Called with a device kind that started inside a scope with no seed waiting.
 
@@ -56,98 +58,92 @@ class Captured:
 
     Made by one thread, restored at most once by each holder.
 
-    NumPy's is captured as the object under the global state and its cached normal, not as a copy:
-    whoever lets code draw from it before :meth:`restore` has put another one in its place first, as
-    :meth:`seed_from` and :func:`seed_global` do.
-
     Attributes:
         torch_only: python's and NumPy's generators were left out.
     """
 
-    __slots__ = ("_accelerators", "_cpu", "_lazy", "_numpy", "_python", "torch_only")
+    __slots__ = ("_cpu", "_late_seeds", "_lazy", "_numpy", "_python", "_running", "torch_only")
 
     def __init__(self, *, torch_only: bool = False) -> None:
         self.torch_only = torch_only
         self._python: Optional[Tuple[Any, ...]] = None
-        self._numpy: Optional[numpy_state.Cached] = None
-        self._accelerators: List[Tuple[torch.Generator, torch.Tensor]] = []
+        self._numpy: Optional[numpy_state.Saved] = None
+        self._running: List[Tuple[Accelerator, _States]] = []
         self._lazy: List[Tuple[Accelerator, LazyQueue]] = []
+        self._late_seeds: Dict[str, int] = {}
         for accelerator in accelerators.ACCELERATORS:
             if accelerator.is_initialized():
                 accelerator.refuse_capture()
-                for generator in accelerator.default_generators():
-                    self._accelerators.append((generator, generator.get_state()))
+                states = [(each, each.get_state()) for each in accelerator.default_generators()]
+                self._running.append((accelerator, states))
             elif accelerator.is_lazy:
                 self._lazy.append((accelerator, accelerators.LazyQueue(accelerator.module)))
         self._cpu = torch.default_generator.get_state()
         if not torch_only:
             self._python = random.getstate()
-            self._numpy = numpy_state.read_cached()
+            self._numpy = numpy_state.capture()
 
-    def seed_from(self, source: SeedSource, depth: Optional[int]) -> None:
-        """Set everything that was captured to the start of a stream or position.
-
-        Args:
-            source: the stream, position or plain seed.
-            depth: nesting depth of the scope, for NumPy's pooled generators; None for a state that
-                stays.
-        """
+    def seed_from(self, source: SeedSource) -> None:
+        """Set everything that was captured to the start of a stream or position."""
         seed_generator(torch.default_generator, source)
-        for generator, _ in self._accelerators:
-            seed_generator(generator, source)
-        for accelerator, queue in self._lazy:
-            queue.replace(_SeedDefaults(accelerator, source))
+        self._seed_accelerators(source)
         if not self.torch_only:
             random.seed(derivation.python_seed(source.key))
-            pooled = numpy_state.fresh() if depth is None else numpy_state.borrow(depth)
-            _seed_legacy(pooled, source)
-            numpy_state.swap_in(pooled.bit_generator)
+            numpy_state.claim()
+            np.random.seed(_numpy_seed(source))
 
-    def seeder(self, *, full_width: bool, depth: int) -> Callable[[SeedSource], None]:
+    def _seed_accelerators(self, source: SeedSource) -> None:
+        for _, states in self._running:
+            for generator, _ in states:
+                seed_generator(generator, source)
+        for accelerator, queue in self._lazy:
+            # One that has started since, as in the first sample of a batch, listens no more.
+            if accelerator.is_initialized():
+                for generator in accelerator.default_generators():
+                    seed_generator(generator, source)
+            else:
+                queue.replace(_SeedDefaults(accelerator, source))
+
+    def seeder(self, *, full_width: bool) -> Callable[[SeedSource], None]:
         """Return a quicker :meth:`seed_from`: what sets everything captured to a position.
 
         For one capture under which many positions are drawn from.
 
         Args:
             full_width: whether generators take more of the positions' keys than their seed.
-            depth: as for :meth:`seed_from`.
         """
         if self.torch_only or _python is None:
-            return lambda source: self.seed_from(source, depth)
-        others = [generator for generator, _ in self._accelerators]
-        lazy = self._lazy
+            return self.seed_from
+        has_accelerators = bool(self._running or self._lazy)
         generator = torch.default_generator
         manual_seed, set_state = generator.manual_seed, generator.set_state
         seed_python, instance = _SEED_PYTHON, _python
-        bit_generator = numpy_state.borrow(depth).bit_generator
-        seed_numpy, swap_in = bit_generator._legacy_seeding, np.random.set_bit_generator  # type: ignore[attr-defined]
+        swap_in: Any = np.random.set_bit_generator  # type: ignore[attr-defined]
         seed_of_key, python_seed = derivation.seed_of_key, derivation.python_seed
         numpy_seed, numpy_words = derivation.numpy_seed, derivation.numpy_word_bytes
         full = FullState() if full_width else None
 
         def seed(source: SeedSource) -> None:
             key = source.key
+            bit_generator = numpy_state.claim()
             if full is None:
                 manual_seed(seed_of_key(key))
-                seed_numpy(numpy_seed(key))
+                bit_generator._legacy_seeding(numpy_seed(key))
             else:
                 set_state(full.fill(key, seed_of_key(key)))
-                seed_numpy(np.frombuffer(numpy_words(key), dtype=">u4").astype(np.int64))
+                words = np.frombuffer(numpy_words(key), dtype=">u4").astype(np.int64)
+                bit_generator._legacy_seeding(words)
             swap_in(bit_generator)  # drops the cached normal
             seed_python(instance, python_seed(key))
             instance.gauss_next = None
-            for other in others:
-                seed_generator(other, source)
-            for accelerator, queue in lazy:
-                queue.replace(_SeedDefaults(accelerator, source))
+            if has_accelerators:
+                self._seed_accelerators(source)
 
         return seed
 
     def accelerator_generators(self) -> Iterator[torch.Generator]:
         """Yield the default generators of every accelerator that was captured and runs now."""
-        for generator, _ in self._accelerators:
-            yield generator
-        for accelerator, _ in self._lazy:
+        for accelerator, _ in (*self._running, *self._lazy):
             if accelerator.is_initialized():
                 yield from accelerator.default_generators()
 
@@ -156,31 +152,64 @@ class Captured:
         moved = []
         if _bytes_of(torch.default_generator) != self._cpu.numpy().tobytes():
             moved.append("cpu")
-        for generator, state in self._accelerators:
-            if _bytes_of(generator) != state.numpy().tobytes():
-                moved.append(str(generator.device))
+        for _, states in self._running:
+            moved += [
+                str(generator.device)
+                for generator, state in states
+                if _bytes_of(generator) != state.numpy().tobytes()
+            ]
         return moved
+
+    def refuse_capture(self) -> None:
+        """Raise while a CUDA graph is being captured, before anything is put back.
+
+        Raises:
+            ScopeError: a capture is under way on the current stream.
+        """
+        for accelerator, _ in self._running:
+            accelerator.refuse_capture()
+        for accelerator, _ in self._lazy:
+            accelerator.refuse_capture()
+
+    @property
+    def can_stray(self) -> bool:
+        """Whether NumPy's bit generator is of a kind that no scope can seed."""
+        return self._numpy is not None and not isinstance(self._numpy.engine, bytes)
+
+    def has_strayed(self) -> bool:
+        """Return whether NumPy's bit generator was drawn from where no scope can seed it."""
+        return self._numpy is not None and numpy_state.has_strayed(self._numpy)
 
     def restore(self, late_seed: Optional[LateSeed] = None) -> None:
         """Put everything back. After an interrupt half-way it may be run again.
 
         Args:
             late_seed: gives the seed of an accelerator that started since the capture while no seed
-                was waiting for it.
+                was waiting for all its devices.
         """
         torch.default_generator.set_state(self._cpu)
         if self._numpy is not None:
-            numpy_state.swap_out(self._numpy)
+            numpy_state.restore(self._numpy)
         if self._python is not None:
             random.setstate(self._python)
-        for generator, state in self._accelerators:
-            generator.set_state(state)
+        for accelerator, states in self._running:
+            # In a forked child it runs no more, and its generators cannot be used.
+            if accelerator.is_initialized():
+                for generator, state in states:
+                    generator.set_state(state)
         for accelerator, queue in self._lazy:
             queue.restore()
-            if accelerator.is_initialized() and not queue.replay() and late_seed is not None:
-                seed = late_seed(accelerator.kind)
-                for generator in accelerator.default_generators():
-                    generator.manual_seed(seed)
+            if accelerator.is_initialized():
+                if late_seed is not None and not queue.seeds_all:
+                    self._seed_late(accelerator, late_seed)
+                queue.replay()
+
+    def _seed_late(self, accelerator: Accelerator, late_seed: LateSeed) -> None:
+        kind = accelerator.kind
+        if kind not in self._late_seeds:  # asked once: the ledger keeps the answer
+            self._late_seeds[kind] = late_seed(kind)
+        for generator in accelerator.default_generators():
+            generator.manual_seed(self._late_seeds[kind])
 
 
 class _SeedDefaults:
@@ -209,13 +238,18 @@ class Movement:
     of 2**-32.
     """
 
-    __slots__ = ("_numpy_word", "_python_word", "_source", "_torch")
+    __slots__ = ("_moved_kinds", "_numpy_word", "_python_word", "_source", "_torch_head")
 
     def __init__(self, captured: Captured, source: SeedSource) -> None:
         self._source = source
-        self._torch = [("torch", torch.device("cpu"), _head_of(torch.default_generator))]
-        for generator in captured.accelerator_generators():
-            self._torch.append((generator.device.type, generator.device, _head_of(generator)))
+        self._torch_head = _head_of(torch.default_generator)
+        # Compared at once: in a forked child, which may read the ledger too, torch makes no
+        # generator of an accelerator.
+        self._moved_kinds = {
+            generator.device.type
+            for generator in captured.accelerator_generators()
+            if _head_of(generator) != _head_of(make_generator(generator.device, source))
+        }
         self._python_word: Optional[int] = None
         self._numpy_word: Optional[int] = None
         if not captured.torch_only:
@@ -228,38 +262,25 @@ class Movement:
         ``"numpy"``, ``"python"``, ``"torch"``, ...
         """
         source = self._source
-        moved = {
-            name
-            for name, device, head in self._torch
-            if head != _head_of(make_generator(device, source))
-        }
+        moved = set(self._moved_kinds)
+        if self._torch_head != _head_of(make_generator("cpu", source)):
+            moved.add("torch")
         if self._python_word is not None:
             if self._python_word != random.Random(derivation.python_seed(source.key)).getrandbits(
                 32
             ):
                 moved.add("python")
-            legacy = numpy_state.fresh()
-            _seed_legacy(legacy, source)
-            if self._numpy_word != legacy.bit_generator.random_raw():
+            engine: Any = np.random.MT19937(0)
+            np.random.RandomState(engine).seed(_numpy_seed(source))
+            if self._numpy_word != engine.random_raw():
                 moved.add("numpy")
         return tuple(sorted(moved))
 
 
-def _seed_legacy(pooled: numpy_state.Pooled, source: SeedSource) -> None:
-    """Set NumPy's legacy generator to the start of a source, from words of its own."""
+def _numpy_seed(source: SeedSource) -> Any:
+    """Return what ``np.random.seed`` takes for a source: an int, or eight words."""
     key = source.key
-    pooled.state.seed(
-        derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key)
-    )
-
-
-def _comparable(state: Any) -> object:
-    """Return the state of a bit generator of NumPy as nested tuples, arrays as bytes."""
-    if isinstance(state, dict):
-        return tuple((name, _comparable(part)) for name, part in sorted(state.items()))
-    if isinstance(state, np.ndarray):
-        return str(state.dtype), state.shape, state.tobytes()
-    return state
+    return derivation.numpy_words(key) if source.full_width else derivation.numpy_seed(key)
 
 
 def fingerprint() -> Dict[str, object]:
@@ -269,7 +290,7 @@ def fingerprint() -> Dict[str, object]:
     """
     states: Dict[str, object] = {
         "python": random.getstate(),
-        "numpy": _comparable(np.random.get_state(legacy=False)),
+        "numpy": numpy_state.comparable(np.random.get_state(legacy=False)),
         "torch:cpu": _bytes_of(torch.default_generator),
     }
     for accelerator in accelerators.ACCELERATORS:
@@ -293,7 +314,7 @@ def seed_global(seed: int) -> None:
     Args:
         seed: int, ``0 <= seed < 2**32``.
     """
-    numpy_state.swap_in(numpy_state.fresh().bit_generator)
+    numpy_state.claim()
     np.random.seed(seed)
     random.seed(seed)
     torch.manual_seed(seed)
