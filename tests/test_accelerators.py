@@ -185,3 +185,107 @@ def test_discovery_matches_the_build():
     assert ("cuda" in kinds) == (
         torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None
     )
+
+
+def test_mps_of_an_old_torch(monkeypatch):
+    """torch 2.2 has no torch.mps.device_count; whether MPS is there is asked in another way."""
+    mps = accelerators.Accelerator("mps", type("module", (), {}))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(accelerators, "ACCELERATORS", (mps,))
+    with SeedRegistry(1).stream("x").scope(0):
+        torch.rand(1)
+    assert (mps.is_initialized(), mps.device_count()) == (False, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert (mps.is_initialized(), mps.device_count()) == (True, 1)
+
+
+class StartsLate(torch.utils.data.Dataset):
+    """A dataset whose first sample is the first to use the device."""
+
+    def __init__(self, device) -> None:
+        self.device = device
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index):
+        self.device.init()
+        return torch.rand(2, generator=self.device.default_generators[0])
+
+
+@pytest.mark.parametrize("scheme", ["sha256-31", "sha256-256"])
+def test_a_device_that_starts_in_mid_batch(fake_device, scheme):
+    """Samples after the one in which the device started draw from their own positions: the batch
+    is the same when it is fetched again."""
+    data = StartsLate(fake_device)
+    loader = SeedRegistry(42, scheme=scheme).dataloader(data, instance_id="a", batch_size=4)
+    first = loader.batch(0, 0)
+    assert torch.equal(first, loader.batch(0, 0))
+    assert len({tuple(row) for row in first.tolist()}) == 4
+
+
+def test_a_seed_that_waited_for_one_of_two_devices(fake_device):
+    """A device that starts in a scope, with a seed waiting for its first generator alone: that one
+    has it after the scope, and the other a recorded one, never the scope's."""
+
+    def seed_first():
+        fake_device.default_generators[0].manual_seed(123)
+
+    fake_device._lazy_seed_tracker.queue_seed(seed_first, [])
+    registry = SeedRegistry(42)
+    with registry.stream("dropout").scope(7):
+        fake_device.init()
+        draws(fake_device)
+    (record,) = registry.ledger.find(LateSeeded)
+    assert states(fake_device) == [
+        torch.Generator().manual_seed(seed).get_state().tolist() for seed in (123, record.seed)
+    ]
+
+
+def test_a_child_that_cannot_use_the_device(fake_device, monkeypatch):
+    """In a forked child, in which torch lets nobody use the device, a scope of the parent's is
+    left, and a build of the parent's is read from the ledger."""
+    from seedregistry.ledger import Built
+
+    fake_device.init()
+    registry = SeedRegistry(42)
+    registry.model(torch.nn.Linear, 2, 2)
+    before = torch.default_generator.get_state()
+    scope = registry.stream("x").scope(0)
+    scope.__enter__()
+    torch.rand(3)
+    fake_device._initialized = False
+
+    class Gone:
+        def __getattr__(self, name):
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    fake_device.default_generators = (Gone(), Gone())
+    scope.__exit__()
+    assert torch.equal(torch.default_generator.get_state(), before)
+    assert registry.ledger.find(Built)[0].drew == ("torch",)
+
+
+def test_leaving_while_a_graph_is_captured(fake_device):
+    """A scope that is left inside a capture is a ScopeError before anything is put back; after the
+    capture the next scope puts all of it back."""
+    fake_device.init()
+    before, cpu = states(fake_device), torch.default_generator.get_state()
+    stream = SeedRegistry(1).stream("x")
+    with pytest.raises(ScopeError, match="entered or left while a CUDA graph"), stream.scope(0):
+        draws(fake_device)
+        fake_device.capturing = True
+    assert rng.in_scope()
+    fake_device.capturing = False
+    with stream.scope(1):
+        pass
+    assert states(fake_device) == before
+    assert torch.equal(torch.default_generator.get_state(), cpu)
+
+
+def test_a_generator_in_a_capture_is_refused_by_name(fake_device):
+    """Making a generator of a position while a graph is captured says what is the matter."""
+    fake_device.init()
+    fake_device.capturing = True
+    with pytest.raises(ScopeError, match="A generator on 'cuda' cannot be made while a CUDA graph"):
+        SeedRegistry(1).stream("x").at(0).generator("cuda")

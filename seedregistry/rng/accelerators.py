@@ -120,19 +120,28 @@ class Accelerator:
             return (self.module._get_default_mps_generator(),)
         return tuple(self.module.default_generators)
 
-    def refuse_capture(self) -> None:
+    def refuse_capture(self, what: str = "A scope cannot be entered or left") -> None:
         """Raise while a CUDA graph is being captured: generator states cannot be read or set then.
+
+        Args:
+            what: the beginning of the message.
 
         Raises:
             ScopeError: a capture is under way on the current stream.
         """
         is_capturing = getattr(self.module, "is_current_stream_capturing", None)
         if is_capturing is not None and self.is_initialized() and is_capturing():
+            # torch 2.2 has no way to register a generator.
+            registers = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
+            generator = (
+                "Capture a step that uses stream.at(...).generator(device), made before the "
+                "capture and registered with graph.register_generator_state, or open the scope"
+                if registers
+                else "Open the scope"
+            )
             message = (
-                "A scope cannot be entered or left while a CUDA graph is being captured: torch "
-                "refuses to read or set generator states then. Capture a step that uses "
-                "stream.at(...).generator(device), registered with "
-                "graph.register_generator_state, or open the scope around the whole capture."
+                f"{what} while a CUDA graph is being captured: torch refuses to read or set "
+                f"generator states then. {generator} around the whole capture."
             )
             raise ScopeError(message)
 

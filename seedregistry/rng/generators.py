@@ -200,6 +200,9 @@ def make_python(source: SeedSource) -> random.Random:
 
 def _make_empty(device: Union[str, torch.device]) -> torch.Generator:
     resolved = resolve_device(device)
+    for accelerator in accelerators.ACCELERATORS:
+        if accelerator.kind == resolved.type:
+            accelerator.refuse_capture(f"A generator on '{resolved}' cannot be made")
     try:
         generator: torch.Generator = _Generator(device=resolved)
     except RuntimeError as error:
@@ -213,6 +216,7 @@ def make_plain_generator(device: Union[str, torch.device], seed: int) -> torch.G
 
     Raises:
         DeviceError: the device is unknown, unavailable or has no generators.
+        ScopeError: a CUDA graph is being captured.
     """
     return _make_empty(device).manual_seed(seed)
 
@@ -226,6 +230,7 @@ def make_generator(device: Union[str, torch.device], source: SeedSource) -> torc
 
     Raises:
         DeviceError: the device is unknown, unavailable or has no generators.
+        ScopeError: a CUDA graph is being captured.
     """
     generator = _make_empty(device)
     seed_generator(generator, source)
