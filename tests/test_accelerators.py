@@ -272,7 +272,8 @@ def test_leaving_while_a_graph_is_captured(fake_device):
     fake_device.init()
     before, cpu = states(fake_device), torch.default_generator.get_state()
     stream = SeedRegistry(1).stream("x")
-    with pytest.raises(ScopeError, match="entered or left while a CUDA graph"), stream.scope(0):
+    scope = stream.scope(0)
+    with pytest.raises(ScopeError, match="entered or left while a CUDA graph"), scope:
         draws(fake_device)
         fake_device.capturing = True
     assert rng.in_scope()

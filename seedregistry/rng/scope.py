@@ -72,9 +72,19 @@ class _Entry:
         place: the code and the line that entered it.
         opener: the generator or coroutine whose body the block is in, which may be suspended inside
             of it; None for a block in a function.
+        was_refused: the block has ended and the scope could not be left then.
     """
 
-    __slots__ = ("captured", "label", "late_seed", "opener", "place", "scope", "torch_only")
+    __slots__ = (
+        "captured",
+        "label",
+        "late_seed",
+        "opener",
+        "place",
+        "scope",
+        "torch_only",
+        "was_refused",
+    )
 
     def __init__(self, scope: Scope, caller: FrameType) -> None:
         code = caller.f_code
@@ -83,6 +93,7 @@ class _Entry:
         if code.co_flags & _SUSPENDABLE or code.co_filename == _CONTEXTLIB:
             self.opener = _find_opener(caller)
         self.captured: Optional[Captured] = None
+        self.was_refused = False
         self.scope = weakref.ref(scope)
         self.label = scope.label
         self.torch_only = scope._torch_only
@@ -113,7 +124,7 @@ class _Entry:
                 the traceback.
         """
         scope = self.scope()
-        if scope is None:
+        if scope is None or self.was_refused:
             return True
         codes = (Scope.__enter__.__code__, Scope.__exit__.__code__)
         seen: Set[int] = set()
@@ -447,6 +458,8 @@ class Scope:
         try:
             self._leave(error)
         except ScopeError:
+            if self._entry is not None:
+                self._entry.was_refused = True
             raise
         except BaseException:
             # An interrupt, wherever it came: what it kept from happening is done here.
