@@ -518,6 +518,7 @@ def test_cublas_after_cuda_started(monkeypatch, no_cublas, version, is_late):
     """Setting the variable after CUDA started is reported up to torch 2.9, which asks for it,
     and not since 2.10."""
     monkeypatch.setattr(determinism, "_torch_version", lambda: version)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     with determinism.apply("strict") as early:
         assert CUBLAS not in by_name(early.report)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

@@ -495,7 +495,7 @@ def test_the_state_of_this_process_is_put_back_once_a_batch():
     try:
         random.setstate(state[0].getstate())
         np.random.set_state(state[1].get_state())
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)  # torch.manual_seed would move a GPU's too
         expected = torch.Generator().manual_seed(3)
         for _ in make():
             assert random.random() == state[0].random()

@@ -48,6 +48,12 @@ def untouched(before: dict) -> bool:
     return rng.fingerprint() == before
 
 
+def untouched_in_child(before: dict) -> bool:
+    """A forked child cannot use its parent's GPU, and has the other generators alone."""
+    now = rng.fingerprint()
+    return {"python", "numpy", "torch:cpu"} <= set(now) and now.items() <= before.items()
+
+
 def test_state_is_back_on_return(any_stream):
     """After a scope every default generator is as it was, and inside it draws the same at every
     visit."""
@@ -548,10 +554,10 @@ def test_fork_while_another_thread_holds_a_scope(stream):
     if pid == 0:
         code = 1
         try:
-            if rng.fingerprint() == before and not rng.in_scope():
+            if untouched_in_child(before) and not rng.in_scope():
                 with stream.scope(1, timeout_s=0):
                     draw_all()
-                code = 0 if rng.fingerprint() == before else 2
+                code = 0 if untouched_in_child(before) else 2
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
@@ -573,7 +579,7 @@ def test_fork_inside_a_scope_keeps_it(stream):
                 torch.rand(3)
                 if rng.in_scope():
                     scope.__exit__()
-                    code = 0 if rng.fingerprint() == before else 2
+                    code = 0 if untouched_in_child(before) else 2
             finally:
                 os._exit(code)
         _, status = os.waitpid(pid, 0)

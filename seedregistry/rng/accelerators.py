@@ -100,14 +100,14 @@ class Accelerator:
 
     def device_count(self) -> int:
         """Return how many devices of this kind are usable here; starts none of them."""
-        return int(self.module.device_count()) if self.is_lazy else int(self.is_initialized())
+        count = getattr(self.module, "device_count", None)  # torch 2.2 has none for MPS
+        return int(torch.backends.mps.is_available() if count is None else count())
 
     def is_initialized(self) -> bool:
         """Return whether the default generators exist."""
         if self.is_lazy:
             return bool(self.module.is_initialized())
-        # torch 2.2 has no torch.mps.device_count.
-        return bool(torch.backends.mps.is_available())
+        return self.device_count() > 0
 
     def initialize(self) -> None:
         """Start the accelerator, so that its default generators exist."""
