@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import importlib
 import os
 import sys
 import threading
@@ -42,7 +43,7 @@ __all__ = [
     "torch_threads",
 ]
 
-MODES = ("off", "warn", "strict")
+MODES = ("off", "fast", "warn", "strict")
 
 Value = Union[None, bool, str]
 
@@ -58,6 +59,14 @@ _INDUCTOR = "torch._inductor.config.deterministic"
 _FILL = "torch.utils.deterministic.fill_uninitialized_memory"
 _CUDNN_DETERMINISTIC = "torch.backends.cudnn.deterministic"
 _CUDNN_BENCHMARK = "torch.backends.cudnn.benchmark"
+# With it torch.compile gives a checkpointed graph generators of its own, cloned from the default
+# ones at the first call: what it draws depends on no later seed, and on no scope. CUDA only. It
+# came after torch 2.2 (pytorch#146878).
+_GRAPH_GENERATORS = "torch._functorch.config.graphsafe_rng_functionalization"
+
+# Source: ContextVar in torch/utils/_config_module.py, torch 2.13.0; 2.10.0 still had one value for
+# the process.
+_OF_A_THREAD = (_INDUCTOR, _GRAPH_GENERATORS)
 
 # Source: at::native, transformers/cuda/attention_backward.cu (pytorch#91979, pytorch#101847).
 _WARN_NOTE = (
@@ -65,8 +74,6 @@ _WARN_NOTE = (
     "run and warn, and the backward passes of flash and memory-efficient attention stay "
     "nondeterministic"
 )
-# Source: ContextVar in torch/utils/_config_module.py, torch 2.13.0; 2.10.0 still had one value for
-# the process.
 _INDUCTOR_NOTE = (
     f"{_INDUCTOR} is kept for each thread by newer versions of torch: read and set "
     "for the calling thread only"
@@ -173,6 +180,23 @@ def _set_inductor(value: bool) -> None:
         config.deterministic = value
 
 
+def _functorch_config() -> Any:
+    try:
+        return importlib.import_module("torch._functorch.config")
+    except ImportError:
+        return None
+
+
+def _get_graph_generators() -> Optional[bool]:
+    value = getattr(_functorch_config(), _GRAPH_GENERATORS.rpartition(".")[2], None)
+    return None if value is None else bool(value)
+
+
+def _set_graph_generators(value: Optional[bool]) -> None:
+    if value is not None:
+        setattr(_functorch_config(), _GRAPH_GENERATORS.rpartition(".")[2], value)
+
+
 def _set_cublas(value: Optional[str]) -> None:
     if value is None:
         os.environ.pop(_CUBLAS, None)
@@ -200,6 +224,7 @@ _SWITCHES: Tuple[_Switch, ...] = (
     _flag(_FILL),
     _flag(_CUDNN_DETERMINISTIC),
     _flag(_CUDNN_BENCHMARK),
+    _Switch(_GRAPH_GENERATORS, _get_graph_generators, _set_graph_generators),
 )
 
 
@@ -445,7 +470,7 @@ class Switches:
             for handle in newer:
                 for name in self._saved.keys() & handle._saved.keys():
                     if (
-                        name != _INDUCTOR or handle._thread == self._thread
+                        name not in _OF_A_THREAD or handle._thread == self._thread
                     ):  # the other thread has a value of its own
                         handle._saved[name] = self._saved.pop(name)
             _put_back(self._saved)
@@ -477,12 +502,16 @@ def _plan(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value
     """Return the value that each switch is to have; a switch that is not in it is left alone."""
     if mode == "off":
         return {}
+    if mode == "fast":
+        return {_ALGORITHMS: "off", _CUDNN_DETERMINISTIC: False, _CUDNN_BENCHMARK: True}
     wanted: Dict[str, Value] = {
         _ALGORITHMS: mode,
         _FILL: fill,
         _CUDNN_DETERMINISTIC: True,
         _CUDNN_BENCHMARK: False,
     }
+    if before[_GRAPH_GENERATORS] is not None:
+        wanted[_GRAPH_GENERATORS] = False
     is_ours = before[_CUBLAS] == _CUBLAS_WANTED and any(
         _CUBLAS in handle._saved for handle in _handles()
     )
@@ -519,7 +548,8 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
     ``torch.use_deterministic_algorithms`` does: about a second.
 
     Args:
-        mode: ``"off"`` leaves every switch alone and reads it; ``"warn"`` asks for deterministic
+        mode: ``"off"`` leaves every switch alone and reads it; ``"fast"`` allows nondeterministic
+            algorithms and lets cuDNN look for the fastest; ``"warn"`` asks for deterministic
             algorithms and warns where there is none; ``"strict"`` raises there.
         fill_uninitialized_memory: fill fresh memory with NaN or the largest value. Torch's own
             default under deterministic algorithms, and most of their cost; off here unless asked

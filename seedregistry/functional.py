@@ -20,6 +20,7 @@ from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent, find_scheduler
 from seedregistry.data.build import build_documented_loader
 from seedregistry.data.sampler import DeterministicSampler
+from seedregistry.errors import InvalidOptionError
 from seedregistry.registry import SeedRegistry
 from seedregistry.registry.building import build
 from seedregistry.registry.global_state import refuse_in_scope
@@ -405,26 +406,44 @@ def deterministic_multi_epoch_training(
 # --- names that other guides teach ----------------------------------------------------------------
 
 
-def seed_everything(seed: Optional[int] = 42, deterministic: bool = False) -> Optional[int]:  # noqa: FBT001, FBT002 - the signature that guides teach
+def seed_everything(
+    seed: Optional[int] = 42,
+    deterministic: Optional[bool] = None,  # noqa: FBT001 - the signature that guides teach
+) -> Optional[int]:
     """Seed python, NumPy and torch on every device with one integer.
 
-    ``deterministic=False`` leaves the switches as they are, where AutoTimm's function of that name
-    turns cuDNN's benchmarking on.
+    Example:
+        >>> from seedregistry import seed_everything
+        >>> print(seed_everything(None))  # seeds nothing
+        None
 
     Args:
         seed: int, ``0 <= seed < 2**32``; None seeds nothing.
-        deterministic: set the switches of :func:`set_global_deterministic_state` too.
+        deterministic: True raises where an operator has no deterministic form, as
+            ``registry.set_global_state(deterministic="strict")`` does; False, said explicitly,
+            allows nondeterministic algorithms and lets cuDNN look for the fastest; None leaves the
+            switches as they are.
 
     Returns:
         The seed, as an int; None for None.
 
     Raises:
         InvalidSeedError: out of range; nothing has changed.
+        InvalidOptionError: ``deterministic`` is not one of the three; nothing has changed.
+        ScopeError: inside a scope.
     """
+    if deterministic not in (True, False, None):
+        message = f"deterministic must be True, False or None; got {deterministic!r}."
+        raise InvalidOptionError(message)
     if seed is None:
+        _log.info("seed_everything was given None: nothing was seeded")
         return None
-    set_global_deterministic_state(seed, enable_deterministic=deterministic)
-    return _global_seed(seed)
+    number = _global_seed(seed)
+    refuse_in_scope("seed_everything was called")
+    if deterministic is not None:
+        determinism.apply("strict" if deterministic else "fast")
+    set_global_deterministic_state(seed, enable_deterministic=False)
+    return number
 
 
 def set_seed(seed: int = 42) -> None:

@@ -3,11 +3,14 @@ that is not here."""
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 
 from seedregistry import SeedRegistry, deterministic_context, rng
-from seedregistry.errors import DeviceError, ScopeError
+from seedregistry.errors import DeviceError, ScopeError, UndeclaredRandomnessWarning
 from seedregistry.ledger import LateSeeded
 from seedregistry.rng import accelerators, generators
 
@@ -290,3 +293,28 @@ def test_a_generator_in_a_capture_is_refused_by_name(fake_device):
     fake_device.capturing = True
     with pytest.raises(ScopeError, match="A generator on 'cuda' cannot be made while a CUDA graph"):
         SeedRegistry(1).stream("x").at(0).generator("cuda")
+
+
+def test_compiled_code_with_generators_of_its_own(fake_device, monkeypatch):
+    """On CUDA, once something was compiled while torch gives checkpointed graphs generators of
+    their own, a scope says so, once; with the switch off it does not."""
+    config = types.SimpleNamespace(graphsafe_rng_functionalization=True)
+    monkeypatch.setitem(sys.modules, "torch._functorch.config", config)
+    dynamo = types.SimpleNamespace(counters={"frames": {}})
+    monkeypatch.setitem(sys.modules, "torch._dynamo.utils", dynamo)
+    accelerators._warn_of_graph_generators.cache_clear()
+    stream = SeedRegistry(1).stream("dropout")
+    fake_device.init()
+    with stream.scope(0):  # nothing was compiled
+        pass
+    dynamo.counters["frames"]["total"] = 1
+    config.graphsafe_rng_functionalization = False
+    with stream.scope(0):
+        pass
+    config.graphsafe_rng_functionalization = True
+    way_out = pytest.warns(UndeclaredRandomnessWarning, match="functionalization = False")
+    with way_out, stream.scope(0):
+        pass
+    with stream.scope(0):  # said already
+        pass
+    accelerators._warn_of_graph_generators.cache_clear()

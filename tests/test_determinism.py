@@ -132,10 +132,10 @@ def test_off_leaves_everything_alone(caller):
 
 @pytest.mark.parametrize("mode", ["Strict", "stric", "on", "", True, None, 1, ["strict"], b"warn"])
 def test_bad_mode(mode):
-    """A mode that is not one of the three is refused with what came and what is expected, and
+    """A mode that is not one of the four is refused with what came and what is expected, and
     nothing has changed."""
     before = read()
-    with pytest.raises(InvalidOptionError, match="'off', 'warn', 'strict'") as caught:
+    with pytest.raises(InvalidOptionError, match="'off', 'fast', 'warn', 'strict'") as caught:
         determinism.apply(mode)
     assert repr(mode) in str(caught.value)
     assert ("Did you mean 'strict'?" in str(caught.value)) == (

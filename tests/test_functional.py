@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import seedregistry
-from seedregistry import SeedRegistry, functional, rng
+from seedregistry import SeedRegistry, determinism, functional, rng
 from seedregistry.errors import (
     ComponentCreationError,
     DeviceError,
@@ -398,8 +398,23 @@ def test_names_that_other_guides_teach(caplog):
     before = rng.fingerprint()
     assert functional.seed_everything(None) is None
     assert rng.fingerprint() == before
-    assert functional.seed_everything(7, deterministic=False) == 7
+    assert functional.seed_everything(7) == 7
     assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    assert functional.seed_everything(7, True) == 7
+    assert determinism.current_mode() == "strict"
+    assert torch.backends.cudnn.deterministic
+    assert functional.seed_everything(7, False) == 7
+    assert determinism.current_mode() == "off"
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
+    before = rng.fingerprint()
+    with pytest.raises(InvalidOptionError, match="True, False or None; got 'yes'"):
+        functional.seed_everything(7, "yes")
+    with pytest.raises(InvalidSeedError):
+        functional.seed_everything(2**32, True)
+    assert rng.fingerprint() == before
+    assert determinism.current_mode() == "off"
     functional.set_seed(42)
     assert np.random.rand() == 0.3745401188473625
     with caplog.at_level("INFO", logger="seedregistry"):
@@ -441,7 +456,7 @@ def test_signatures_are_the_documented_ones():
         "DeterministicSampler": "(dataset_size, shuffle=True, seed=42, epoch=0)",
         "update_dataloader_epoch": "(dataloader, epoch)",
         "seed_worker": "(worker_id)",
-        "seed_everything": "(seed=42, deterministic=False)",
+        "seed_everything": "(seed=42, deterministic=None)",
         "set_seed": "(seed=42)",
         "make_reproducible": "(seed=42)",
         "get_generator": "(seed, device='cpu')",
@@ -461,18 +476,8 @@ def test_signatures_are_the_documented_ones():
 
 
 def test_top_level_names():
-    """The documented functions are at top level; the names of other guides are in
-    seedregistry.functional alone."""
+    """The documented functions, and the names that other guides teach, are at top level."""
     for name in functional.__all__:
-        at_top = hasattr(seedregistry, name)
-        assert at_top is (
-            name
-            not in {
-                "seed_everything",
-                "set_seed",
-                "make_reproducible",
-                "get_generator",
-                "worker_init_fn",
-            }
-        )
+        assert getattr(seedregistry, name) is getattr(functional, name)
+        assert name in seedregistry.__all__
     assert InvalidNameError is seedregistry.InvalidNameError

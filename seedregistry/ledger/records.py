@@ -274,7 +274,7 @@ class Determinism(Record):
     """The determinism switches were set.
 
     Attributes:
-        mode: ``"off"``, ``"warn"`` or ``"strict"``, as asked for.
+        mode: ``"off"``, ``"fast"``, ``"warn"`` or ``"strict"``, as asked for.
         fill_uninitialized_memory: as asked for.
         ineffective: what could not take effect, one line each.
         switches: what was read back, as pairs.

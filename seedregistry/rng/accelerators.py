@@ -12,11 +12,15 @@ Source: ``torch/cuda/__init__.py`` (``_lazy_call``, ``_lazy_init``), ``torch/xpu
 
 from __future__ import annotations
 
+import functools
+import sys
+import warnings
 from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 
-from seedregistry.errors import ScopeError
+from seedregistry.common.callsite import stack_level
+from seedregistry.errors import ScopeError, UndeclaredRandomnessWarning
 
 _SeedCall = Callable[[], Any]
 
@@ -144,6 +148,31 @@ class Accelerator:
                 f"generator states then. {generator} around the whole capture."
             )
             raise ScopeError(message)
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_of_graph_generators() -> None:
+    message = (
+        "torch.compile gives a graph with activation checkpointing generators of its own on CUDA, "
+        "which no scope reaches: its dropout repeats neither at a position nor after a resume. "
+        "Call registry.set_global_state(deterministic='warn') before the model is compiled, or set "
+        "torch._functorch.config.graphsafe_rng_functionalization = False."
+    )
+    warnings.warn(message, UndeclaredRandomnessWarning, stacklevel=stack_level())
+
+
+def warn_of_graph_generators() -> None:
+    """Warn, once a process, where compiled code may draw from generators that no scope sets.
+
+    That is where something was compiled while functorch's ``graphsafe_rng_functionalization`` is
+    on, which is torch's default.
+    """
+    config = sys.modules.get("torch._functorch.config")
+    if config is None or not getattr(config, "graphsafe_rng_functionalization", False):
+        return
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    if counters.get("frames"):
+        _warn_of_graph_generators()
 
 
 def _discover() -> Tuple[Accelerator, ...]:

@@ -93,7 +93,9 @@ class Captured:
             np.random.seed(_numpy_seed(source))
 
     def _seed_accelerators(self, source: SeedSource) -> None:
-        for _, states in self._running:
+        for accelerator, states in self._running:
+            if accelerator.kind == "cuda":
+                accelerators.warn_of_graph_generators()
             for generator, _ in states:
                 seed_generator(generator, source)
         for accelerator, queue in self._lazy:
