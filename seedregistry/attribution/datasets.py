@@ -69,8 +69,8 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
     )
     if not 0 < train < len(inputs):
         raise RecipeError(f"train must be between 1 and {len(inputs) - 1}; got {train!r}.")
-    parts = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
-    chosen = [torch.tensor(part.indices) for part in parts]
+    subsets = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
+    chosen = [torch.tensor(subset.indices) for subset in subsets]
     return (inputs[chosen[0]], targets[chosen[0]]), (inputs[chosen[1]], targets[chosen[1]])
 
 

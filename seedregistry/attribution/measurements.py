@@ -145,12 +145,12 @@ def identify(
                 raise RecipeError(message)
         # A last layer of zeros measures the same on any examples, so once more with every parameter
         # moved a little.
-        moved = initial.with_tensors([_moved(tensor) for tensor in initial.tensors()])
+        moved = initial.with_tensors([_shift(tensor) for tensor in initial.tensors()])
         beside = measure(training, measurement, moved, is_differentiated=False)
     name = getattr(measurement, "__qualname__", type(measurement).__qualname__)
     sha = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
-    for found in (values, beside):
-        sha.update(tensor_bytes(found))
+    for measured in (values, beside):
+        sha.update(tensor_bytes(measured))
     if isinstance(measurement, _ExampleLosses):
         for data in (measurement.inputs, measurement.targets):
             sha.update(
@@ -160,6 +160,6 @@ def identify(
     return Identity(digest=sha.hexdigest(), targets=len(values))
 
 
-def _moved(tensor: torch.Tensor) -> torch.Tensor:
+def _shift(tensor: torch.Tensor) -> torch.Tensor:
     steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     return tensor.detach() + 0.01 * torch.sin(steps + 1).reshape(tensor.shape)

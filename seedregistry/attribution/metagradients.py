@@ -120,14 +120,14 @@ def magic(
     try:
         with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
             adjoint.try_out()
-            found = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
+            attribution = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
     finally:
         store.close()
     # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever
     # machine.
     facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
-    return found
+    return attribution
 
 
 def _walk(
@@ -205,12 +205,15 @@ class _Adjoint:
             "autograd.Function marked once_differentiable"
         )
         try:
-            found = (
+            derivatives = (
                 torch.autograd.grad(products, [weights, *tensors], allow_unused=True)
                 if products
                 else (weights,)
             )
-            lost = len(products) if found[0] is None else abs(float(found[0].sum()) - len(products))
+            by_weight = derivatives[0]
+            lost = (
+                len(products) if by_weight is None else abs(float(by_weight.sum()) - len(products))
+            )
         except RuntimeError as error:
             problem, lost = str(error), 1.0
         if products and not lost < _MOST_LOST:
@@ -298,20 +301,20 @@ class _Adjoint:
         """Return the adjoints of the inputs: for all targets at once, or one after the other."""
 
         def pull(
-            given: Sequence[torch.Tensor], *, is_batched: bool, keep: bool
+            cotangents: Sequence[torch.Tensor], *, is_batched: bool, keep: bool
         ) -> Tuple[torch.Tensor, ...]:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 outputs,
                 inputs,
-                given,
+                cotangents,
                 retain_graph=keep,
                 is_grads_batched=is_batched,
                 allow_unused=True,
             )
-            batch = (len(given[0]),) if is_batched else ()
+            batch = (len(cotangents[0]),) if is_batched else ()
             return tuple(
-                own.new_zeros((*batch, *own.shape)) if gradient is None else gradient
-                for own, gradient in zip(inputs, found)
+                tensor.new_zeros((*batch, *tensor.shape)) if gradient is None else gradient
+                for tensor, gradient in zip(inputs, gradients)
             )
 
         count = len(adjoints[0])

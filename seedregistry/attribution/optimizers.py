@@ -18,17 +18,17 @@ from seedregistry.errors import RecipeError
 Hyper = Mapping[str, Any]
 """The options of a parameter's group at one step."""
 
-Slots = Tuple[torch.Tensor, ...]
+SlotTensors = Tuple[torch.Tensor, ...]
 
 
 def _sgd(
     parameter: torch.Tensor,
     gradient: torch.Tensor,
-    slots: Slots,
+    slots: SlotTensors,
     hyper: Hyper,
     updates: int,
     eps_root: float,
-) -> Tuple[torch.Tensor, Slots]:
+) -> Tuple[torch.Tensor, SlotTensors]:
     del eps_root
     if hyper["weight_decay"] != 0:
         gradient = gradient.add(parameter, alpha=hyper["weight_decay"])
@@ -48,11 +48,11 @@ def _sgd(
 def _adam(
     parameter: torch.Tensor,
     gradient: torch.Tensor,
-    slots: Slots,
+    slots: SlotTensors,
     hyper: Hyper,
     updates: int,
     eps_root: float,
-) -> Tuple[torch.Tensor, Slots]:
+) -> Tuple[torch.Tensor, SlotTensors]:
     beta1, beta2 = hyper["betas"]
     if hyper["weight_decay"] != 0:
         if hyper["is_decoupled"]:
@@ -73,7 +73,9 @@ def _adam(
     )
 
 
-_Rule = Callable[[torch.Tensor, torch.Tensor, Slots, Hyper, int, float], Tuple[torch.Tensor, Slots]]
+_Rule = Callable[
+    [torch.Tensor, torch.Tensor, SlotTensors, Hyper, int, float], Tuple[torch.Tensor, SlotTensors]
+]
 
 OPTIMIZERS: Dict[Any, _Rule] = {
     torch.optim.SGD: _sgd,

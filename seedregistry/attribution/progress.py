@@ -43,7 +43,7 @@ class Display:
     def close(self) -> None:
         """Leave the bars as they are."""
         if self._bars is not None:
-            with _generators_kept():
+            with _keep_generators():
                 self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
@@ -57,7 +57,7 @@ class Display:
             if done < total and now - self._drawn < _EVERY_S:
                 return
             self._drawn = now
-            with _generators_kept():
+            with _keep_generators():
                 if self._draw(what, done, total):
                     return
         if done == total or done % max(1, total // _LINES) == 0:
@@ -90,7 +90,7 @@ class Display:
 
 
 @contextlib.contextmanager
-def _generators_kept() -> Iterator[None]:
+def _keep_generators() -> Iterator[None]:
     captured = rng.Captured()
     try:
         yield

@@ -117,8 +117,8 @@ class Recipe:
 
     def _problems_of_value(self) -> Iterator[str]:
         if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
-            yield f"optimizer must be one of torch.optim's {known}; got {self.optimizer!r}"
+            names = ", ".join(cls.__name__ for cls in OPTIMIZERS)
+            yield f"optimizer must be one of torch.optim's {names}; got {self.optimizer!r}"
         if self.clip_norm is not None and not (
             isinstance(self.clip_norm, (int, float)) and self.clip_norm > 0
         ):

@@ -47,17 +47,17 @@ def best_cut(steps: int, keep: int) -> int:
 
 def replayed_steps(steps: int, keep: int) -> int:
     """Return how many steps walking back runs, besides the differentiated one at each state."""
-    known: Dict[Tuple[int, int], int] = {}
+    counts: Dict[Tuple[int, int], int] = {}
 
     def count(length: int, free: int) -> int:
         if length <= 1:
             return 0
         if free == 0:
             return length * (length - 1) // 2
-        if (length, free) not in known:
+        if (length, free) not in counts:
             cut = best_cut(length, free)
-            known[length, free] = cut + count(length - cut, free - 1) + count(cut, free)
-        return known[length, free]
+            counts[length, free] = cut + count(length - cut, free - 1) + count(cut, free)
+        return counts[length, free]
 
     return count(steps, keep)
 

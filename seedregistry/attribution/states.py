@@ -37,9 +37,9 @@ class State:
         """Return a state of the same step with other tensors, in the order of :meth:`tensors`."""
         rest = list(tensors[len(self.parameters) :])
         slots = []
-        for own in self.slots:
-            slots.append(tuple(rest[: len(own)]))
-            del rest[: len(own)]
+        for buffers in self.slots:
+            slots.append(tuple(rest[: len(buffers)]))
+            del rest[: len(buffers)]
         return attrs.evolve(
             self, parameters=tuple(tensors[: len(self.parameters)]), slots=tuple(slots)
         )

@@ -157,7 +157,7 @@ class Training:
         frozen = {
             id(parameter) for parameter in self._model.parameters() if not parameter.requires_grad
         }
-        if sorted(own for own, _ in members if own not in frozen) != sorted(trained):
+        if sorted(member for member, _ in members if member not in frozen) != sorted(trained):
             message = (
                 "parameter_groups must have each of the model's parameters once; frozen "
                 "ones may be left out."
@@ -178,7 +178,7 @@ class Training:
             optimizer.step()  # without gradients it changes nothing; a scheduler wants to see it
             if scheduler is not None:
                 self._step_schedule(scheduler)
-        return tuple(group_of[own] for own in trained), table
+        return tuple(group_of[parameter_id] for parameter_id in trained), table
 
     def _step_schedule(self, scheduler: Any) -> None:
         try:
@@ -243,20 +243,20 @@ class Training:
 
     def batch(self, step: int) -> Batch:
         """Return the examples of a step, fetched again by position."""
-        epoch, own = self.position(step)
+        epoch, step_in_epoch = self.position(step)
         if self._tensors is None:
-            inputs, targets = _pair(self._loader.batch(epoch, own))
+            inputs, targets = _pair(self._loader.batch(epoch, step_in_epoch))
             return Batch(
                 inputs=self.place(inputs),
                 targets=self.place(targets),
-                indices=self._loader.indices(epoch, own),
+                indices=self._loader.indices(epoch, step_in_epoch),
             )
         order = self._orders.get(epoch)
         if order is None:
             self._orders.clear()  # walked backwards, one epoch after the other is looked at
             order = self._orders[epoch] = self._loader.indices(epoch)
         size = self.recipe.batch_size
-        indices = order[own * size : (own + 1) * size]
+        indices = order[step_in_epoch * size : (step_in_epoch + 1) * size]
         inputs, targets = (tensor[indices] for tensor in self._tensors)
         return Batch(inputs=inputs, targets=targets, indices=indices)
 
@@ -311,9 +311,9 @@ class Training:
 
         Shape (batch,).
         """
-        epoch, own = self.position(state.step)
+        epoch, step_in_epoch = self.position(state.step)
         try:
-            with self._dropout.scope(epoch, own, rank=None):
+            with self._dropout.scope(epoch, step_in_epoch, rank=None):
                 losses = self.recipe.loss(self.call(state.parameters, batch.inputs), batch.targets)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, RecipeError):
@@ -549,11 +549,10 @@ class Training:
                 weights.sum().clamp(min=1) if cuts else len(batch.indices)
             )
 
-        epoch, own = self.position(state.step)
+        epoch, step_in_epoch = self.position(state.step)
         try:
-            with self._dropout.scope(
-                epoch, own, rank=None
-            ):  # one draw for all models, that of a single one
+            # One draw for all models of the stack: what a training by itself would draw.
+            with self._dropout.scope(epoch, step_in_epoch, rank=None):
                 gradients = vmap(grad(loss), randomness="same")(
                     state.parameters, whole[:, batch.indices]
                 )
@@ -621,10 +620,10 @@ class Training:
         A copy, not differentiable in the state: a measurement calls :meth:`outputs` instead.
         """
         model = copy.deepcopy(self._model)
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in zip(self._names, state.parameters):
-                own[name].copy_(parameter)
+                parameters[name].copy_(parameter)
         return model.eval()
 
 
