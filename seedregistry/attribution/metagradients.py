@@ -22,6 +22,8 @@ from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
 from seedregistry.common.files import write_atomically
+from seedregistry.common.identities import mismatches, show_mismatches
+from seedregistry.common.options import check_count
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
@@ -103,9 +105,7 @@ def magic(
         ReplayError: ``resume`` is of another training or measurement.
     """
     total = training.steps
-    kept = default_keep(total) if keep is None else keep
-    if not isinstance(kept, int) or isinstance(kept, bool) or kept < 0:
-        raise InvalidOptionError(f"keep must be an int >= 0; got {keep!r}.")
+    budget = default_keep(total) if keep is None else check_count(keep, "keep")
     if vectorized not in (True, False, "auto"):
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
     training.check()
@@ -120,7 +120,7 @@ def magic(
     try:
         with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
             adjoint.try_out()
-            attribution = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
+            attribution = _walk(training, measurement, budget, store, adjoint, progress_file, tell)
     finally:
         store.close()
     # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever
@@ -383,13 +383,16 @@ class _ProgressFile:
                 "Remove it, or name another file."
             )
             raise ReplayError(message) from error
-        found = (
-            {name: saved.get(name) for name in self._identity} if isinstance(saved, dict) else {}
-        )
-        if found != self._identity:
+
+        actual = saved if isinstance(saved, dict) else {}
+        wrong = mismatches(actual, self._identity)
+        if wrong:
+            # Nothing is cut: the fingerprint is that of the training and that of the measurement
+            # behind it, and either may be the one that differs.
+            values = show_mismatches(wrong, actual, self._identity, there="in the file", here="here")
             message = (
-                f"{str(self._path)!r} holds the progress of another training: {found}, not "
-                f"{self._identity}. Remove it, or name another file."
+                f"{str(self._path)!r} holds the progress of another training or measurement: "
+                f"{values}. Remove it, or name another file."
             )
             raise ReplayError(message)
         return saved
