@@ -389,7 +389,9 @@ class _ProgressFile:
         if wrong:
             # Nothing is cut: the fingerprint is that of the training and that of the measurement
             # behind it, and either may be the one that differs.
-            values = show_mismatches(wrong, actual, self._identity, there="in the file", here="here")
+            values = show_mismatches(
+                wrong, actual, self._identity, there="in the file", here="here"
+            )
             message = (
                 f"{str(self._path)!r} holds the progress of another training or measurement: "
                 f"{values}. Remove it, or name another file."

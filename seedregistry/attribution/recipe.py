@@ -77,9 +77,9 @@ class Recipe:
             training's; None takes ``instance_id``.
         threads: number of torch's threads during the training, int > 0; sums on the CPU depend on
             it.
-        device: where the training is computed, such as ``"cuda"``. The model is built on the CPU and moved, so that
-            its initial parameters are the same on every device. Sums on a GPU may depend on the
-            order in which they happen to be done;
+        device: where the training is computed, such as ``"cuda"``. The model is built on the CPU
+            and moved, so that its initial parameters are the same on every device. Sums on a GPU
+            may depend on the order in which they happen to be done;
             ``registry.set_global_state(deterministic="strict")`` excludes that.
 
     Raises:
