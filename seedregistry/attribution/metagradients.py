@@ -306,8 +306,8 @@ class _Adjoint:
         # The chain rule. With J and W the derivatives of the state after the step by the state
         # before it and by the weights, an adjoint a becomes J^T a, and W^T a is what this step adds
         # to the scores: by then the effect of all later steps is in a. One pass of autograd gives
-        # both products, and neither matrix is ever made. A tensor that depends on
-        # neither requires no gradient, and autograd would refuse it.
+        # both products, and neither matrix is ever made. A tensor that depends on neither requires
+        # no gradient, and autograd would refuse it.
         outputs, adjoints = zip(
             *(
                 (out, adjoint)
