@@ -53,40 +53,42 @@ from seedregistry.attribution.replay import (
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
 
-def plain_loop(own: Recipe, weights=None) -> nn.Module:
+def plain_loop(plain: Recipe, weights=None) -> nn.Module:
     """The loop that a user of torch would write, with torch's optimizer, on the same registry."""
     registry = SeedRegistry(42)
-    model = registry.model(own.model, instance_id="training").to(own.dtype)
-    groups = model.parameters() if own.parameter_groups is None else own.parameter_groups(model)
+    model = registry.model(plain.model, instance_id="training").to(plain.dtype)
+    groups = model.parameters() if plain.parameter_groups is None else plain.parameter_groups(model)
     optimizer = registry.optimizer(
-        own.optimizer, groups, instance_id="training", **own.optimizer_options
+        plain.optimizer, groups, instance_id="training", **plain.optimizer_options
     )
     loader = registry.dataloader(
-        own.as_dataset(),
+        plain.as_dataset(),
         instance_id="training",
-        batch_size=own.batch_size,
+        batch_size=plain.batch_size,
         shuffle=True,
-        drop_last=own.drop_last,
+        drop_last=plain.drop_last,
     )
     scheduler = None
-    if own.scheduler is not None:
-        total = own.epochs * len(loader)
+    if plain.scheduler is not None:
+        total = plain.epochs * len(loader)
         options = {
             key: total if value == "steps" else value
-            for key, value in own.scheduler_options.items()
+            for key, value in plain.scheduler_options.items()
         }
-        scheduler = registry.scheduler(own.scheduler, optimizer, instance_id="training", **options)
+        scheduler = registry.scheduler(
+            plain.scheduler, optimizer, instance_id="training", **options
+        )
     dropout = registry.stream("dropout", "training")
-    for epoch in range(own.epochs):
+    for epoch in range(plain.epochs):
         for step, (inputs, targets) in loader.steps(epoch):
             with dropout.scope(epoch, step):
-                losses = own.loss(model(inputs), targets)
+                losses = plain.loss(model(inputs), targets)
             if weights is not None:
                 losses = losses * weights[loader.indices(epoch, step)]
             optimizer.zero_grad()
             (losses.sum() / len(targets)).backward()
-            if own.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), own.clip_norm)
+            if plain.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), plain.clip_norm)
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -100,19 +102,19 @@ def test_it_is_torchs_own_loop(name, dtype):
     loop, bit for bit."""
     if dtype == torch.float32 and name == "augmentation":
         pytest.skip("the dataset is float64")
-    own = recipe(**{**VARIANTS[name], "eps_root": 0.0, "dtype": dtype})
+    plain = recipe(**{**VARIANTS[name], "eps_root": 0.0, "dtype": dtype})
     weights = torch.ones(SIZE, dtype=dtype)
     weights[::7] = 0
     for given in (None, weights):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        expected = plain_loop(own, given)
+        expected = plain_loop(plain, given)
         torch.set_num_threads(threads)
-        training = Training(SeedRegistry(42), own)
-        for parameter, expected_one in zip(
+        training = Training(SeedRegistry(42), plain)
+        for parameter, torchs in zip(
             training.copy_model(training.train(given)).parameters(), expected.parameters()
         ):
-            assert torch.equal(parameter, expected_one), name
+            assert torch.equal(parameter, torchs), name
 
 
 @pytest.mark.skipif(
@@ -123,10 +125,12 @@ def test_adam_with_decoupled_weight_decay():
     """Adam with decoupled weight decay is torch's, bit for bit, and not Adam with the other
     kind."""
     options = {**ADAM, "decoupled_weight_decay": True}
-    own = recipe(optimizer=torch.optim.Adam, optimizer_options=options)
-    expected = plain_loop(own)
-    state = Training(SeedRegistry(42), own).train()
-    assert all(torch.equal(one, two) for one, two in zip(state.parameters, expected.parameters()))
+    plain = recipe(optimizer=torch.optim.Adam, optimizer_options=options)
+    expected = plain_loop(plain)
+    state = Training(SeedRegistry(42), plain).train()
+    assert all(
+        torch.equal(ours, torchs) for ours, torchs in zip(state.parameters, expected.parameters())
+    )
     other = Training(
         SeedRegistry(42), recipe(optimizer=torch.optim.Adam, optimizer_options=ADAM)
     ).train()
@@ -136,16 +140,16 @@ def test_adam_with_decoupled_weight_decay():
 def test_a_parameter_without_gradient_stays():
     """As in torch, a parameter that the loss does not depend on is left alone, weight decay or
     not."""
-    own = recipe(model=Unused)
-    state = Training(SeedRegistry(42), own).train()
-    expected = plain_loop(own)
-    for parameter, own_parameter in zip(state.parameters, expected.parameters()):
-        assert torch.equal(parameter, own_parameter)
+    plain = recipe(model=Unused)
+    state = Training(SeedRegistry(42), plain).train()
+    expected = plain_loop(plain)
+    for parameter, torchs in zip(state.parameters, expected.parameters()):
+        assert torch.equal(parameter, torchs)
 
 
 @pytest.mark.parametrize("name", ["dropout", "augmentation", "one cycle with adamw"])
 def test_any_step_can_be_run_again(name):
-    """From any state the rest of the run gives the same bits, also in a second training object
+    """From any state the rest of the training gives the same bits, also in a second training object
     and after other steps."""
     training, other = (Training(SeedRegistry(42), recipe(**VARIANTS[name])) for _ in range(2))
     final = training.train().fingerprint()
@@ -160,7 +164,7 @@ def test_any_step_can_be_run_again(name):
 
 
 def test_training_moves_and_keeps_nothing():
-    """A run moves no default generator, changes neither the initial state nor the number of
+    """A training moves no default generator, changes neither the initial state nor the number of
     threads, and draws at positions."""
     training = Training(SeedRegistry(42), recipe(**VARIANTS["dropout"], threads=2))
     before = training.initial_state().fingerprint(), torch.get_num_threads(), torch.get_rng_state()
@@ -169,7 +173,7 @@ def test_training_moves_and_keeps_nothing():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_the_ledger_has_the_run():
+def test_the_ledger_has_the_training():
     """Model, optimizer, scheduler and loader of a recipe are built by the registry, and
     recorded."""
     registry = SeedRegistry(42)
@@ -549,8 +553,8 @@ def test_a_measurement_without_a_gradient_can_be_retrained_and_not_attributed():
     def of_a_copy(training, state):
         return training.recipe.loss(training.copy_model(state)(inputs), targets)
 
-    (found,) = retrain(training, accuracy, fractions=(0.1,), subsets=2)
-    assert set(found.values.flatten().tolist()) <= {0.0, 1.0}
+    (retrainings,) = retrain(training, accuracy, fractions=(0.1,), subsets=2)
+    assert set(retrainings.values.flatten().tolist()) <= {0.0, 1.0}
     with pytest.raises(RecipeError, match=r"depends on the state.*without a gradient"):
         magic(training, accuracy)
     with pytest.raises(RecipeError, match=r"No gradient reaches the state.*training\.outputs"):
@@ -584,7 +588,7 @@ def fewest(length: int, keep: int) -> int:
 
 
 def test_the_schedule_is_optimal():
-    """The binomial schedule runs as few steps as any schedule with its keep can."""
+    """The binomial schedule runs as few steps as any schedule with so many states can."""
     for length in range(1, 80):
         for keep in range(8):
             assert replayed_steps(length, keep) == fewest(length, keep), (length, keep)
@@ -594,7 +598,7 @@ def test_the_schedule_is_optimal():
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 50, 333])
 @pytest.mark.parametrize("keep", [0, 1, 2, 3, 8, 16, 400])
 def test_every_state_comes_once_backwards(length, keep):
-    """All states come, the last first, with no more kept than there are keep and as many steps
+    """All states come, the last first, with no more kept than keep allows, and as many steps
     as were promised."""
     counted = []
 
@@ -610,7 +614,7 @@ def test_every_state_comes_once_backwards(length, keep):
 
 
 def test_states_kept_grow_with_the_logarithm():
-    """The default number of keep is twice the binary logarithm of the steps; each step is then
+    """The default of keep is twice the binary logarithm of the steps; each step is then
     run fewer than five times."""
     for steps in (1, 10, 100, 1000, 10_000):
         assert default_keep(steps) <= max(2, 2 * math.ceil(math.log2(steps + 1)))
@@ -642,6 +646,6 @@ def test_group_norm_is_torchs():
     inputs = torch.randn(
         3, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    own, torchs = GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
-    assert torch.allclose(own(inputs), torchs(inputs), atol=1e-12)
+    ours, torchs = GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
+    assert torch.allclose(ours(inputs), torchs(inputs), atol=1e-12)
     assert mlp() is not None

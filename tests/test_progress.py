@@ -38,7 +38,7 @@ def training():
     return Training(SeedRegistry(42), recipe(**VARIANTS["dropout"]))
 
 
-def written(work, stream=None) -> str:
+def capture_stderr(work, stream=None) -> str:
     """Return what work writes to standard error."""
     stream = io.StringIO() if stream is None else stream
     with contextlib.redirect_stderr(stream):
@@ -68,20 +68,22 @@ def test_work_shows_itself(training, what):
     function is told each step."""
     total, work = WORKS[what]
     assert (
-        written(lambda: work(training, True))
+        capture_stderr(lambda: work(training, True))
         .splitlines()[-1]
         .endswith(f"s  {what}: {total} of {total}")
     )
-    assert written(lambda: work(training, False)) == ""
+    assert capture_stderr(lambda: work(training, False)) == ""
     told = []
-    assert written(lambda: work(training, lambda done, whole: told.append((done, whole)))) == ""
+    assert (
+        capture_stderr(lambda: work(training, lambda done, whole: told.append((done, whole)))) == ""
+    )
     assert told == [(done, total) for done in range(1, total + 1)]
 
 
 def test_short_work_is_silent(training, monkeypatch):
     """Work that takes less than a few seconds shows nothing."""
     monkeypatch.undo()
-    assert written(lambda: magic(training, TESTS)) == ""
+    assert capture_stderr(lambda: magic(training, TESTS)) == ""
 
 
 def show(*parts) -> None:
@@ -94,7 +96,7 @@ def show(*parts) -> None:
 
 def test_a_log_has_a_line_for_each_tenth():
     """However many steps there are, each part of the work has about ten lines in a log."""
-    lines = written(lambda: show(("retrain", 1000), ("attribute", 3))).splitlines()
+    lines = capture_stderr(lambda: show(("retrain", 1000), ("attribute", 3))).splitlines()
     assert [line.split("  ")[-1] for line in lines[-3:]] == [
         f"attribute: {done} of 3" for done in (1, 2, 3)
     ]
@@ -103,7 +105,7 @@ def test_a_log_has_a_line_for_each_tenth():
 
 def test_a_terminal_has_bars():
     """On a terminal each part has a bar with its counts."""
-    text = written(lambda: show(("attribute", 5), ("retrain", 2)), Terminal())
+    text = capture_stderr(lambda: show(("attribute", 5), ("retrain", 2)), Terminal())
     for expected in ("attribute", "5/5", "retrain", "2/2", "━"):
         assert expected in text
 
@@ -118,7 +120,9 @@ def test_without_rich_a_terminal_has_lines(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_rich)
-    assert written(lambda: show(("attribute", 1)), Terminal()).endswith("attribute: 1 of 1\n")
+    assert capture_stderr(lambda: show(("attribute", 1)), Terminal()).endswith(
+        "attribute: 1 of 1\n"
+    )
 
 
 SCRIPT = """

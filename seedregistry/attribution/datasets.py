@@ -1,7 +1,4 @@
-"""Data for attribution.
-
-The digits that come with scikit-learn, and CIFAR-10 through torchvision.
-"""
+"""Data for attribution: scikit-learn's digits, and CIFAR-10 through torchvision."""
 
 from __future__ import annotations
 
@@ -27,15 +24,24 @@ Pair = Tuple[torch.Tensor, torch.Tensor]
 class ReloadableTensors(TensorDataset):
     """Tensors that travel as the call that loads them.
 
-    For data too large to be sent to every process of a cluster.
+    This is for data too large to be sent to every process of a cluster. With
+    ``Recipe(dataset=ReloadableTensors(load_cifar10, root))`` each process that retrains calls
+    ``load_cifar10(root)`` itself.
 
-    ``Recipe(dataset=ReloadableTensors(load_cifar10, root))``: a process that retrains loads them
-    itself, from the same place.
+    Example:
+        >>> import torch
+        >>> from seedregistry.attribution import ReloadableTensors
+        >>> def load(size):
+        ...     return torch.eye(size), torch.arange(size) % 2
+        >>> data = ReloadableTensors(load, 8)
+        >>> [tuple(tensor.shape) for tensor in data.tensors]
+        [(8, 8), (8,)]
 
     Args:
-        load: a function of a module; returns the tensors, the same ones each time.
-        *args: for it.
-        **kwargs: for it.
+        load: a function that other processes can import, since it is pickled by its name. It
+            returns the tensors, equal ones each time.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
     """
 
     def __init__(
@@ -45,7 +51,7 @@ class ReloadableTensors(TensorDataset):
         self._call = functools.partial(load, *args, **kwargs)
 
     def __reduce__(self) -> Tuple[Any, ...]:
-        """Pickle the call."""
+        """Return the call, which is pickled instead of the tensors."""
         return ReloadableTensors, (self._call,)
 
 
@@ -54,11 +60,14 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
 
     Args:
         registry: derives and records the split.
-        train: number of training examples, below 1,797.
+        train: number of training examples, int, ``0 < train < 1797``.
 
     Returns:
         The pairs (inputs, targets) for training and for testing. Inputs are float64 in 0 to 1,
         shape (n, 64), and targets int64, shape (n,).
+
+    Raises:
+        RecipeError: ``train`` leaves no example for training or none for testing.
     """
     from sklearn.datasets import load_digits as load
 
@@ -69,18 +78,17 @@ def load_digits(registry: SeedRegistry, *, train: int = 1200) -> Tuple[Pair, Pai
     )
     if not 0 < train < len(inputs):
         raise RecipeError(f"train must be between 1 and {len(inputs) - 1}; got {train!r}.")
-    parts = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
-    chosen = [torch.tensor(part.indices) for part in parts]
+
+    subsets = registry.split(range(len(inputs)), [train, len(inputs) - train], instance_id="digits")
+    chosen = [torch.tensor(subset.indices) for subset in subsets]
     return (inputs[chosen[0]], targets[chosen[0]]), (inputs[chosen[1]], targets[chosen[1]])
 
 
 def _cifar10(root: Union[str, os.PathLike[str]], *, train: bool, download: bool) -> Any:
     try:
         from torchvision.datasets import CIFAR10
-    except (
-        ImportError,
-        RuntimeError,
-    ) as error:  # torch raises a RuntimeError where its version is not that of torchvision
+    # torch raises a RuntimeError where torchvision is made for another version of it.
+    except (ImportError, RuntimeError) as error:
         message = (
             f"CIFAR-10 needs torchvision, made for torch {torch.__version__}: pip install "
             f"torchvision. It said: {error}"
@@ -104,7 +112,7 @@ def load_cifar10(
     Args:
         root: the folder that has, or gets, ``cifar-10-batches-py``.
         train: the 50,000 training images, or the 10,000 test images.
-        download: fetch it when it is not there.
+        download: fetch the data when they are not there.
 
     Returns:
         The inputs, float32, shape (n, 3, 32, 32), and the targets, int64, shape (n,).
@@ -122,7 +130,7 @@ def load_cifar10(
 
 
 class _Tensors(Dataset[Any]):
-    """Images and labels, as the documented loader gives them."""
+    """Images and labels; a label is an int, as the documented loader gives it."""
 
     def __init__(self, pair: Pair) -> None:
         self.inputs, self.targets = pair
@@ -149,7 +157,7 @@ def get_cifar10_dataloader(
         root: as for :func:`load_cifar10`.
         batch_size: int > 0.
         split: ``"train"`` or ``"test"``.
-        num_workers: worker processes.
+        num_workers: number of worker processes, int >= 0.
         shuffle: whether the rebuilt loader shuffles.
         download: fetch the data when they are not there.
 

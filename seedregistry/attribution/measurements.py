@@ -15,9 +15,9 @@ from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 
 Measurement = Callable[[Training, State], torch.Tensor]
-"""From a training and its final state to the measured values.
+"""A function of a training and its final state that returns the measured values.
 
-Shape (targets,), differentiable in the state's tensors.
+The values have shape (targets,) and are differentiable in the state's tensors.
 """
 
 
@@ -31,6 +31,7 @@ class _ExampleLosses:
         outputs, targets = training.outputs(state, self.inputs), training.place(self.targets)
         if not self.is_margin:
             return training.recipe.loss(outputs, targets)
+
         right = outputs.gather(1, targets[:, None]).squeeze(1)
         others = outputs.scatter(1, targets[:, None], float("-inf"))
         return right - others.logsumexp(1)
@@ -39,20 +40,31 @@ class _ExampleLosses:
 def losses_of(inputs: Any, targets: torch.Tensor) -> Measurement:
     """Return the measurement of the loss of each of some examples, in evaluation mode.
 
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, losses_of
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1,
+        ...                 batch_size=4, optimizer_options={"lr": 0.1})
+        >>> training = Training(SeedRegistry(42), recipe)
+        >>> losses_of(*data)(training, training.train()).shape
+        torch.Size([8])
+
     Args:
-        inputs: of the model, as a batch of the training has them.
-        targets: of the recipe's loss, shape (targets, ...).
+        inputs: what the model is called with, as in a batch of the training.
+        targets: what the recipe's loss is called with, shape (targets, ...).
     """
     return _ExampleLosses(inputs=inputs, targets=targets, is_margin=False)
 
 
 def margins_of(inputs: Any, targets: torch.Tensor) -> Measurement:
-    """Return the measurement of the margin of each of some examples.
+    """Return the measurement of the margin of each of some examples, in evaluation mode.
 
-    Its class's output minus the log-sum-exp of the others.
+    The margin is the output of the example's class minus the log-sum-exp of the other outputs.
 
     Args:
-        inputs: of the model, as a batch of the training has them.
+        inputs: what the model is called with, as in a batch of the training.
         targets: classes, int64, shape (targets,).
     """
     return _ExampleLosses(inputs=inputs, targets=targets, is_margin=True)
@@ -64,8 +76,8 @@ def measure(
     """Return the measured values of a state: shape (targets,).
 
     Args:
-        training: what is measured.
-        measurement: how.
+        training: the training that the state is of.
+        measurement: what to measure.
         state: of the training; its parameters require gradients where the values are
             differentiated.
         is_differentiated: keep what is needed to differentiate the values by the state's
@@ -83,6 +95,7 @@ def measure(
         raise RecipeError(
             f"The measurement failed on the state before step {state.step}: {error}"
         ) from error
+
     is_vector = isinstance(values, torch.Tensor) and values.ndim == 1 and len(values) > 0
     if not is_vector or (is_differentiated and not values.requires_grad):
         shape = (
@@ -101,11 +114,11 @@ def measure(
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """What a measurement is known by.
+    """What tells a measurement from others.
 
     Attributes:
         digest: SHA-256 over what it measures on two states at the beginning, and over its data
-            where it is one of ours: 64 hexadecimal digits.
+            where :func:`losses_of` or :func:`margins_of` made it: 64 hexadecimal digits.
         targets: int > 0, how many values it has.
     """
 
@@ -116,13 +129,14 @@ class Identity:
 def identify(
     training: Training, measurement: Measurement, *, is_differentiated: bool = True
 ) -> Identity:
-    """Try a measurement on the initial state and on one beside it.
+    """Return what tells a measurement from others, by trying it before the training.
 
-    One that fails, fails here and not after the training.
+    It is measured on the initial state and on a state beside it. A measurement that fails, fails
+    here and not after the training.
 
     Args:
-        training: what is measured.
-        measurement: how.
+        training: the training that will be measured.
+        measurement: what to measure.
         is_differentiated: the values will be differentiated by the state's parameters.
 
     Raises:
@@ -132,6 +146,7 @@ def identify(
     state = initial.with_tensors(
         [tensor.detach().requires_grad_(is_differentiated) for tensor in initial.tensors()]
     )
+
     with torch_threads(training.recipe.threads):
         values = measure(training, measurement, state, is_differentiated=is_differentiated)
         if is_differentiated:
@@ -143,14 +158,16 @@ def identify(
                     "state.parameters."
                 )
                 raise RecipeError(message)
-        # A last layer of zeros measures the same on any examples, so once more with every parameter
-        # moved a little.
-        moved = initial.with_tensors([_moved(tensor) for tensor in initial.tensors()])
+        # A last layer of zeros has equal outputs on all inputs, so two measurements of different
+        # examples could have equal values here. Hence a second state, with every parameter moved.
+        moved = initial.with_tensors([_shift(tensor) for tensor in initial.tensors()])
         beside = measure(training, measurement, moved, is_differentiated=False)
+
+    # Stores of retrainings hold this digest: what is hashed, and its order, cannot change.
     name = getattr(measurement, "__qualname__", type(measurement).__qualname__)
     sha = hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
-    for found in (values, beside):
-        sha.update(tensor_bytes(found))
+    for measured in (values, beside):
+        sha.update(tensor_bytes(measured))
     if isinstance(measurement, _ExampleLosses):
         for data in (measurement.inputs, measurement.targets):
             sha.update(
@@ -160,6 +177,7 @@ def identify(
     return Identity(digest=sha.hexdigest(), targets=len(values))
 
 
-def _moved(tensor: torch.Tensor) -> torch.Tensor:
+def _shift(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with each element moved by a different amount, without a draw."""
     steps = torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
     return tensor.detach() + 0.01 * torch.sin(steps + 1).reshape(tensor.shape)

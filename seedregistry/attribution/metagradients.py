@@ -1,9 +1,8 @@
 """MAGIC: exact derivatives of what a training ends in, by the weight of every example.
 
-The training is walked backwards. At each step the step itself is run once more, this time
-differentiably, and the adjoint of the state after it becomes the adjoint of the state before it:
-momentum, weight decay, schedules and clipping are differentiated with everything else, since they
-are part of the step.
+The training is walked backwards. Each step is computed once more, this time differentiably, and the
+adjoint of the state after it becomes the adjoint of the state before it. Momentum, weight decay,
+schedules and clipping are differentiated with everything else, since the step contains them.
 
 Source: A. Ilyas and L. Engstrom, MAGIC: Near-Optimal Data Attribution for Deep Learning, 2025; L.
 Engstrom and others, Optimizing ML Training with Metagradient Descent, arXiv 2503.13751.
@@ -22,6 +21,8 @@ from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
 from seedregistry.common.files import write_atomically
+from seedregistry.common.identities import mismatches, show_mismatches
+from seedregistry.common.options import check_count
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 
@@ -34,23 +35,42 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SAVE_EVERY = 50
+"""Steps between two writings of the progress file."""
+
 _MOST_LOST = 0.1
+"""Limit of a sum's error: a derivative that is lost takes about 1 from it, rounding far less."""
+
 _PROGRESS_FORMAT = "seedregistry.magic/1"
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Attribution:
-    """What MAGIC found.
+    """The scores of all training examples, and the measurements that they are derivatives of.
+
+    Immutable; holds no training.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, losses_of, magic
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1,
+        ...                 batch_size=4, optimizer_options={"lr": 0.1})
+        >>> result = magic(Training(SeedRegistry(42), recipe), losses_of(*data), progress=False)
+        >>> without = result.predict((torch.arange(8) != 3).float())
+        >>> bool(without[3] > result.values[3])  # the loss of example 3, if it were left out
+        True
 
     Attributes:
         scores: derivative of each target's measurement by each training example's weight, at weight
             1: shape (targets, size), in the recipe's dtype. Leaving examples S out changes the
-            measurement by about ``-scores[:, S].sum(1)``.
+            measurements by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
-        fingerprint: of the training before its first step, by which retrainings of another one are
-            told from it.
-        state: the final state.
-        states_kept: how many states were kept at one time, besides the first and the one at work.
+        fingerprint: of the training before its first step, 64 hexadecimal digits; retrainings of
+            another training are told by it.
+        state: the final state of the training.
+        states_kept: the largest number of states that were kept at the same time, besides the first
+            and the one at work.
     """
 
     scores: torch.Tensor
@@ -60,9 +80,13 @@ class Attribution:
     states_kept: int
 
     def predict(self, weights: torch.Tensor) -> torch.Tensor:
-        """Return the predicted measurements.
+        """Return the measurements that the scores predict for other weights, to first order.
 
-        Shape (..., targets) for weights of shape (..., size).
+        Args:
+            weights: of all training examples, shape (..., size); 0 leaves an example out.
+
+        Returns:
+            Shape (..., targets), in the dtype of the scores.
         """
         return self.values + (weights.to(self.scores.dtype) - 1) @ self.scores.T
 
@@ -79,18 +103,29 @@ def magic(
 ) -> Attribution:
     """Return the exact metagradients of measurements by the weight of every training example.
 
-    Every number of kept states gives the same bits. The training itself is part of the walk, and is
-    not run in advance.
+    It trains once and then walks the training backwards. Every number of kept states gives the same
+    bits.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, losses_of, magic
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1,
+        ...                 batch_size=4, optimizer_options={"lr": 0.1})
+        >>> training = Training(SeedRegistry(42), recipe)
+        >>> magic(training, losses_of(*data), progress=False).scores.shape
+        torch.Size([8, 8])
 
     Args:
-        training: what is attributed.
+        training: the training that is attributed; it need not have been trained.
         measurement: such as ``losses_of(test_inputs, test_targets)``, or a function of yours.
         keep: how many states may be kept, besides the first and the one at work; by default twice
             the binary logarithm of the number of steps. Fewer take more time and give the same
             result.
-        spill: a folder for the kept states, instead of memory.
-        vectorized: differentiate for all targets at once; ``"auto"`` goes one by one where a layer
-            of the model cannot.
+        spill: a folder for the kept states; None keeps them in memory.
+        vectorized: differentiate for all targets at once; ``"auto"`` differentiates for one target
+            after the other where a layer of the model cannot do that.
         resume: a file in which progress is kept, so that a walk that was killed goes on; removed at
             the end.
         progress: show how many steps were walked back; see
@@ -98,16 +133,16 @@ def magic(
 
     Raises:
         InvalidOptionError: an option is not one of its values.
-        RecipeError: the data, the step or the measurement would not do, which is found before
-            anything is trained; the measured values or the scores are not finite.
-        ReplayError: ``resume`` is of another training or measurement.
+        RecipeError: the data, the step or the measurement cannot be attributed, which shows before
+            anything is trained; or the measured values or the scores are not finite.
+        ReplayError: ``resume`` is no file of progress, or that of another training or measurement;
+            or a step ended in another state when it was computed again.
     """
     total = training.steps
-    kept = default_keep(total) if keep is None else keep
-    if not isinstance(kept, int) or isinstance(kept, bool) or kept < 0:
-        raise InvalidOptionError(f"keep must be an int >= 0; got {keep!r}.")
+    budget = default_keep(total) if keep is None else check_count(keep, "keep")
     if vectorized not in (True, False, "auto"):
         raise InvalidOptionError(f"vectorized must be True, False or 'auto'; got {vectorized!r}.")
+
     training.check()
     identity = identify(training, measurement)
     adjoint = _Adjoint(training, identity.targets, vectorized=vectorized)
@@ -116,18 +151,20 @@ def magic(
         if resume is None
         else _ProgressFile(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
     )
+
     store = KeptStates(spill)
     try:
         with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
             adjoint.try_out()
-            found = _walk(training, measurement, kept, store, adjoint, progress_file, tell)
+            attribution = _walk(training, measurement, budget, store, adjoint, progress_file, tell)
     finally:
         store.close()
-    # Nothing that arithmetic went into: the ledger's digest is that of the experiment, on whatever
-    # machine.
+
+    # The ledger's digest is that of the experiment on whatever machine, so nothing is noted that
+    # arithmetic went into: the state before the first step, and not the scores.
     facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
-    return found
+    return attribution
 
 
 def _walk(
@@ -139,14 +176,18 @@ def _walk(
     progress_file: Optional[_ProgressFile],
     tell: Callable[[int, int], None],
 ) -> Attribution:
+    """Train, measure and walk back; or go on with a walk whose progress is in the file."""
     total = training.steps
     first = training.initial_state()
+
     saved = None if progress_file is None else progress_file.load()
     final = values = None
     stop = total
     if saved is not None:
         stop, final, values = adjoint.restore(saved, first)
+
     for state in walk_back(first, stop, training.advance, keep=keep, store=store):
+        # The first state that the walk yields is that before the last step.
         if final is None or values is None:
             final = training.advance(state, total)
             values = adjoint.begin(measurement, final)
@@ -154,10 +195,12 @@ def _walk(
         tell(total - state.step, total)
         if progress_file is not None and state.step and (total - state.step) % _SAVE_EVERY == 0:
             progress_file.save(adjoint.save(state.step, final, values))
+
     if final is None or values is None:
         raise RecipeError("The training has no steps.")
     if progress_file is not None:
         progress_file.remove()
+
     return Attribution(
         scores=adjoint.scores.cpu(),
         values=values.cpu(),
@@ -168,7 +211,12 @@ def _walk(
 
 
 class _Adjoint:
-    """The derivatives of the targets by the state reached, and the scores so far."""
+    """The derivatives of the targets by the state that the walk is at, and the scores so far.
+
+    Attributes:
+        scores: derivatives by the examples' weights, of the steps that are walked already: shape
+            (targets, size).
+    """
 
     def __init__(self, training: Training, targets: int, *, vectorized: Union[bool, str]) -> None:
         self._training = training
@@ -178,12 +226,10 @@ class _Adjoint:
         self.scores = training.ones(targets * training.size).reshape(targets, training.size).zero_()
 
     def try_out(self) -> None:
-        """Differentiate the first step.
-
-        A model that cannot be is refused before the training and not after it.
+        """Differentiate the first step, so that a model that cannot be is refused before training.
 
         Raises:
-            RecipeError: an operator has no second derivative, or hides it.
+            RecipeError: an operator has no second derivative, or loses it without an error.
         """
         training = self._training
         state = training.initial_state()
@@ -193,24 +239,30 @@ class _Adjoint:
         gradients = training.gradients(
             state.with_tensors(tensors), weights, batch, create_graph=True
         )
-        # Gradients are linear in the weights: each product below is 1, and so must be its
-        # derivative along them.
+
+        # Gradients are linear in the weights, and all weights are 1. So each product below is 1 and
+        # its derivatives by the weights have the sum 1 (Euler's theorem on homogeneous functions).
+        # An operator that drops its second derivative without an error shows in that sum.
         products = [
             (gradient * gradient.detach()).sum() / gradient.detach().square().sum()
             for gradient in gradients
             if gradient is not None and bool(gradient.detach().square().sum() > 0)
         ]
+
         problem = (
             "its derivative by the examples' weights is lost on the way, as in an "
             "autograd.Function marked once_differentiable"
         )
         try:
-            found = (
+            derivatives = (
                 torch.autograd.grad(products, [weights, *tensors], allow_unused=True)
                 if products
                 else (weights,)
             )
-            lost = len(products) if found[0] is None else abs(float(found[0].sum()) - len(products))
+            by_weight = derivatives[0]
+            lost = (
+                len(products) if by_weight is None else abs(float(by_weight.sum()) - len(products))
+            )
         except RuntimeError as error:
             problem, lost = str(error), 1.0
         if products and not lost < _MOST_LOST:
@@ -222,7 +274,7 @@ class _Adjoint:
             raise RecipeError(message)
 
     def begin(self, measurement: Measurement, final: State) -> torch.Tensor:
-        """Measure the final state, and differentiate the measurement; return the values."""
+        """Measure the final state, differentiate the measurement by it, and return the values."""
         tensors = [tensor.detach().requires_grad_() for tensor in final.tensors()]
         values = measure(self._training, measurement, final.with_tensors(tensors))
         if not torch.isfinite(values).all():
@@ -230,6 +282,7 @@ class _Adjoint:
                 "The measurement is not finite after the training: "
                 f"{values.detach().tolist()[:5]} ..."
             )
+
         rows = [
             torch.autograd.grad(
                 value, tensors, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -241,7 +294,7 @@ class _Adjoint:
         return values.detach()
 
     def step(self, state: State) -> None:
-        """Go from the state after a step to ``state``, the one before it."""
+        """Go back over a step: from the state after it to ``state``, the state before it."""
         training = self._training
         batch = training.batch(state.step)
         tensors = [tensor.detach().requires_grad_() for tensor in state.tensors()]
@@ -249,6 +302,12 @@ class _Adjoint:
         after = training.step(state.with_tensors(tensors), weights, batch, create_graph=True)
         self._compare(after)
         self._after = state
+
+        # The chain rule. With J and W the derivatives of the state after the step by the state
+        # before it and by the weights, an adjoint a becomes J^T a, and W^T a is what this step adds
+        # to the scores: by then the effect of all later steps is in a. One pass of autograd gives
+        # both products, and neither matrix is ever made. A tensor that depends on neither requires
+        # no gradient, and autograd would refuse it.
         outputs, adjoints = zip(
             *(
                 (out, adjoint)
@@ -258,6 +317,7 @@ class _Adjoint:
         )
         *before, by_weight = self._pull_back(outputs, [*tensors, weights], adjoints)
         self._adjoints = tuple(before)
+
         if not all(bool(torch.isfinite(adjoint).all()) for adjoint in (by_weight, *before)):
             message = (
                 f"The scores are not finite from step {state.step} back: the training has no "
@@ -265,18 +325,25 @@ class _Adjoint:
                 "second moment that is zero has an infinite derivative."
             )
             raise RecipeError(message)
+
+        # Added, since an example comes in every epoch.
         self.scores.index_add_(1, batch.indices.to(self.scores.device), by_weight)
 
     def _compare(self, after: State) -> None:
-        """Compare the state after a step with what it was when the step was run before.
+        """Refuse a state after a step that differs, but for rounding, from what it was before.
 
-        The same but for rounding.
+        The scores are derivatives of the training only if each step that is differentiated is the
+        step that was trained. What a model keeps outside its state, such as a counter, would
+        otherwise make them wrong without a sign.
 
         Raises:
-            ReplayError: it was another one.
+            ReplayError: the states differ.
         """
         if self._after is None:
-            return
+            return  # the walk goes on from a file, which has no state to compare with
+
+        # Not bit for bit: with a graph to build, torch may choose other kernels, and sums on a GPU
+        # have no fixed order. Half of the digits is far from both rounding and another draw.
         for first, again in zip(self._after.tensors(), after.tensors()):
             tolerance = torch.finfo(first.dtype).eps ** 0.5
             if not torch.allclose(
@@ -295,23 +362,33 @@ class _Adjoint:
         inputs: Sequence[torch.Tensor],
         adjoints: Sequence[torch.Tensor],
     ) -> Tuple[torch.Tensor, ...]:
-        """Return the adjoints of the inputs: for all targets at once, or one after the other."""
+        """Return the adjoints of the inputs, for all targets at once or one after the other.
+
+        Args:
+            outputs: tensors of the state after the step.
+            inputs: what to differentiate by.
+            adjoints: of the outputs, each of shape (targets, ...).
+
+        Returns:
+            A tensor of shape (targets, ...) for each input; zeros where nothing depends on it.
+        """
 
         def pull(
-            given: Sequence[torch.Tensor], *, is_batched: bool, keep: bool
+            cotangents: Sequence[torch.Tensor], *, is_batched: bool, keep: bool
         ) -> Tuple[torch.Tensor, ...]:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 outputs,
                 inputs,
-                given,
+                cotangents,
                 retain_graph=keep,
                 is_grads_batched=is_batched,
                 allow_unused=True,
             )
-            batch = (len(given[0]),) if is_batched else ()
+            # The zeros of materialize_grads would lack the dimension of the targets.
+            batch = (len(cotangents[0]),) if is_batched else ()
             return tuple(
-                own.new_zeros((*batch, *own.shape)) if gradient is None else gradient
-                for own, gradient in zip(inputs, found)
+                tensor.new_zeros((*batch, *tensor.shape)) if gradient is None else gradient
+                for tensor, gradient in zip(inputs, gradients)
             )
 
         count = len(adjoints[0])
@@ -326,13 +403,14 @@ class _Adjoint:
                         "by one: vectorized=False."
                     )
                     raise RecipeError(message) from error
-                self._vectorized = False
+                self._vectorized = False  # for the rest of the walk: the layer stays in the model
                 _log.warning(
                     "A layer cannot be differentiated for %d targets at once: they are done one "
                     "by one, which is slower. nn.GroupNorm is one such layer; "
                     "seedregistry.attribution.GroupNorm is not.",
                     count,
                 )
+
         rows = [
             pull([adjoint[i] for adjoint in adjoints], is_batched=False, keep=i + 1 < count)
             for i in range(count)
@@ -340,7 +418,7 @@ class _Adjoint:
         return tuple(torch.stack(column) for column in zip(*rows))
 
     def save(self, step: int, final: State, values: torch.Tensor) -> dict[str, Any]:
-        """Return what a walk that goes on before ``step`` needs."""
+        """Return what a walk needs to go on from the state before ``step``."""
         return {
             "step": step,
             "updates": list(final.updates),
@@ -351,7 +429,15 @@ class _Adjoint:
         }
 
     def restore(self, saved: dict[str, Any], first: State) -> Tuple[int, State, torch.Tensor]:
-        """Take up what ``save`` returned; return the step, the final state and the values."""
+        """Take over what :meth:`save` returned.
+
+        Args:
+            saved: as :meth:`save` returned it.
+            first: the initial state, which has the form of every other.
+
+        Returns:
+            The step to go on from, the final state and the measured values.
+        """
         self._adjoints, self.scores = tuple(saved["adjoints"]), saved["scores"]
         final = attrs.evolve(
             first.with_tensors(saved["final"]),
@@ -362,7 +448,13 @@ class _Adjoint:
 
 
 class _ProgressFile:
-    """The file of a walk that can go on."""
+    """The file of a walk that can go on.
+
+    Args:
+        path: of the file; folders that are missing are made.
+        fingerprint: of the training and of the measurement.
+        steps: of the training.
+    """
 
     def __init__(self, path: Path, fingerprint: str, steps: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -370,6 +462,11 @@ class _ProgressFile:
         self._identity = {"format": _PROGRESS_FORMAT, "fingerprint": fingerprint, "steps": steps}
 
     def load(self) -> Optional[dict[str, Any]]:
+        """Return what was saved last, or None where there is no file.
+
+        Raises:
+            ReplayError: the file is no progress of this walk.
+        """
         if not self._path.exists():
             return None
         try:
@@ -380,13 +477,18 @@ class _ProgressFile:
                 "Remove it, or name another file."
             )
             raise ReplayError(message) from error
-        found = (
-            {name: saved.get(name) for name in self._identity} if isinstance(saved, dict) else {}
-        )
-        if found != self._identity:
+
+        actual = saved if isinstance(saved, dict) else {}
+        wrong = mismatches(actual, self._identity)
+        if wrong:
+            # Nothing is cut: the fingerprint is that of the training and that of the measurement
+            # behind it, and either may be the one that differs.
+            values = show_mismatches(
+                wrong, actual, self._identity, there="in the file", here="here"
+            )
             message = (
-                f"{str(self._path)!r} holds the progress of another training: {found}, not "
-                f"{self._identity}. Remove it, or name another file."
+                f"{str(self._path)!r} holds the progress of another training or measurement: "
+                f"{values}. Remove it, or name another file."
             )
             raise ReplayError(message)
         return saved

@@ -44,12 +44,20 @@ class _Residual(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation that can be differentiated for many targets at once.
 
-    ``nn.GroupNorm`` fails under ``is_grads_batched`` in torch 2.13, with an error about shapes.
+    The numbers are those of ``nn.GroupNorm`` up to rounding. That layer fails under
+    ``is_grads_batched`` in torch 2.13, with an error about shapes.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry.attribution import GroupNorm
+        >>> inputs = torch.arange(24.0).reshape(1, 8, 3)
+        >>> torch.allclose(GroupNorm(2, 8)(inputs), torch.nn.GroupNorm(2, 8)(inputs), atol=1e-6)
+        True
 
     Args:
-        groups: int > 0, divides the channels.
-        channels: of the inputs, their second dimension.
-        eps: added to the variance.
+        groups: int > 0, number of groups; divides ``channels``.
+        channels: int > 0, size of the second dimension of the inputs.
+        eps: added to the variance, float > 0.
     """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
@@ -61,6 +69,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the inputs, normalised over each group: shape (batch, channels, ...)."""
+        # Elementary operations only: torch's fused kernel is what cannot be batched.
         grouped = inputs.reshape(inputs.shape[0], self.groups, -1)
         centred = grouped - grouped.mean(2, keepdim=True)
         scaled = centred * torch.rsqrt(centred.square().mean(2, keepdim=True) + self.eps)
@@ -71,7 +80,15 @@ class GroupNorm(nn.Module):
 def construct_digits_mlp(hidden: int = 64, activation: str = "gelu") -> nn.Module:
     """Return a perceptron for the digits: 64 inputs, one hidden layer, 10 outputs.
 
-    GELU, since a kink costs predictability.
+    The activation is GELU by default, since a function with a kink makes the effect of an example
+    harder to predict.
+
+    Args:
+        hidden: int > 0, width of the hidden layer.
+        activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"tanh"``.
+
+    Raises:
+        InvalidOptionError: the activation is another.
     """
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, hidden), _activation(activation)(), nn.Linear(hidden, 10)
@@ -81,7 +98,14 @@ def construct_digits_mlp(hidden: int = 64, activation: str = "gelu") -> nn.Modul
 def construct_digits_cnn(width: int = 16, activation: str = "gelu") -> nn.Module:
     """Return a small residual network with group norm for the digits.
 
-    Inputs (batch, 64), 10 outputs.
+    It takes inputs of shape (batch, 64) and has 10 outputs.
+
+    Args:
+        width: channels of each layer, a multiple of 4.
+        activation: ``"gelu"``, ``"relu"``, ``"silu"`` or ``"tanh"``.
+
+    Raises:
+        InvalidOptionError: the activation is another.
     """
     act = _activation(activation)
     return nn.Sequential(
@@ -109,7 +133,7 @@ def construct_rn9(
     pool: str = "average",
     scale: float = 0.125,
 ) -> nn.Module:
-    """Return a ResNet-9 for images of 3 x 32 x 32.
+    """Return a ResNet-9 for inputs of shape (batch, 3, 32, 32).
 
     The defaults are the smooth choices that MAGIC needs: GELU, group norm, average pooling, a
     scaled-down last layer. ``norm="batch"`` with ``activation="relu"`` and ``pool="max"`` is the

@@ -1,6 +1,6 @@
-"""A training run, described once.
+"""The description of a training.
 
-Everything that training, retraining and attribution need to know, and nothing random.
+It has everything that training, retraining and attribution need to know, and nothing random.
 """
 
 from __future__ import annotations
@@ -28,13 +28,23 @@ def _options(value: Optional[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Recipe:
-    """A training run as a description.
+    """The description of a training.
 
-    Immutable; pickles when its functions do, which those of a module do.
+    Immutable. It pickles when its functions do, which those of a module do.
 
     The loss of a step is ``sum(w_i * l_i) / b`` over the batch, with the weights of its examples
     and its full size b, so that an example of weight zero leaves the batch without changing
     anything else.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1,
+        ...                 batch_size=4, optimizer_options={"lr": 0.1})
+        >>> Training(SeedRegistry(42), recipe).steps
+        2
 
     Args:
         model: returns the model; called without arguments in the scope of ("model", instance_id).
@@ -46,33 +56,34 @@ class Recipe:
         epochs: int > 0.
         batch_size: int > 0.
         optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
-        optimizer_options: for it, such as ``{"lr": 0.1, "momentum": 0.9}``.
+        optimizer_options: options of the optimizer, such as ``{"lr": 0.1, "momentum": 0.9}``.
         scheduler: a scheduler class or name as for ``registry.scheduler``, stepped once a step;
-            None keeps the options.
-        scheduler_options: for it. ``total_steps`` and ``T_max`` may be ``"steps"``, the number of
-            steps of the run.
+            None keeps the optimizer's options as they are.
+        scheduler_options: options of the scheduler. ``"steps"`` as a value, such as that of
+            ``total_steps`` or ``T_max``, stands for the number of steps of the training.
         parameter_groups: returns the optimizer's parameter groups for a model; None takes all
             parameters as one.
-        drop_last: leave a last batch that is not full out.
+        drop_last: leave out a last batch that is not full.
         clip_norm: clip the gradients to this total norm before each step, as ``clip_grad_norm_``
-            does; None does not.
+            does; None does not clip.
         eps_root: added under the root of Adam and AdamW. Zero is torch's own arithmetic, whose
             derivative is infinite where a second moment is zero; 1e-12 to 1e-8 mends it.
         dtype: floating dtype of parameters and inputs; float64 makes differences measurable.
-        instance_id: which training; the streams are ("model", id), ("dataloader", id), ("dropout",
-            id), ...
+        instance_id: names the training; its streams are ("model", id), ("dataloader", id),
+            ("dropout", id), ...
         model_id: instance id of the model alone, where its initial parameters are another
             training's; None takes ``instance_id``.
         order_id: instance id of the loader alone, where the order of the examples is another
-            training's; None likewise.
-        threads: threads of torch while it runs; sums on the CPU depend on it.
-        device: where it runs, such as ``"cuda"``. The model is built on the CPU and moved, so that
-            its initial parameters are the same on every device. Sums on a GPU may depend on the
-            order in which they happen to be done;
+            training's; None takes ``instance_id``.
+        threads: number of torch's threads during the training, int > 0; sums on the CPU depend on
+            it.
+        device: where the training is computed, such as ``"cuda"``. The model is built on the CPU
+            and moved, so that its initial parameters are the same on every device. Sums on a GPU
+            may depend on the order in which they happen to be done;
             ``registry.set_global_state(deterministic="strict")`` excludes that.
 
     Raises:
-        RecipeError: an argument is not of these kinds.
+        RecipeError: an argument is not of these kinds; names every such argument.
     """
 
     model: Callable[[], nn.Module]
@@ -117,8 +128,8 @@ class Recipe:
 
     def _problems_of_value(self) -> Iterator[str]:
         if self.optimizer not in OPTIMIZERS:
-            known = ", ".join(cls.__name__ for cls in OPTIMIZERS)
-            yield f"optimizer must be one of torch.optim's {known}; got {self.optimizer!r}"
+            names = ", ".join(cls.__name__ for cls in OPTIMIZERS)
+            yield f"optimizer must be one of torch.optim's {names}; got {self.optimizer!r}"
         if self.clip_norm is not None and not (
             isinstance(self.clip_norm, (int, float)) and self.clip_norm > 0
         ):
@@ -136,6 +147,8 @@ class Recipe:
 
     def _size(self) -> Optional[int]:
         pair = self.dataset
+        # The types themselves: a subclass may draw or augment in its __getitem__, and its tensors
+        # are then not its examples.
         if type(pair) in {TensorDataset, ReloadableTensors}:
             pair = pair.tensors
         if isinstance(pair, tuple) or (

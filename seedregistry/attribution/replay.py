@@ -1,8 +1,8 @@
 """Walking the states of a training backwards with few of them kept.
 
-With s states kept, the first one among them, and each step run at most r times, a run of up to C(s
-+ r, s) steps can be walked: the binomial schedule, which needs the fewest steps for a number of
-states.
+A training of up to C(s + r, s) steps can be walked with s states kept, the first state among them,
+and each step computed at most r times. This is the binomial schedule, which needs the fewest steps
+for a number of states.
 
 Source: A. Griewank and A. Walther, Algorithm 799: revolve, ACM Transactions on Mathematical
 Software 26(1), 2000.
@@ -24,40 +24,45 @@ if TYPE_CHECKING:
 
 
 def default_keep(steps: int) -> int:
-    """Return the number of states kept unless told otherwise.
-
-    Twice the binary logarithm of the number of steps.
-    """
+    """Return how many states are kept by default: twice the binary logarithm of the steps."""
     return max(2, 2 * math.ceil(math.log2(steps + 1)))
 
 
 def best_cut(steps: int, keep: int) -> int:
     """Return after how many of the steps the next state is kept, for the fewest steps in all.
 
-    ``steps`` > 1, ``keep`` > 0.
+    Args:
+        steps: int > 1, length of the stretch that is to be walked.
+        keep: int > 0, how many states may be kept besides the stretch's first.
     """
     kept = keep + 1  # and the first
     repeats = 1
     while math.comb(kept + repeats, kept) < steps:
         repeats += 1
+
+    # `repeats` is the r of the schedule: r - 1 computations a step would be too few for the
+    # stretch. The steps left of the cut are computed once on the way to it and then have r - 1
+    # computations left, with all of the states: at most C(s + r - 1, s) steps. The steps right of
+    # it have all r, with a state less. Any cut within the bounds of both sides is optimal (Griewank
+    # and Walther); this is the latest of them. A test tries every cut.
     longest_left = math.comb(kept + repeats - 1, kept)
     shortest_right = math.comb(kept + repeats - 2, kept - 1)
     return max(1, min(longest_left, steps - shortest_right))
 
 
 def replayed_steps(steps: int, keep: int) -> int:
-    """Return how many steps walking back runs, besides the differentiated one at each state."""
-    known: Dict[Tuple[int, int], int] = {}
+    """Return how many steps a walk back computes, besides the differentiated one at each state."""
+    counts: Dict[Tuple[int, int], int] = {}
 
     def count(length: int, free: int) -> int:
         if length <= 1:
             return 0
         if free == 0:
-            return length * (length - 1) // 2
-        if (length, free) not in known:
+            return length * (length - 1) // 2  # every state is reached from the first
+        if (length, free) not in counts:
             cut = best_cut(length, free)
-            known[length, free] = cut + count(length - cut, free - 1) + count(cut, free)
-        return known[length, free]
+            counts[length, free] = cut + count(length - cut, free - 1) + count(cut, free)
+        return counts[length, free]
 
     return count(steps, keep)
 
@@ -66,11 +71,11 @@ class KeptStates:
     """States that are kept: in memory, or in files of a folder.
 
     Args:
-        folder: where to write them; None keeps them in memory. The files are in a folder of their
-            own in it, which ``close`` removes.
+        folder: where to write them; None keeps them in memory. The files are in a new folder inside
+            it, which ``close`` removes.
 
     Attributes:
-        most: how many were kept at one time, at most.
+        most: the largest number of states that were kept at the same time.
     """
 
     def __init__(self, folder: Union[str, os.PathLike[str], None] = None) -> None:
@@ -90,11 +95,13 @@ class KeptStates:
         self.most = max(self.most, self._count)
         if self._folder is None:
             return KeptState(self, state, None)
+
         path = Path(self._folder.name) / f"{self._number}.pt"
         torch.save([tensor.detach() for tensor in state.tensors()], path)
-        return KeptState(
-            self, state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors())), path
-        )
+        # The tensors are in the file. What stays in memory is the shape of the state: its step, its
+        # updates and how many tensors belong to each parameter.
+        empty = state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors()))
+        return KeptState(self, empty, path)
 
     def forget(self) -> None:
         """Count one state less."""
@@ -107,7 +114,13 @@ class KeptStates:
 
 
 class KeptState:
-    """A state that is kept until its release."""
+    """A state that is kept until its release.
+
+    Args:
+        states: those that count it; None for the first state of a walk, which is not counted.
+        state: the state, with empty tensors where ``path`` has them.
+        path: the file of the tensors; None where they are in memory.
+    """
 
     def __init__(self, states: Optional[KeptStates], state: State, path: Optional[Path]) -> None:
         self._states = states
@@ -115,7 +128,7 @@ class KeptState:
         self._path = path
 
     def state(self) -> State:
-        """Return the state."""
+        """Return the state, read from its file where it has one."""
         return (
             self._state
             if self._path is None
@@ -123,7 +136,7 @@ class KeptState:
         )
 
     def release(self) -> None:
-        """Make room for another; the state is not asked for again."""
+        """Give the state up, so that another can be kept."""
         if self._states is not None:
             self._states.forget()
         if self._path is not None:
@@ -148,6 +161,7 @@ def walk_back(
         store: where they are kept; memory by default.
     """
     store = KeptStates() if store is None else store
+
     # Stretches that are yet to be walked, the last on top: the state before each, its end, how many
     # states it may keep.
     stretches: List[Tuple[KeptState, int, int]] = [(KeptState(None, first, None), stop, keep)]
@@ -155,11 +169,15 @@ def walk_back(
         kept, end, free = stretches.pop()
         state = kept.state()
         length = end - state.step
+
         if length > 1 and free > 0:
+            # The left side goes first into the stack and is walked last. By then the state at the
+            # cut is released, so the left side has all of the states to keep again.
             cut = state.step + best_cut(length, free)
             stretches.append((kept, cut, free))
             stretches.append((store.keep(advance(state, cut)), end, free - 1))
             continue
+
         for step in range(end - 1, state.step - 1, -1):
             yield advance(state, step)
         kept.release()

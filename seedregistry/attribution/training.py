@@ -1,7 +1,4 @@
-"""A recipe carried out.
-
-States, and steps that are pure functions of (state, step, example weights).
-"""
+"""Recipes carried out: steps that are pure functions of (state, step, example weights)."""
 
 from __future__ import annotations
 
@@ -47,6 +44,7 @@ _COMPUTES = (
 """Facts of the environment that may change the bits of a training."""
 
 _SHOWN = 5
+"""Examples that a message names at most."""
 
 
 class Training:
@@ -55,31 +53,45 @@ class Training:
     Every step is a pure function of the state, its number and the examples' weights.
 
     The model, the optimizer, the scheduler and the loader come from the registry and are in its
-    ledger; what dropout draws in step s of epoch e is a function of (("dropout", instance id), e,
-    s). So any step can be run again, from its state, at any time and in any process with the same
-    versions and threads.
+    ledger. What dropout draws in step s of epoch e is a function of (("dropout", instance id), e,
+    s). So any step can be computed again from the state before it, at any time and in any process
+    with equal versions and as many threads.
 
     Lifetime: as long as it is used; it keeps the data and no state. Not thread-safe: torch's
     default generators belong to the process.
 
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1,
+        ...                 batch_size=4, optimizer_options={"lr": 0.1})
+        >>> training = Training(SeedRegistry(42), recipe)
+        >>> training.steps, training.train().fingerprint() == training.train().fingerprint()
+        (2, True)
+
     Args:
         registry: where everything is derived and recorded.
-        recipe: what to do.
+        recipe: the description of the training.
 
     Attributes:
-        steps: number of steps.
-        size: number of training examples.
+        registry: as given.
+        recipe: as given.
+        steps: number of steps, int > 0.
+        size: number of training examples, int > 0.
 
     Raises:
-        RecipeError: the model has batch norm statistics or other buffers that training changes, or
-            an option of the optimizer cannot be replayed.
-        DeviceError: the recipe's device is none, or not there.
+        RecipeError: the model carries batch statistics or has nothing to train, a parameter is in
+            no group, or an option of the optimizer or the scheduler cannot be replayed.
+        DeviceError: ``device`` is no device, or one that is not there.
     """
 
     def __init__(self, registry: SeedRegistry, recipe: Recipe) -> None:
         self.registry = registry
         self.recipe = recipe
         self._device = rng.resolve_device(recipe.device)
+
         name = recipe.instance_id
         model = registry.model(
             recipe.model, instance_id=name if recipe.model_id is None else recipe.model_id
@@ -96,10 +108,12 @@ class Training:
                 "The model has no parameter that requires a gradient: there is nothing to train."
             )
         self._buffers = dict(self._model.named_buffers())
+        # torch counts the changes in place of each tensor: `call` finds a model that makes one.
         self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
         self._initial = tuple(
             parameter.detach().clone() for _, parameter in named if parameter.requires_grad
         )
+
         dataset = recipe.as_dataset()
         self.size = recipe.size
         self._loader = registry.dataloader(
@@ -108,12 +122,15 @@ class Training:
             batch_size=recipe.batch_size,
             shuffle=True,
             drop_last=recipe.drop_last,
-            shard=False,
+            shard=False,  # each process trains on all examples
         )
+        # Tensors are indexed without the loader, which is quicker. The type itself: a subclass may
+        # draw in its __getitem__.
         self._tensors = (
             tuple(map(self.place, dataset.tensors)) if type(dataset) is TensorDataset else None
         )
         self._data_hash: Optional[bytes] = None
+
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
@@ -123,9 +140,10 @@ class Training:
     # --- what a step is made of -------------------------------------------------------------------
 
     def _schedule(self) -> Tuple[Tuple[int, ...], List[Tuple[Dict[str, Any], ...]]]:
-        """Return the group of each parameter, and the groups' options at each step.
+        """Return the group of each parameter, and the options of the groups at each step.
 
-        Torch's optimizer and scheduler tell.
+        torch's optimizer and scheduler are stepped through the whole training without gradients,
+        and what they show at each step is written down.
         """
         recipe, registry = self.recipe, self.registry
         groups = (
@@ -137,6 +155,7 @@ class Training:
             recipe.optimizer, groups, instance_id=recipe.instance_id, **recipe.optimizer_options
         )
         check_options(recipe.optimizer, optimizer.param_groups)
+
         scheduler = None
         if recipe.scheduler is not None:
             options = {
@@ -146,6 +165,7 @@ class Training:
             scheduler = registry.scheduler(
                 recipe.scheduler, optimizer, instance_id=recipe.instance_id, **options
             )
+
         members = [
             (id(parameter), index)
             for index, group in enumerate(optimizer.param_groups)
@@ -157,13 +177,16 @@ class Training:
         frozen = {
             id(parameter) for parameter in self._model.parameters() if not parameter.requires_grad
         }
-        if sorted(own for own, _ in members if own not in frozen) != sorted(trained):
+        if sorted(member for member, _ in members if member not in frozen) != sorted(trained):
             message = (
                 "parameter_groups must have each of the model's parameters once; frozen "
                 "ones may be left out."
             )
             raise RecipeError(message)
         group_of = dict(members)
+
+        # In newer versions of torch AdamW is Adam with an option; in older ones its groups have
+        # none that says so.
         is_decoupled = recipe.optimizer is torch.optim.AdamW
         table = []
         for _ in range(self.steps):
@@ -178,7 +201,8 @@ class Training:
             optimizer.step()  # without gradients it changes nothing; a scheduler wants to see it
             if scheduler is not None:
                 self._step_schedule(scheduler)
-        return tuple(group_of[own] for own in trained), table
+
+        return tuple(group_of[parameter_id] for parameter_id in trained), table
 
     def _step_schedule(self, scheduler: Any) -> None:
         try:
@@ -196,11 +220,14 @@ class Training:
         return [row[group] for group in self._group_of]
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, of the first parameter's group."""
+        """Return the learning rate at a step, int, ``0 <= step < steps``.
+
+        It is that of the first parameter's group.
+        """
         return float(self._hyper_of(step)[0]["lr"])
 
     def examples(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs and targets of all examples in their order, on the recipe's device.
+        """Return inputs and targets of all examples in the dataset's order, on the device.
 
         Raises:
             RecipeError: the data are no tensors.
@@ -215,7 +242,7 @@ class Training:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the model into evaluation mode for a block."""
+        """Put the model into evaluation mode for a block, and back also when the block raises."""
         self._model.eval()
         try:
             yield
@@ -223,9 +250,9 @@ class Training:
             self._model.train()
 
     def place(self, value: Any) -> Any:
-        """Return a tensor on the recipe's device, a floating one in its dtype.
+        """Return a tensor on the recipe's device, and anything else as it is.
 
-        Anything else as it is.
+        A floating tensor is in the recipe's dtype.
         """
         return (
             self.recipe.cast(value).to(self._device) if isinstance(value, torch.Tensor) else value
@@ -238,25 +265,29 @@ class Training:
         )
 
     def position(self, step: int) -> Tuple[int, int]:
-        """Return (epoch, step in the epoch) of a step of the run."""
+        """Return (epoch, step in the epoch) of a step of the training."""
         return divmod(step, self._epoch_length)
 
     def batch(self, step: int) -> Batch:
-        """Return the examples of a step, fetched again by position."""
-        epoch, own = self.position(step)
+        """Return the examples of a step, int, ``0 <= step < steps``.
+
+        They are fetched by position, each time anew.
+        """
+        epoch, step_in_epoch = self.position(step)
         if self._tensors is None:
-            inputs, targets = _pair(self._loader.batch(epoch, own))
+            inputs, targets = _pair(self._loader.batch(epoch, step_in_epoch))
             return Batch(
                 inputs=self.place(inputs),
                 targets=self.place(targets),
-                indices=self._loader.indices(epoch, own),
+                indices=self._loader.indices(epoch, step_in_epoch),
             )
+
         order = self._orders.get(epoch)
         if order is None:
-            self._orders.clear()  # walked backwards, one epoch after the other is looked at
+            self._orders.clear()  # forwards or backwards, all steps of an epoch come in a row
             order = self._orders[epoch] = self._loader.indices(epoch)
         size = self.recipe.batch_size
-        indices = order[own * size : (own + 1) * size]
+        indices = order[step_in_epoch * size : (step_in_epoch + 1) * size]
         inputs, targets = (tensor[indices] for tensor in self._tensors)
         return Batch(inputs=inputs, targets=targets, indices=indices)
 
@@ -273,8 +304,12 @@ class Training:
     def outputs(self, state: State, inputs: Any) -> torch.Tensor:
         """Return the model's outputs in evaluation mode, differentiable in the state's parameters.
 
-        What the model draws in evaluation mode is the same each time, from the position
-        ("evaluation",) of the dropout stream.
+        What the model draws in evaluation mode comes from the position ("evaluation",) of the
+        dropout stream, so that equal states have equal outputs.
+
+        Args:
+            state: of this training.
+            inputs: what the model is called with, such as a tensor of shape (batch, ...).
         """
         with self.evaluating(), self._dropout.scope("evaluation", rank=None):
             return self.call(state.parameters, self.place(inputs))
@@ -283,14 +318,15 @@ class Training:
         """Return the model's outputs in the mode it is in, differentiable in the parameters.
 
         Args:
-            parameters: in the order of a state's.
-            inputs: of a batch.
+            parameters: in the order of ``State.parameters``.
+            inputs: what the model is called with, on the recipe's device.
 
         Raises:
             RecipeError: the model changed its buffers.
         """
         given = {**dict(zip(self._names, parameters)), **self._buffers}
         outputs: torch.Tensor = functional_call(self._model, given, (inputs,))
+
         # A buffer that the model replaced is another tensor in `given`: torch puts there what the
         # model ended with.
         changed = [
@@ -307,13 +343,21 @@ class Training:
         return outputs
 
     def losses(self, state: State, batch: Batch) -> torch.Tensor:
-        """Return the loss of each example of the step that comes next, in training mode.
+        """Return the loss of each example in the step that comes next, in training mode.
 
-        Shape (batch,).
+        Args:
+            state: the state before the step.
+            batch: the examples of the step.
+
+        Returns:
+            Shape (batch,), differentiable in the state's parameters.
+
+        Raises:
+            RecipeError: the model or the loss failed, or the loss is not one number an example.
         """
-        epoch, own = self.position(state.step)
+        epoch, step_in_epoch = self.position(state.step)
         try:
-            with self._dropout.scope(epoch, own, rank=None):
+            with self._dropout.scope(epoch, step_in_epoch, rank=None):
                 losses = self.recipe.loss(self.call(state.parameters, batch.inputs), batch.targets)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, RecipeError):
@@ -322,6 +366,7 @@ class Training:
             raise RecipeError(
                 f"Model or loss failed at step {state.step} on {shapes}: {error}"
             ) from error
+
         if losses.shape != (len(batch.indices),):
             message = (
                 f"The loss must be one number an example, shape ({len(batch.indices)},); "
@@ -344,11 +389,15 @@ class Training:
         Args:
             state: the state before.
             weights: of the examples of the batch, shape (batch,), in the recipe's dtype.
-            batch: of the step, fetched where it is not given.
+            batch: the examples of the step; None fetches them.
             create_graph: make the result differentiable in the state's tensors and the weights,
-                which must then require it.
+                which must then require a gradient.
             cuts: divide by the sum of the weights instead of the batch's full size, as if examples
                 of weight zero were cut out.
+
+        Raises:
+            RecipeError: the model or the loss failed, or the loss is not finite or not one number
+                an example.
         """
         batch = self.batch(state.step) if batch is None else batch
         gradients = self.gradients(state, weights, batch, create_graph=create_graph, cuts=cuts)
@@ -366,21 +415,26 @@ class Training:
     ) -> Tuple[Optional[torch.Tensor], ...]:
         """Return the gradient of each parameter for the next step, None where it has none.
 
+        The gradients are as the loss gives them: not clipped, and without weight decay.
+
         Args:
             state: the state before.
-            weights: of the examples of the batch.
-            batch: of the step.
-            create_graph: make the result differentiable.
-            cuts: divide by the sum of the weights.
+            weights: of the examples of the batch, shape (batch,), in the recipe's dtype.
+            batch: the examples of the step.
+            create_graph: make the result differentiable in the state's tensors and the weights,
+                which must then require a gradient.
+            cuts: divide by the sum of the weights instead of the batch's full size.
 
         Raises:
-            RecipeError: the loss is not finite, or not one number an example.
+            RecipeError: the model or the loss failed, or the loss is not finite or not one number
+                an example.
         """
         parameters = state.parameters
         if not create_graph:
             parameters = tuple(parameter.detach().requires_grad_() for parameter in parameters)
         with torch.enable_grad():
             losses = self.losses(attrs.evolve(state, parameters=parameters), batch)
+            # At least 1, so that a batch of which nothing is left steps by zero and not by 0 / 0.
             size = weights.sum().clamp(min=1) if cuts else len(batch.indices)
             loss = (weights * losses).sum() / size
             if not torch.isfinite(loss):
@@ -390,13 +444,19 @@ class Training:
             )
 
     def _update(self, state: State, gradients: Sequence[Optional[torch.Tensor]]) -> State:
+        """Return the state after the optimizer's step with the gradients of the loss."""
         rule = OPTIMIZERS[self.recipe.optimizer]
         updated, kept, counts = [], [], []
+
+        # The order of torch's loop: backward, clip_grad_norm_, optimizer.step. The norm is that of
+        # the loss's gradients alone; weight decay is the optimizer's, which adds it afterwards.
         clipped = apply_clip(gradients, self.recipe.clip_norm)
         hypers = self._hyper_of(state.step)
         for parameter, gradient, slots, count, hyper in zip(
             state.parameters, clipped, state.slots, state.updates, hypers
         ):
+            # As torch: a parameter whose gradient is None is left alone, by momentum and decay too,
+            # and its bias correction does not count the step. A gradient of zeros would move it.
             new, new_slots = parameter, slots
             if gradient is not None:
                 new, new_slots = rule(
@@ -405,6 +465,7 @@ class Training:
             updated.append(new)
             kept.append(new_slots)
             counts.append(count + (gradient is not None))
+
         return State(
             parameters=tuple(updated), slots=tuple(kept), updates=tuple(counts), step=state.step + 1
         )
@@ -424,8 +485,9 @@ class Training:
             state: where to start.
             stop: int, ``state.step <= stop <= steps``.
             weights: of all training examples, shape (size,); None is 1 for each.
-            progress: told (steps done, steps of the run) after each one.
-            cuts: as for :meth:`step`.
+            progress: called with (steps done, steps of the training) after each step.
+            cuts: divide by the sum of the weights instead of the batch's full size, as if examples
+                of weight zero were cut out.
 
         Raises:
             RecipeError: the weights have another shape, or the training diverged.
@@ -436,6 +498,7 @@ class Training:
                 f"weights must have shape ({self.size},), one for each example; got "
                 f"{tuple(whole.shape)}."
             )
+
         for step in range(state.step, stop):
             batch = self.batch(step)
             state = self.step(state, whole[batch.indices], batch, cuts=cuts)
@@ -444,16 +507,19 @@ class Training:
         return state
 
     def check(self) -> None:
-        """Look at the data, and run the first step twice, from its beginning, and compare.
+        """Look at the data, compute the first step twice from its beginning, and compare.
 
-        What a replay rests on.
+        A replay rests on this: a step that is computed again must be the step that was.
 
         Raises:
-            RecipeError: the batch or the step was not the same the second time, or it failed; the
+            RecipeError: the batch or the step was another one the second time, or it failed; the
                 data have a number that is not finite, or a class that the model has no output for.
         """
         with torch_threads(self.recipe.threads):
             self._check_data()
+
+            # The batch before the step: a dataset that draws outside the streams would show in the
+            # step too, but as a fault of the model.
             batches = [self.batch(0) for _ in range(2)]
             first, second = (
                 _bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches
@@ -465,6 +531,9 @@ class Training:
                     "Draw from the default generators of python, NumPy or torch."
                 )
                 raise RecipeError(message)
+
+            # Bit for bit, unlike the walk back: both steps are computed in one way, so a difference
+            # in the last place is one that comes back in every replay.
             weights = self.ones(len(batches[0].indices))
             states = [self.step(self.initial_state(), weights, batch) for batch in batches]
             if states[0].fingerprint() != states[1].fingerprint():
@@ -476,9 +545,10 @@ class Training:
                 raise RecipeError(message)
 
     def _check_data(self) -> None:
-        """Find, in data that are tensors, the examples that would end the training."""
+        """Refuse data with examples that would end the training, where they are tensors."""
         if self._tensors is None:
             return
+
         inputs, targets = self._tensors
         if inputs.is_floating_point():
             wrong = (~torch.isfinite(inputs).reshape(len(inputs), -1).all(1)).nonzero().flatten()
@@ -487,12 +557,14 @@ class Training:
                     f"The inputs of {len(wrong)} examples are not finite; the first is example "
                     f"{int(wrong[0])}."
                 )
+
         if self.recipe.loss is cross_entropy and not targets.is_floating_point():
             try:
                 with torch.no_grad():
                     classes = self.outputs(self.initial_state(), inputs[:1]).shape[1]
             except (IndexError, RuntimeError, TypeError, ValueError):
                 return  # the first step says what is wrong with the model
+
             wrong = ((targets < 0) | (targets >= classes)).flatten().nonzero().flatten()
             if len(wrong):
                 first = int(wrong[0])
@@ -510,20 +582,31 @@ class Training:
         *,
         cuts: bool = False,
     ) -> State:
-        """Train from the first step to the last; see :meth:`advance`."""
+        """Return the state after the last step of a training from the initial state.
+
+        Args:
+            weights: of all training examples, shape (size,); None is 1 for each.
+            progress: called with (steps done, steps of the training) after each step.
+            cuts: divide by the sum of the weights instead of the batch's full size, as if examples
+                of weight zero were cut out.
+
+        Raises:
+            RecipeError: the weights have another shape, or the training diverged.
+        """
         with torch_threads(self.recipe.threads):
             return self.advance(self.initial_state(), self.steps, weights, progress, cuts=cuts)
 
     def train_many(self, weights: torch.Tensor, *, cuts: bool = False) -> List[State]:
-        """Train many times at once, each with weights of its own, and return the final states.
+        """Train many models at once, with different weights, and return the final states.
 
-        One computation over a stack of models (``torch.func.vmap``): for small models several times
-        as fast as one by one, and not bit-equal to it, since sums over a stack are done in another
-        order.
+        It is one computation over a stack of models (``torch.func.vmap``). For small models it is
+        several times as fast as training one after the other. It is not bit-equal to that, since
+        sums over a stack are done in another order.
 
         Args:
             weights: of all training examples for each model, shape (models, size).
-            cuts: as for :meth:`step`.
+            cuts: divide by the sum of the weights instead of the batch's full size, as if examples
+                of weight zero were cut out.
 
         Raises:
             RecipeError: the recipe clips gradients, or the model has a layer that cannot be
@@ -531,12 +614,14 @@ class Training:
         """
         if self.recipe.clip_norm is not None:
             raise RecipeError("Gradients are clipped model by model: train one by one.")
+
         count = len(weights)
         state = self.initial_state()
         state = state.with_tensors(
             [tensor.expand(count, *tensor.shape) for tensor in state.tensors()]
         )
         whole = self.place(weights)
+
         with torch_threads(self.recipe.threads), torch.no_grad():
             for step in range(self.steps):
                 state = self._step_many(state, whole, self.batch(step), cuts=cuts)
@@ -549,11 +634,10 @@ class Training:
                 weights.sum().clamp(min=1) if cuts else len(batch.indices)
             )
 
-        epoch, own = self.position(state.step)
+        epoch, step_in_epoch = self.position(state.step)
         try:
-            with self._dropout.scope(
-                epoch, own, rank=None
-            ):  # one draw for all models, that of a single one
+            # One draw for all models of the stack: what a training by itself would draw.
+            with self._dropout.scope(epoch, step_in_epoch, rank=None):
                 gradients = vmap(grad(loss), randomness="same")(
                     state.parameters, whole[:, batch.indices]
                 )
@@ -564,15 +648,24 @@ class Training:
         return self._update(state, gradients)
 
     def fingerprint(self, steps: int = 10) -> str:
-        """Return SHA-256 over the first steps' state, the recipe, the options and the data.
+        """Return SHA-256 over the state after the first steps, the recipe, options and data.
 
-        Two processes with equal fingerprints train alike, as far as that shows: the same initial
-        parameters, order, data, arithmetic and schedule. Data that are no tensors show as far as
-        these steps fetch them.
+        Two processes with equal fingerprints have equal initial parameters, orders, data and
+        schedules, and equal arithmetic as far as the first steps show it. Data that are no tensors
+        show as far as these steps fetch them.
+
+        Args:
+            steps: int >= 0, how many steps are computed for it.
+
+        Returns:
+            64 hexadecimal digits.
         """
         recipe = self.recipe
         with torch_threads(recipe.threads):
             state = self.advance(self.initial_state(), min(steps, self.steps))
+
+        # Saved scores and stores of retrainings hold this digest: what is hashed, and its order,
+        # cannot change.
         name = getattr(recipe.loss, "__qualname__", type(recipe.loss).__qualname__)
         loss = f"{recipe.loss.__module__}.{name}"
         named = (
@@ -591,10 +684,7 @@ class Training:
         return sha.hexdigest()
 
     def _hash_data(self) -> bytes:
-        """Return SHA-256 over the data where they are tensors.
-
-        Read once, since they may be large.
-        """
+        """Return SHA-256 over the data where they are tensors; read once, as they may be large."""
         if self._data_hash is None:
             sha = hashlib.sha256()
             add_tensors(sha, self._tensors or ())
@@ -602,9 +692,9 @@ class Training:
         return self._data_hash
 
     def handshake(self) -> Dict[str, str]:
-        """Return what must be equal in every process that repeats the run, by name.
+        """Return what must be equal in every process that repeats the training, by name.
 
-        Its fingerprint, and what computes it.
+        It is the training's fingerprint, and the facts of the environment that may change its bits.
         """
         with torch_threads(self.recipe.threads):
             facts = dict(environment.snapshot().values)
@@ -616,20 +706,21 @@ class Training:
         }
 
     def copy_model(self, state: State) -> nn.Module:
-        """Return a model with the parameters of a state, in evaluation mode.
+        """Return a copy of the model with the parameters of a state, in evaluation mode.
 
-        A copy, not differentiable in the state: a measurement calls :meth:`outputs` instead.
+        Its outputs are not differentiable in the state. A measurement calls :meth:`outputs`
+        instead.
         """
         model = copy.deepcopy(self._model)
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in zip(self._names, state.parameters):
-                own[name].copy_(parameter)
+                parameters[name].copy_(parameter)
         return model.eval()
 
 
 def _bytes_of(values: Sequence[Any]) -> List[bytes]:
-    """Return the bytes of what a batch holds, where they are tensors."""
+    """Return the bytes of those values of a batch that are tensors."""
     return [tensor_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
 
 
@@ -668,10 +759,10 @@ def _describe(value: Any) -> str:
 
 
 def _refuse_running_statistics(model: nn.Module) -> None:
-    """Refuse layers that carry state of their own from batch to batch.
+    """Refuse layers that carry statistics from batch to batch, and warn of those within a batch.
 
-    An example of weight zero still enters batch statistics, so its removal could not be predicted
-    either.
+    Statistics that are carried are no part of a state. An example of weight zero enters them, so
+    its removal could not be predicted either.
     """
     names = [
         f"{name} ({type(module).__name__})"
