@@ -222,9 +222,7 @@ def test_progress_of_another_training_is_refused(tmp_path):
         (Training(SeedRegistry(43), recipe(epochs=20)), TESTS),
         (training, margins_of(*held_out())),
     ):
-        with pytest.raises(
-            ReplayError, match="another training.*fingerprint is .* in the file and"
-        ):
+        with pytest.raises(ReplayError, match=r"another training.*fingerprint is .* in the file"):
             magic(other, measurement, resume=path)
     assert path.read_bytes() == before
     for damaged in (before[: len(before) // 2], b"hello", b""):

@@ -726,7 +726,7 @@ def _bytes_of(values: Sequence[Any]) -> List[bytes]:
 
 def _pair(examples: Any) -> Tuple[Any, Any]:
     """Return the inputs and the targets of a batch."""
-    if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - inputs and targets
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - a pair
         count = (
             f"{len(examples)} parts"
             if isinstance(examples, (tuple, list))
