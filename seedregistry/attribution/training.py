@@ -6,12 +6,26 @@ import contextlib
 import copy
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import attrs
 import torch
 from torch import nn
+from torch.cuda import OutOfMemoryError
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.data import TensorDataset
 
 from seedregistry import rng
@@ -107,6 +121,7 @@ class Training:
             raise RecipeError(
                 "The model has no parameter that requires a gradient: there is nothing to train."
             )
+        self._put_in: Optional[ContextManager[None]] = None
         self._buffers = dict(self._model.named_buffers())
         # torch counts the changes in place of each tensor: `call` finds a model that makes one.
         self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
@@ -243,6 +258,7 @@ class Training:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put the model into evaluation mode for a block, and back also when the block raises."""
+        self._take_out()
         self._model.eval()
         try:
             yield
@@ -311,8 +327,9 @@ class Training:
             state: of this training.
             inputs: what the model is called with, such as a tensor of shape (batch, ...).
         """
-        with self.evaluating(), self._dropout.scope("evaluation", rank=None):
-            return self.call(state.parameters, self.place(inputs))
+        placed = self.place(inputs)
+        with self._dropout.scope("evaluation", rank=None):
+            return self._run(state.parameters, placed, is_training=False)
 
     def call(self, parameters: Sequence[torch.Tensor], inputs: Any) -> torch.Tensor:
         """Return the model's outputs in the mode it is in, differentiable in the parameters.
@@ -324,15 +341,45 @@ class Training:
         Raises:
             RecipeError: the model changed its buffers.
         """
+        self._take_out()
         given = {**dict(zip(self._names, parameters)), **self._buffers}
         outputs: torch.Tensor = functional_call(self._model, given, (inputs,))
+        # torch puts into `given` what the model ended with.
+        self._refuse_changed_buffers(given)
+        return outputs
 
-        # A buffer that the model replaced is another tensor in `given`: torch puts there what the
-        # model ended with.
+    def _run(
+        self, parameters: Sequence[torch.Tensor], inputs: Any, *, is_training: bool
+    ) -> torch.Tensor:
+        """Return what :meth:`call` does, and leave parameters and mode in the model afterwards.
+
+        Activation checkpointing computes a part of the model again in the backward pass, and reads
+        both then. They stay until the next call, or until :meth:`_take_out`.
+        """
+        self._take_out()
+        if self._model.training != is_training:
+            self._model.train(is_training)
+        given = {**dict(zip(self._names, parameters)), **self._buffers}
+        context = _reparametrize_module(self._model, given, tie_weights=True)
+        context.__enter__()
+        self._put_in = context
+        outputs: torch.Tensor = self._model(inputs)
+        self._refuse_changed_buffers(dict(self._model.named_buffers()))
+        return outputs
+
+    def _take_out(self) -> None:
+        """Give the model its own parameters back."""
+        context, self._put_in = self._put_in, None
+        if context is not None:
+            context.__exit__(None, None, None)
+        if not self._model.training:
+            self._model.train()
+
+    def _refuse_changed_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
         changed = [
             name
             for name, buffer in self._buffers.items()
-            if buffer._version != self._versions[name] or given[name] is not buffer
+            if buffer._version != self._versions[name] or buffers.get(name) is not buffer
         ]
         if changed:
             message = (
@@ -340,7 +387,6 @@ class Training:
                 "would depend on more than its state. Make them parameters, or leave them alone."
             )
             raise RecipeError(message)
-        return outputs
 
     def losses(self, state: State, batch: Batch) -> torch.Tensor:
         """Return the loss of each example in the step that comes next, in training mode.
@@ -358,9 +404,10 @@ class Training:
         epoch, step_in_epoch = self.position(state.step)
         try:
             with self._dropout.scope(epoch, step_in_epoch, rank=None):
-                losses = self.recipe.loss(self.call(state.parameters, batch.inputs), batch.targets)
+                outputs = self._run(state.parameters, batch.inputs, is_training=True)
+                losses = self.recipe.loss(outputs, batch.targets)
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, RecipeError):
+            if isinstance(error, (RecipeError, OutOfMemoryError)):
                 raise
             shapes = f"inputs {_describe(batch.inputs)}, targets {_describe(batch.targets)}"
             raise RecipeError(
@@ -439,9 +486,12 @@ class Training:
             loss = (weights * losses).sum() / size
             if not torch.isfinite(loss):
                 raise RecipeError(_why_not_finite(state.step, loss.item(), batch, losses))
-            return torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 loss, parameters, create_graph=create_graph, allow_unused=True
             )
+        if not create_graph:
+            self._take_out()
+        return gradients
 
     def _update(self, state: State, gradients: Sequence[Optional[torch.Tensor]]) -> State:
         """Return the state after the optimizer's step with the gradients of the loss."""
@@ -534,8 +584,9 @@ class Training:
 
             # Bit for bit, unlike the walk back: both steps are computed in one way, so a difference
             # in the last place is one that comes back in every replay.
+            initial = self.initial_state()
             weights = self.ones(len(batches[0].indices))
-            states = [self.step(self.initial_state(), weights, batch) for batch in batches]
+            states = [self.step(initial, weights, batch) for batch in batches]
             if states[0].fingerprint() != states[1].fingerprint():
                 message = (
                     "The first step ended in another state when it was run again: model or loss "
@@ -543,6 +594,43 @@ class Training:
                     "or an operator is not deterministic. Draw from the default generators."
                 )
                 raise RecipeError(message)
+
+            steps = [(initial, batches[0])]
+            if self.steps > 1:
+                steps.append((states[0], self.batch(1)))
+            self._check_gradients(steps)
+
+    def _check_gradients(self, steps: Sequence[Tuple[State, Batch]]) -> None:
+        """Compare the gradients of steps with those of a plain loop over a copy of the model.
+
+        In the plain loop the parameters are the model's own, and ``loss.backward()`` is called. In
+        the first step a model that computes a part of itself from its own parameters, and not from
+        those of the state, cannot be told from others: these are the same there.
+
+        Raises:
+            RecipeError: a gradient is another one.
+        """
+        model = self.copy_model(self.initial_state()).train()
+        parameters = dict(model.named_parameters())
+        for state, batch in steps:
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, parameter in zip(self._names, state.parameters):
+                    parameters[name].copy_(parameter)
+            with torch.enable_grad(), self._dropout.scope(*self.position(state.step), rank=None):
+                losses = self.recipe.loss(model(batch.inputs), batch.targets)
+                (losses.sum() / len(batch.indices)).backward()  # type: ignore[no-untyped-call]
+
+            gradients = self.gradients(state, self.ones(len(batch.indices)), batch)
+            for name, gradient in zip(self._names, gradients):
+                if not _is_same(gradient, parameters[name].grad):
+                    message = (
+                        f"In step {state.step} the gradient of {name} is not that of a plain "
+                        "training loop over the model. The model, or a layer of it, computes "
+                        "something from other parameters than those of the step: a copy that it "
+                        "keeps, or a recomputation that is not torch.utils.checkpoint's."
+                    )
+                    raise RecipeError(message)
 
     def _check_data(self) -> None:
         """Refuse data with examples that would end the training, where they are tensors."""
@@ -711,12 +799,25 @@ class Training:
         Its outputs are not differentiable in the state. A measurement calls :meth:`outputs`
         instead.
         """
+        self._take_out()
         model = copy.deepcopy(self._model)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, parameter in zip(self._names, state.parameters):
                 parameters[name].copy_(parameter)
         return model.eval()
+
+
+def _is_same(gradient: Optional[torch.Tensor], expected: Optional[torch.Tensor]) -> bool:
+    """Return whether two gradients are equal: bit for bit on the CPU, else but for rounding."""
+    if gradient is None or expected is None:
+        return gradient is expected
+    if gradient.device.type == "cpu":
+        return torch.equal(gradient, expected)
+    tolerance = torch.finfo(gradient.dtype).eps ** 0.5
+    return torch.allclose(
+        gradient, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
 
 
 def _bytes_of(values: Sequence[Any]) -> List[bytes]:
