@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from collections import defaultdict
+from typing import DefaultDict, Dict, Iterable, Iterator, List, Sequence, Tuple
 
-from seedregistry import derivation
+from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerIntegrityError, SeedCollisionError
 from seedregistry.ledger import codec, records
-from seedregistry.ledger.stretches import Place, Stretch
-from seedregistry.ledger.verification import Families, Names, names_of, source_of
+from seedregistry.ledger.claims import Families, Owners, Splits, claims_of
+from seedregistry.ledger.stretches import Place, Stretch, entries_of
 
 Overlap = Tuple[Stretch, Stretch]
 
@@ -47,23 +48,20 @@ def context_of(inherited: Sequence[Stretch], added: Iterable[Stretch]) -> Iterat
     These are the runs, and the derivations of streams that our own or the runs use.
     """
     used = {
-        names_of(record)
-        for stretch in added
-        for record in stretch.entries
-        if isinstance(record, records.USES)
+        QualifiedId.of(record) for record in entries_of(added) if isinstance(record, records.USES)
     }
-    for stretch in (*inherited, *added):
-        for record in stretch.entries:
-            if (
-                isinstance(record, records.Run)
-                and record.parent is not None
-                and record.purpose is not None
-            ):
-                used.add(source_of(record))
+    used.update(
+        QualifiedId(record.parent, record.purpose, record.instance_id)
+        for record in entries_of([*inherited, *added])
+        if isinstance(record, records.Run)
+        and record.parent is not None
+        and record.purpose is not None
+    )
+
     for stretch in inherited:
         for serial, record in enumerate(stretch.entries, stretch.start):
             if isinstance(record, records.Run) or (
-                isinstance(record, records.Derivation) and names_of(record) in used
+                isinstance(record, records.Derivation) and QualifiedId.of(record) in used
             ):
                 yield stretch.cut(serial, serial + 1)
 
@@ -95,16 +93,12 @@ def refuse_contradictions(
 
 
 def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
-    digests: Dict[Tuple[Any, ...], str] = {}
-    splits = (
-        record
-        for stretch in stretches
-        for record in stretch.entries
-        if isinstance(record, records.Split)
-    )
-    for split in splits:
-        before = digests.setdefault((*names_of(split), split.lengths), split.indices_digest)
-        if before != split.indices_digest:
+    splits = Splits()
+    for split in entries_of(stretches):
+        if not isinstance(split, records.Split):
+            continue
+        before = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
+        if before is not None:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
             message = (
                 f"Split {name} has indices {split.indices_digest[:12]} in one ledger and "
@@ -117,10 +111,9 @@ def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
 def families_of(stretches: Iterable[Stretch]) -> Families:
     """Return which registries of the stretches belong together."""
     families = Families()
-    for stretch in stretches:
-        for record in stretch.entries:
-            if isinstance(record, records.Run) and record.parent is not None:
-                families.add(record.master_seed, record.parent)
+    for record in entries_of(stretches):
+        if isinstance(record, records.Run) and record.parent is not None:
+            families.add(record.master_seed, record.parent)
     return families
 
 
@@ -132,13 +125,15 @@ def refuse_collisions(
     Raises:
         SeedCollisionError: names both.
     """
-    owners: Dict[Tuple[int, int], Names] = {}
-    seeds: Set[int] = set()
-    for record in _derivations(fresh):
-        seeds.add(record.seed)
+    owners: DefaultDict[int, Owners] = defaultdict(Owners)  # by family
+    arrivals = list(claims_of(entries_of(fresh)))
+    for record in arrivals:
         _claim(owners, families, record)
+
+    # Ours were checked when they were derived: only a seed that arrives can meet one of them.
+    seeds = {record.seed for record in arrivals}
     if seeds:
-        for record in _derivations(ours):
+        for record in claims_of(entries_of(ours)):
             if record.seed in seeds:
                 _claim(owners, families, record)
 
@@ -152,30 +147,25 @@ def related_derivations(
     """
     roots = {
         families.root(record.master_seed)
-        for stretch in ours
-        for record in stretch.entries
+        for record in entries_of(ours)
         if isinstance(record, records.Run)
     }
-    return [record for record in _derivations(fresh) if families.root(record.master_seed) in roots]
-
-
-def _derivations(stretches: Iterable[Stretch]) -> Iterator[records.Derivation]:
-    refusing = {name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds}
-    for stretch in stretches:
-        for record in stretch.entries:
-            if isinstance(record, records.Derivation) and record.scheme in refusing:
-                yield record
+    return [
+        record
+        for record in claims_of(entries_of(fresh))
+        if families.root(record.master_seed) in roots
+    ]
 
 
 def _claim(
-    owners: Dict[Tuple[int, int], Names], families: Families, record: records.Derivation
+    owners: DefaultDict[int, Owners], families: Families, record: records.Derivation
 ) -> None:
-    names = names_of(record)
-    owner = owners.setdefault((families.root(record.master_seed), record.seed), names)
-    if owner != names:
-        first, second = owner[1:3], names[1:3]
+    stream = QualifiedId.of(record)
+    owner = owners[families.root(record.master_seed)].claim(record.seed, stream)
+    if owner is not None:
+        first, second = owner[1:], stream[1:]
         message = (
-            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {names[0]}) "
+            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {stream[0]}) "
             f"have one seed, {record.seed}, under scheme {record.scheme!r}: in one experiment "
             "they draw the same numbers. Nothing was merged. Rename one and run it again, or use "
             "scheme='sha256-256'."

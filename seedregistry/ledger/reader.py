@@ -13,6 +13,7 @@ from array import array
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
 
+from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.content import Contents
@@ -20,7 +21,7 @@ from seedregistry.ledger.stretches import Stretch, find_last
 from seedregistry.ledger.verification import Checker, Verification
 
 if TYPE_CHECKING:
-    from seedregistry.ledger.records import InstanceId, Record
+    from seedregistry.ledger.records import Record
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -77,14 +78,7 @@ class Reader:
         """Take notice of where the entries that follow come from."""
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
         """Take a derivation in its plain form."""
         raise NotImplementedError
@@ -222,11 +216,11 @@ class Reader:
             self._begin_entry()
             self.contents.add("derivation", b"{" + body[match.end(1) + 3 :])
             site, text, number, master_seed, purpose, scheme, seed = match.groups()
-            names = scheme.decode(), purpose.decode()
             instance_id = (
                 text.decode() if text is not None else None if number is None else int(number)
             )
-            self.derivation(int(master_seed), *names, instance_id, int(seed), site, self._line)
+            stream = QualifiedId(int(master_seed), purpose.decode(), instance_id)
+            self.derivation(stream, scheme.decode(), int(seed), site, self._line)
             return
         data = codec.parse(body)
         kind = data.get("kind") if type(data) is dict else None
@@ -349,17 +343,10 @@ class _Verifier(Reader):
     """Checks entries and keeps none."""
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
         del site
-        self.checker.check_derivation(master_seed, scheme, purpose, instance_id, seed, line=line)
+        self.checker.check_derivation(stream, scheme, seed, line)
 
     def entry(self, record: Record, line: int) -> None:
         self.checker.check(record, line)
@@ -386,22 +373,15 @@ class _Loader(Reader):
         self._append_line: Callable[[int], None] = stretch.lines.append  # type: ignore[union-attr]
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
         same = self._interned.setdefault
         self._append(
             records.Derivation(
-                master_seed=same(master_seed, master_seed),
+                master_seed=same(stream.master_seed, stream.master_seed),
                 scheme=same(scheme, scheme),
-                purpose=same(purpose, purpose),
-                instance_id=instance_id,
+                purpose=same(stream.purpose, stream.purpose),
+                instance_id=stream.instance_id,
                 seed=seed,
                 call_site=same(site, site.decode()),
             )

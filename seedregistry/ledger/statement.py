@@ -9,9 +9,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Iterator, Sequence
 
 from seedregistry.common import digest
+from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import records
 from seedregistry.ledger.tables import list_with_and, plural, visible
-from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -45,7 +45,9 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
     runs = [record for record in entries if isinstance(record, records.Run)]
-    streams = {names_of(record) for record in entries if isinstance(record, records.Derivation)}
+    streams = {
+        QualifiedId.of(record) for record in entries if isinstance(record, records.Derivation)
+    }
     if not streams:
         yield "No stream was derived."
         return
@@ -53,7 +55,7 @@ def _seeds(entries: Sequence[Record]) -> Iterator[str]:
     origin = list_with_and(
         f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots
     )
-    purposes = sorted({name[1] for name in streams})
+    purposes = sorted({stream.purpose for stream in streams})
     count = (
         f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} "
         f"({list_with_and(purposes)})"

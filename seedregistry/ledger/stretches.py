@@ -9,7 +9,7 @@ serial number: that makes merging idempotent.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
 
@@ -99,6 +99,12 @@ def join(stretches: Iterable[Stretch]) -> List[Stretch]:
         else:
             whole.append(attrs.evolve(stretch, entries=list(stretch.entries)))
     return whole
+
+
+def entries_of(stretches: Iterable[Stretch]) -> Iterator[Record]:
+    """Yield the entries of stretches, one stretch after the other."""
+    for stretch in stretches:
+        yield from stretch.entries
 
 
 def count(stretches: Iterable[Stretch]) -> Tuple[List[Record], str]:

@@ -30,6 +30,7 @@ from seedregistry.errors import (
     StreamReuseWarning,
 )
 from seedregistry.ledger import records
+from seedregistry.ledger.claims import Owners
 from seedregistry.registry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Guard:
         self._on_reuse = on_reuse
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
         self._seen: Set[str] = set(LIBRARY_PURPOSES)
-        self._owners: Dict[int, Name] = {}
+        self._owners = Owners()
         self._first_use: Dict[Names, str] = {}
         self._generator_sites: Set[Tuple[Names, str, str]] = set()
         self._scoped: Set[Names] = set()
@@ -134,11 +135,9 @@ class Guard:
         Raises:
             SeedCollisionError: another stream has it.
         """
-        owner = self._owners.setdefault(seed, stream)
-        if (
-            owner != stream
-        ):  # equal after an interrupt between claiming and recording: then it is taken up again
-            self._refuse(seed, owner, stream)
+        other = self._owners.claim(seed, stream)
+        if other is not None:
+            self._refuse(seed, other, stream)
 
     def claim_all(self, claims: Iterable[Tuple[int, Name]]) -> None:
         """Take many seeds, or none of them.
