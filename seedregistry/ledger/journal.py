@@ -21,7 +21,7 @@ from seedregistry.common.files import sync_folder
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.reader import load_stretches
-from seedregistry.ledger.stretches import Stretch, new_origin
+from seedregistry.ledger.stretches import Stretch, entries_of, new_origin
 from seedregistry.ledger.writer import Lines, storage_error
 
 if TYPE_CHECKING:
@@ -327,12 +327,11 @@ def _resume(
 def _refuse_other_run(
     path: Path, stretches: Sequence[Stretch], run: Optional[Tuple[int, str]]
 ) -> None:
+    of_first_origin = [stretch for stretch in stretches if stretch.origin == stretches[0].origin]
     began = [
-        (record.master_seed, record.scheme)
-        for stretch in stretches
-        if stretch.origin == stretches[0].origin
-        for record in stretch.entries
-        if isinstance(record, records.Run) and record.parent is None
+        (begin.master_seed, begin.scheme)
+        for begin in records.select(entries_of(of_first_origin), records.Run)
+        if begin.parent is None
     ]
     if run is not None and began and began[0] != run:
         master_seed, scheme = began[0]

@@ -48,14 +48,14 @@ def context_of(inherited: Sequence[Stretch], added: Iterable[Stretch]) -> Iterat
     These are the runs, and the derivations of streams that our own or the runs use.
     """
     used = {
-        QualifiedId.of(record) for record in entries_of(added) if isinstance(record, records.USES)
+        QualifiedId.of(record)
+        for record in entries_of(added)
+        if isinstance(record, records.FROM_STREAMS)
     }
     used.update(
         QualifiedId(record.parent, record.purpose, record.instance_id)
-        for record in entries_of([*inherited, *added])
-        if isinstance(record, records.Run)
-        and record.parent is not None
-        and record.purpose is not None
+        for record in records.select(entries_of([*inherited, *added]), records.Run)
+        if record.parent is not None and record.purpose is not None
     )
 
     for stretch in inherited:
@@ -94,9 +94,7 @@ def refuse_contradictions(
 
 def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
     splits = Splits()
-    for split in entries_of(stretches):
-        if not isinstance(split, records.Split):
-            continue
+    for split in records.select(entries_of(stretches), records.Split):
         before = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
         if before is not None:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
@@ -111,9 +109,9 @@ def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
 def families_of(stretches: Iterable[Stretch]) -> Families:
     """Return which registries of the stretches belong together."""
     families = Families()
-    for record in entries_of(stretches):
-        if isinstance(record, records.Run) and record.parent is not None:
-            families.add(record.master_seed, record.parent)
+    for run in records.select(entries_of(stretches), records.Run):
+        if run.parent is not None:
+            families.add(run.master_seed, run.parent)
     return families
 
 
@@ -146,9 +144,7 @@ def related_derivations(
     Those whose seeds must not be given away again.
     """
     roots = {
-        families.root(record.master_seed)
-        for record in entries_of(ours)
-        if isinstance(record, records.Run)
+        families.root(run.master_seed) for run in records.select(entries_of(ours), records.Run)
     }
     return [
         record

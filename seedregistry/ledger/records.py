@@ -10,7 +10,18 @@ How a record is written is in ``seedregistry.ledger.codec``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
+from typing import (
+    Any,
+    ClassVar,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import attrs
 
@@ -377,5 +388,16 @@ class Unknown(Record):
     body: str
 
 
-USES = (Built, HandedOut, Scoped, Split, EpochStarted)
-"""The records of what is done with a stream: it must have been derived."""
+_R = TypeVar("_R", bound=Record)
+
+
+def select(entries: Iterable[Record], cls: Type[_R]) -> List[_R]:
+    """Return the records of a class, in their order."""
+    return [record for record in entries if isinstance(record, cls)]
+
+
+USES = (Built, HandedOut, Scoped, Split)
+"""Which records are a use of a stream? Those of what began at its start."""
+
+FROM_STREAMS = (*USES, EpochStarted)
+"""Which records need the derivation of their stream beside them? Uses, and epochs that began."""

@@ -44,10 +44,8 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
 
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
-    runs = [record for record in entries if isinstance(record, records.Run)]
-    streams = {
-        QualifiedId.of(record) for record in entries if isinstance(record, records.Derivation)
-    }
+    runs = records.select(entries, records.Run)
+    streams = set(map(QualifiedId.of, records.select(entries, records.Derivation)))
     if not streams:
         yield "No stream was derived."
         return
@@ -80,11 +78,7 @@ def _verdict(verification: Verification) -> Iterator[str]:
 
 
 def _built(entries: Sequence[Record]) -> Iterator[str]:
-    models = [
-        record
-        for record in entries
-        if isinstance(record, records.Built) and record.purpose == "model"
-    ]
+    models = [built for built in records.select(entries, records.Built) if built.purpose == "model"]
     digests = [dict(record.description).get("digest") for record in models]
     if models and all(isinstance(value, str) for value in digests):
         distinct = len(set(digests))
@@ -98,28 +92,28 @@ def _built(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _audits(entries: Sequence[Record]) -> Iterator[str]:
-    audits = [record for record in entries if isinstance(record, records.Audited)]
-    if not audits:
-        yield "No audit was made, so draws outside these streams are not excluded."
-        return
+    audits = records.select(entries, records.Audited)
     undeclared = sum(audit.undeclared for audit in audits)
     broken = sum(not audit.completed for audit in audits)
     completed = len(audits) - broken
-    audited = f"{plural(completed, 'audited block')} of the run"
-    if undeclared:
+
+    if not audits:
+        yield "No audit was made, so draws outside these streams are not excluded."
+    elif undeclared:
         audited = f"{plural(len(audits), 'audited block')} of the run"
         yield (
             f"In {audited}, {plural(undeclared, 'draw')} outside these streams "
             f"{'was' if undeclared == 1 else 'were'} found."
         )
     elif completed:
+        audited = f"{plural(completed, 'audited block')} of the run"
         yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
     if broken:
         yield f"{plural(broken, 'audit')} ended with an exception, and cannot tell."
 
 
 def _determinism(entries: Sequence[Record]) -> Iterator[str]:
-    switches = [record for record in entries if isinstance(record, records.Determinism)]
+    switches = records.select(entries, records.Determinism)
     if not switches:
         yield "Torch's determinism switches were not set through the registry."
         return
@@ -134,7 +128,7 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _warnings(entries: Sequence[Record]) -> Iterator[str]:
-    counts = Counter(record.category for record in entries if isinstance(record, records.Warned))
+    counts = Counter(warned.category for warned in records.select(entries, records.Warned))
     if counts:
         yield (
             "Warnings were recorded: "
@@ -143,9 +137,7 @@ def _warnings(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _environment(entries: Sequence[Record]) -> Iterator[str]:
-    seen = [
-        dict(record.values) for record in entries if isinstance(record, records.EnvironmentSeen)
-    ]
+    seen = [dict(record.values) for record in records.select(entries, records.EnvironmentSeen)]
     if not seen:
         yield "The environment was not recorded."
         return

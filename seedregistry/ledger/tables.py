@@ -132,7 +132,7 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
             notes[record.name, show_value(record.value)] = None
         elif isinstance(record, records.Run):
             runs.setdefault((record.master_seed, record.scheme), record)
-        elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
+        elif isinstance(record, records.USES):
             stream = QualifiedId.of(record)
             uses[stream] += 1
             if isinstance(record, records.Built):

@@ -124,7 +124,7 @@ class Checker:
             self._check_run(record, line)
         elif isinstance(record, records.LateSeeded):
             self._late.append((line, record))
-        elif isinstance(record, records.USES):
+        elif isinstance(record, records.FROM_STREAMS):
             stream = QualifiedId.of(record)
             self._used.setdefault(stream, line)
             if isinstance(record, records.Split):
