@@ -20,32 +20,46 @@ def missing(
     """Return what of the others is not among ours, and the pairs of stretches that overlap.
 
     The result does not depend on the order of the others.
+
+    Args:
+        ours: the stretches of the ledger that takes.
+        others: those of all ledgers that give.
+
+    Returns:
+        The stretches to take, cut to what is missing; and each pair of a stretch that is here, or
+        that was taken before, with one from the others that has entries of equal numbers.
     """
     stretches_at: Dict[Place, List[Stretch]] = {}
     for stretch in ours:
         stretches_at.setdefault(stretch.place, []).append(stretch)
+
     fresh: List[Stretch] = []
     overlaps: List[Overlap] = []
+    # By what an entry is known by for ever, and not as the others come: so every order of merging
+    # gives one result. Of stretches with one start the longest comes first, and is taken whole.
     for stretch in sorted(others, key=lambda stretch: (stretch.place, stretch.start, -stretch.end)):
-        at = stretch.start
+        at = stretch.start  # the first entry that nothing here has yet
         present_stretches = stretches_at.setdefault(stretch.place, [])
         for present in sorted(present_stretches, key=lambda stretch: stretch.start):
             if present.end <= stretch.start or present.start >= stretch.end:
                 continue
             overlaps.append((present, stretch))
+            # A part that a worker hands over may lack what it did not use: gaps are filled.
             if at < present.start:
                 fresh.append(stretch.cut(at, present.start))
             at = max(at, present.end)
         if at < stretch.end:
             fresh.append(stretch.cut(at, stretch.end))
+        # From now on what is taken counts as here: two others may bring one entry.
         present_stretches.append(stretch)
     return fresh, overlaps
 
 
 def context_of(inherited: Sequence[Stretch], added: Iterable[Stretch]) -> Iterator[Stretch]:
-    """Return the inherited entries without which our own cannot be checked.
+    """Yield the inherited entries without which those that were added cannot be checked.
 
-    These are the runs, and the derivations of streams that our own or the runs use.
+    These are the runs, and the derivations of the streams that a child came from or that the added
+    entries use. Each keeps its place and its number, so that whoever has it already takes it once.
     """
     used = {
         QualifiedId.of(record)
@@ -81,7 +95,7 @@ def refuse_contradictions(
             other.entries[start - other.start :],
         )
         for serial, (here, there) in enumerate(pairs, start):
-            # By their lines: NaN is not itself, and 1 is True.
+            # By their lines: NaN does not equal itself, and 1 equals True.
             if here is not there and codec.encode_line(here) != codec.encode_line(there):
                 message = (
                     f"Entry {serial} of origin {present.origin}, session {present.session}, is "
@@ -93,14 +107,15 @@ def refuse_contradictions(
 
 
 def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
+    """Refuse two splits of one stream into equal lengths that have different indices."""
     splits = Splits()
     for split in records.select(entries_of(stretches), records.Split):
-        before = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
-        if before is not None:
+        earlier = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
+        if earlier is not None:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
             message = (
                 f"Split {name} has indices {split.indices_digest[:12]} in one ledger and "
-                f"{before[:12]} in another: the datasets or the versions of torch differ. Nothing "
+                f"{earlier[:12]} in another: the datasets or the versions of torch differ. Nothing "
                 "was merged."
             )
             raise LedgerIntegrityError(message)
@@ -139,10 +154,7 @@ def refuse_collisions(
 def related_derivations(
     ours: Sequence[Stretch], fresh: Sequence[Stretch], families: Families
 ) -> List[records.Derivation]:
-    """Return what is fresh and of a family that our own has.
-
-    Those whose seeds must not be given away again.
-    """
+    """Return the fresh derivations in our families: their seeds must not be given away again."""
     roots = {
         families.root(run.master_seed) for run in records.select(entries_of(ours), records.Run)
     }

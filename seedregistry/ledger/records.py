@@ -79,16 +79,16 @@ def _item(value: object) -> object:
 
 
 def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one return a kind
-    """Return a value as records hold it.
+    """Return a value as records hold it. Never raises.
 
-    Scalars as they are, sequences as tuples, mappings as sorted pairs.
-
-    Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified
-    name and other objects by the name of their type, never by an address; so is what is nested more
-    than 16 deep, or in itself. Text that UTF-8 cannot encode is escaped, and an int past 2**1024 is
-    written in hexadecimal. Never raises.
+    Scalars stay as they are, sequences become tuples, and mappings sorted pairs. Numbers of NumPy
+    and torch become python's. Functions and classes are kept by their qualified name, other objects
+    by the name of their type and never by an address, which no second run repeats. What is nested
+    more than 16 deep, or in itself, is kept by its type too. Text that UTF-8 cannot encode is
+    escaped, and an int past 2**1024 is written in hexadecimal.
     """
     cls = type(value)
+    # Exact types first: a subclass may have a repr or an equality of its own.
     if cls in _AS_THEY_ARE or (cls is str and value.isascii()):  # type: ignore[attr-defined]
         return value  # type: ignore[return-value]
     if isinstance(value, str):
@@ -117,6 +117,7 @@ def _freeze_container(value: object, depth: int) -> Optional[Tuple[Any, ...]]:
     if isinstance(value, dict) or (not callable(value) and isinstance(value, Mapping)):
         if all(type(key) is str for key in value):
             return tuple([(freeze(key), freeze(value[key], depth)) for key in sorted(value)])
+        # The type takes part in the sorting: as text, the keys 1 and "1" are equal.
         pairs = [
             (freeze(str(key)), type(key).__name__, freeze(item, depth))
             for key, item in value.items()

@@ -1,7 +1,4 @@
-"""A statement on reproducibility in words.
-
-Facts of a ledger, and no claim that was not checked or recorded.
-"""
+"""A statement on reproducibility in words: facts of a ledger that were checked or recorded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The ledger as a table: a row for each purpose, or for each stream.
+"""The ledger as a table, which is what prints and exports are made from.
 
-What is printed and exported is made from it.
+It has a row for each purpose, or for each stream.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Row:
         instance: its instance id, or the first and the last, as text.
         streams: how many.
         seed: the seed of one stream, or ``""``.
-        uses: how often generators, builds, splits or scopes began at the streams' start; positions
-            are not counted.
+        uses: how often the streams were used from their start: generators, scopes, builds and
+            splits. What is drawn at positions is not counted.
         built: what was built, in short.
     """
 
@@ -81,9 +81,9 @@ class Table:
 
     @property
     def facts(self) -> Tuple[Tuple[str, str], ...]:
-        """What a caption states.
+        """What a caption states: master seeds, schemes and the short digest, as (name, text).
 
-        Master seeds and schemes of the registries that are no children, and the short digest.
+        Children are left out, since their master seeds follow from their parents'.
         """
         roots = [section for section in self.sections if not section.name] or list(
             self.sections[:1]
@@ -159,9 +159,9 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
 
 
 def show_value(value: object) -> str:
-    """Return a note's value as text.
+    """Return a note's value as text, cut where it is long.
 
-    Pairs as ``name value``, digests short, and cut where it is long.
+    Pairs are written as ``name value``, and of a digest its first digits.
     """
     if isinstance(value, tuple):
         pairs = [
@@ -233,8 +233,8 @@ def to_text(table: Table) -> str:
 
 
 def _seeds(row: Row) -> str:
-    counted = f", {plural(row.uses, 'use')}" if row.uses else ""
-    return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + counted
+    uses = f", {plural(row.uses, 'use')}" if row.uses else ""
+    return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + uses
 
 
 def visible(text: str) -> str:
