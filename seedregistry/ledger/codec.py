@@ -257,7 +257,7 @@ def encode_line(record: Record) -> Tuple[bytes, Optional[bytes]]:
     if isinstance(record, records.Unknown):
         return record.body.encode(), _content_of(record)
 
-    # Put together from texts: a dict of the record and its sorting would take more than twice as long.
+    # Put together from texts: by way of dicts it would take more than twice as long.
     circumstance, content = _TABLES[type(record)]
     before = content_text = ""
     if circumstance:

@@ -52,6 +52,14 @@ Name = Tuple[Path, StreamId]
 class StreamDiff:
     """A stream that one ledger lacks, or that has another seed in the other.
 
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(43)
+        >>> seeds = first.seed("model", "training"), second.seed("model", "training")
+        >>> change = first.ledger.diff(second.ledger).first
+        >>> change.change, change.seed, change.other_seed == seeds[1]
+        ('reseeded', 1958051794, True)
+
     Attributes:
         change: ``"added"`` (only the other has it), ``"removed"`` (the other lacks it) or
             ``"reseeded"``.
@@ -77,6 +85,18 @@ class StreamDiff:
 @attrs.frozen(kw_only=True)
 class PurposeDiff:
     """What differs among the streams of one purpose.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(42)
+        >>> models = [
+        ...     registry.model(torch.nn.Linear, 3, size, instance_id="training")
+        ...     for registry, size in ((first, 2), (second, 4))
+        ... ]
+        >>> [purpose] = first.ledger.diff(second.ledger).purposes
+        >>> print(purpose)
+        model: 1 rebuilt with other weights, parameters (training)
 
     Attributes:
         purpose: the purpose.
@@ -119,9 +139,20 @@ class PurposeDiff:
 
 @attrs.frozen(kw_only=True)
 class LedgerDiff:
-    """What :meth:`seedregistry.Ledger.diff` found.
+    """What two ledgers differ in: the result of :meth:`seedregistry.Ledger.diff`.
 
     False when the contents are equal, whatever the circumstances.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(42)
+        >>> bool(first.ledger.diff(second.ledger))
+        False
+        >>> first.note(lr=0.1)
+        >>> second.note(lr=0.2)
+        >>> difference = first.ledger.diff(second.ledger)
+        >>> bool(difference), difference.settings
+        (True, ('note lr: 0.1 and 0.2',))
 
     Attributes:
         first: the first stream, in this ledger's order and then in the other's, that differs; or

@@ -527,7 +527,7 @@ class StateSaved(Record):
         ('numpy', 'python')
 
     Attributes:
-        entries: names of the generators.
+        entries: names of the generators: the default ones, and those handed out and still held.
     """
 
     IS_CONTENT: ClassVar[bool] = False
@@ -542,14 +542,13 @@ class StateLoaded(Record):
     Example:
         >>> from seedregistry import SeedRegistry
         >>> from seedregistry.ledger import StateLoaded
-        >>> registry = SeedRegistry(42)
-        >>> registry.load_state_dict(registry.state_dict())
-        >>> [loaded] = registry.ledger.find(StateLoaded)
-        >>> loaded.entries[:2]
-        ('numpy', 'python')
+        >>> saved, resumed = SeedRegistry(42), SeedRegistry(42)
+        >>> resumed.load_state_dict(saved.state_dict())
+        >>> [len(resumed.ledger.find(StateLoaded)), len(saved.ledger.find(StateLoaded))]
+        [1, 0]
 
     Attributes:
-        entries: names of the generators.
+        entries: names of the generators whose states were set.
     """
 
     IS_CONTENT: ClassVar[bool] = False

@@ -68,7 +68,7 @@ class Stretch:
         end = len(entries)  # once: another thread may be appending
         for index in range(self._made, end):
             entry = entries[index]
-            # In place, so that it is made once. Of two racing readers each makes one, of equal value.
+            # In place, so that it is made once; two racing readers make one each, of equal value.
             if type(entry) is tuple:
                 entries[index] = entry[0](*entry[1:])
         self._made = max(self._made, end)
