@@ -1,7 +1,4 @@
-"""The guard of a registry.
-
-No two streams with one seed, no purpose by mistake, no stream used twice by accident.
-"""
+"""The guard of a registry: no seed and no stream twice, and no purpose, by accident."""
 
 from __future__ import annotations
 
@@ -109,9 +106,14 @@ class Guard:
             require_member(purpose, self._closed)
 
     def check_purpose(self, purpose: str, registered: Collection[str]) -> None:
-        """Refuse a purpose outside the closed set.
+        """Refuse a purpose outside the closed set; warn, once, about a likely slip of the finger.
 
-        Warn, once, about one that looks like a slip of the finger.
+        Args:
+            purpose: the purpose, of which a stream is about to be derived.
+            registered: the purposes that have a component.
+
+        Raises:
+            UnknownPurposeError: names the set and the nearest member.
         """
         if purpose in self._seen:
             return
@@ -132,6 +134,8 @@ class Guard:
     def claim(self, seed: int, stream: Name) -> None:
         """Take a seed for a stream (master seed, purpose, instance id).
 
+        A stream may take its seed again.
+
         Raises:
             SeedCollisionError: another stream has it.
         """
@@ -151,7 +155,7 @@ class Guard:
                 if seed not in self._owners:
                     taken.append(seed)
                 self.claim(seed, stream)
-        except BaseException:
+        except BaseException:  # an interrupt too: the seeds of no stream must not stay taken
             for seed in taken:
                 self._owners.pop(seed, None)
             raise
