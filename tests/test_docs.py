@@ -20,7 +20,7 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
 PAGES = [page for page in PAGES if "_build" not in page]
-ROOMS = ("components", "data", "registry")
+ROOMS = ("components", "data", "ledger", "registry")
 DOORS = [f"seedregistry.{room}" for room in ROOMS]
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -116,6 +116,7 @@ FIRST_MET = {
     "create_deterministic_model",
     "derive_component_seed",
     "deterministic_context",
+    "verify_file",
 }
 """The functions that users meet first: each shows how it is called."""
 

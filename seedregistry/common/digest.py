@@ -1,7 +1,7 @@
-"""Digests: SHA-256 of content, with every part tagged by its length. Pure, and without torch.
+"""Digests: SHA-256 of content, with every piece tagged by its length. Pure, and without torch.
 
 A digest is over bytes that are laid out so that different contents cannot give one byte string:
-each part is preceded by its length as 8 bytes big-endian.
+each piece is preceded by its length as 8 bytes big-endian.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHORT_LENGTH = 12
 
 
 class PiecesDigest:
-    """SHA-256 over length-prefixed parts.
+    """SHA-256 over length-prefixed pieces.
 
     Args:
         tag: what the digest is of; digests with different tags are never equal by construction.
@@ -29,9 +29,9 @@ class PiecesDigest:
         self._sha = hashlib.sha256()
         self.add(tag.encode())
 
-    def add(self, part: object) -> None:
-        """Add one part: ``bytes`` or anything with a contiguous buffer, hashed in place."""
-        view = memoryview(part)  # type: ignore[arg-type]
+    def add(self, piece: object) -> None:
+        """Add one piece: ``bytes`` or anything with a contiguous buffer, hashed in place."""
+        view = memoryview(piece)  # type: ignore[arg-type]
         self._sha.update(view.nbytes.to_bytes(8, "big"))
         self._sha.update(view)
 
@@ -40,12 +40,9 @@ class PiecesDigest:
         return self._sha.hexdigest()
 
 
-def digest_sorted(tag: str, parts: Iterable[bytes]) -> str:
-    """Return the digest of a multiset.
-
-    The parts are sorted first, so that their order does not count.
-    """
+def digest_sorted(tag: str, pieces: Iterable[bytes]) -> str:
+    """Return the digest of a multiset of pieces: they are sorted first, so no order counts."""
     digest = PiecesDigest(tag)
-    for part in sorted(parts):
-        digest.add(part)
+    for piece in sorted(pieces):
+        digest.add(piece)
     return digest.hexdigest()

@@ -1,6 +1,4 @@
-"""The hash chain of a ledger file.
-
-Every line carries a hash over itself and, through the one before, over all before it.
+"""The hash chain of a ledger file: each line has a hash over itself and all lines before it.
 
 Pure functions of bytes. A line is ``{"chain":"<64 hexadecimal digits>",`` and the rest of its
 *body*, the canonical JSON object without that key. The chain value of a line is SHA-256 over a tag,
@@ -48,6 +46,7 @@ def link_seal(previous: bytes, body: bytes) -> bytes:
 
 def join(value: bytes, body: bytes) -> bytes:
     """Return a whole line: the body with its chain value, and the line feed."""
+    # "chain" is the first name in the order of the format, so the line is canonical as well.
     return b'{"chain":"%b",%b\n' % (value.hex().encode(), body[1:])
 
 

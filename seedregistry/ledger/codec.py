@@ -45,9 +45,8 @@ KINDS: Dict[str, Type[records.Record]] = {
 FACTS = frozenset({"derivation", "determinism", "epoch", "note", "run", "scope", "split"})
 """Kinds that state a fact, which two processes that state it make no more true.
 
-All other kinds are events, which are added up.
-
-The set is part of the format and never grows within it.
+All other kinds are events, which are added up. The set is part of the format and never grows within
+it: a reader takes a kind that it does not know for an event.
 """
 
 _DEEPEST = 64
@@ -55,12 +54,14 @@ _DEEPEST = 64
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
 _DIGITS = re.compile(r"0|-?[1-9][0-9]{0,4299}")
-"""A decimal integer in its one form.
+"""A decimal integer in its one form, as long as ``sys.set_int_max_str_digits`` allows by default.
 
-No longer than what every Python turns into an int without a limit being lifted.
+A longer one would be an error in some versions of Python and take quadratic time in the others.
 """
 
-_quote: Callable[[str], str] = json.encoder.encode_basestring  # type: ignore[attr-defined]  # C where there is C
+# What JSONEncoder itself calls for a string with ensure_ascii=False; in C where there is C. It
+# escapes what JSON demands and nothing else: the escapes are part of the format.
+_quote: Callable[[str], str] = json.encoder.encode_basestring  # type: ignore[attr-defined]
 _write_json = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
 ).encode
@@ -99,6 +100,7 @@ def _parse_decimal(data: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: a list for a tuple, an object for what is not finite."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -110,6 +112,7 @@ _INFINITIES = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def _value(data: Any) -> records.Value:
+    """Return the value that JSON stands for, or refuse what ``_plain`` never returns."""
     cls = type(data)
     if cls is list:
         return tuple([_value(item) for item in data])
@@ -134,6 +137,7 @@ def _pairs(data: Any) -> records.Pairs:
 
 def _exactly(cls: type, name: str) -> Callable[[Any], Any]:
     def check(data: Any) -> Any:
+        # Not isinstance: True is an int, and would be written back as true.
         if type(data) is not cls:
             raise LedgerFormatError(f"expected {name}")
         return data
@@ -178,7 +182,8 @@ def _write_id(value: records.InstanceId) -> str:
 
 
 # For each field the data that stands for a value, its JSON, and the way back. By name where an int
-# is written as a string, else by the annotation in the record class.
+# is written as a string, since readers of JSON in other languages lose integers past 2**53; else by
+# the annotation in the record class.
 _Wire = Tuple[Callable[[Any], Any], Callable[[Any], str], Callable[[Any], Any]]
 
 _BY_NAME: Dict[str, _Wire] = {
@@ -204,6 +209,7 @@ _Table = Tuple[Tuple[_Field, ...], Tuple[_Field, ...]]
 
 def _field_table(cls: Type[Record]) -> _Table:
     """Return the fields of circumstance and those of content, in the order of the file."""
+    # By name, since a line is in canonical form: records may declare their fields in any order.
     halves: Tuple[list[_Field], list[_Field]] = ([], [])
     for field in sorted(attrs.fields(cls), key=lambda field: field.name):
         wire = _BY_NAME.get(field.name) or _BY_TYPE[str(field.type)]
@@ -242,12 +248,16 @@ def encode(record: Record) -> Dict[str, Any]:
 
 
 def encode_line(record: Record) -> Tuple[bytes, Optional[bytes]]:
-    """Return a record as canonical JSON, and of it what the digest covers.
+    """Return a record as canonical JSON, and the part of it that the digest covers.
 
-    None for circumstance as a whole.
+    Returns:
+        The bytes of ``canonical(encode(record))``, and those without the circumstance; None in
+        their place for a record that is circumstance as a whole.
     """
     if isinstance(record, records.Unknown):
         return record.body.encode(), _content_of(record)
+
+    # Put together from texts: by way of dicts it would take more than twice as long.
     circumstance, content = _TABLES[type(record)]
     before = content_text = ""
     if circumstance:
@@ -276,9 +286,7 @@ def _content_of(record: records.Unknown) -> Optional[bytes]:
 
 
 def decode(data: Any) -> Record:
-    """Return the record that plain data stand for.
-
-    A kind that this version does not know as it stands.
+    """Return the record that plain data stand for; ``Unknown`` for a kind of another version.
 
     Raises:
         LedgerFormatError: not what ``encode`` returns.
@@ -294,10 +302,12 @@ def decode(data: Any) -> Record:
     for half in ("circumstance", "content"):
         if type(data.get(half, {})) is not dict:
             raise LedgerFormatError(f"the {half} of a record is an object")
+
     kind = data["kind"]
     cls = KINDS.get(kind)
     if cls is None:
         return records.Unknown(kind=kind, body=canonical(data).decode())
+
     fields: Dict[str, Any] = {}
     for half, table in zip(("circumstance", "content"), _TABLES[cls]):
         encoded = data.get(half, {})
@@ -336,9 +346,9 @@ def canonical(data: object) -> bytes:
 
 
 def _encode_text(text: str) -> bytes:
-    """Return text as UTF-8.
+    """Return text as UTF-8, with a question mark for what cannot be encoded.
 
-    What cannot be encoded, in the name of a file for one, becomes a question mark.
+    A call site may hold such, where the name of a script is no UTF-8. No record is lost for it.
     """
     try:
         return text.encode()
@@ -347,7 +357,8 @@ def _encode_text(text: str) -> bytes:
 
 
 def _parse_int(digits: str) -> int:
-    if len(digits) > 400:  # noqa: PLR2004 - 2**1024, the largest that a record holds, has 309; long ones take quadratic time
+    # 2**1024, the largest that a record holds, has 309 digits; a long one takes quadratic time.
+    if len(digits) > 400:  # noqa: PLR2004 - the limit of the format
         raise LedgerFormatError(f"an integer of {len(digits)} digits")
     return int(digits)
 
@@ -355,7 +366,7 @@ def _parse_int(digits: str) -> int:
 def _refuse_depth(data: Any) -> None:
     """Refuse what is nested deeper than any record.
 
-    What is read here is walked by recursion elsewhere.
+    Level by level, without recursion: what passes is safe for the functions that recur.
     """
     level = [data] if type(data) in (dict, list) else []
     for _ in range(_DEEPEST):

@@ -31,11 +31,10 @@ class _Group:
         self._places: Dict[Tuple[str, int], Counter[bytes]] = {}
 
     def at(self, place: Tuple[str, int]) -> Counter[bytes]:
-        """Return the counter of one place.
-
-        While there is one place only, it is the counter of the group.
-        """
+        """Return the counter of one place; while there is one only, it is that of the group."""
         if place not in self._places:
+            # Most ledgers have one place, and would hold each content twice. When a second comes,
+            # the first gets a counter to itself.
             if len(self._places) == 1:
                 self._places = {
                     earlier: Counter(counter) for earlier, counter in self._places.items()
@@ -58,7 +57,8 @@ class Contents:
     def add(self, kind: str, content: bytes) -> bool:
         """Add the content of an entry, as ``codec.encode_line`` gives it.
 
-        Return whether it counts beside those before.
+        Returns:
+            Whether the digest counts it beside those before; False for a repetition.
         """
         group = self._groups.setdefault(_FACTS if kind in codec.FACTS else self._place[0], _Group())
         counter = group.at(self._place)
@@ -72,9 +72,8 @@ class Contents:
         return counts
 
     def digest(self) -> str:
-        """Return SHA-256 over the sorted contents, each as often as it counts.
-
-        64 hexadecimal digits.
-        """
+        """Return the digest of all contents so far: 64 hexadecimal digits."""
+        # The contents are the pieces, each as often as it counts. Sorting them takes out the order
+        # in which threads, workers and processes recorded.
         total = (content for group in self._groups.values() for content in group.counts.elements())
         return digest.digest_sorted(f"{FORMAT}/content", total)

@@ -15,11 +15,13 @@ from typing import (
     Set,
     Tuple,
     Type,
+    TypeVar,
 )
 
 import attrs
 
 from seedregistry.common import digest
+from seedregistry.common.identities import QualifiedId, StreamId
 from seedregistry.ledger import codec, records
 from seedregistry.ledger.stretches import count
 from seedregistry.ledger.tables import show_id
@@ -28,27 +30,35 @@ if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId
     from seedregistry.ledger.stretches import Stretch
 
+_R = TypeVar("_R", bound=records.Record)
+
 _SHOWN_IDS = 3
 _SHOWN_VALUES = 120
 
 _SHOWN_OTHERWISE = frozenset({"built", "derivation", "determinism", "note", "run"})
 
 Path = Tuple[str, ...]
-"""Where a registry stands.
+"""The way to a registry: its root, then the streams of the children down to it.
 
-Its root, or ``""`` where there is one root only, then the streams of the children down to it.
+The root is a master seed; ``""`` where the ledger has one root, so that two trainings that differ
+in the master seed alone have streams of equal names.
 """
 
-Name = Tuple[Path, str, Any, type]
-"""A stream, so that those of two runs with other master seeds can be compared.
-
-Path, purpose, instance id and its type.
-"""
+Name = Tuple[Path, StreamId]
+"""A stream by the path of its registry, so that those of two master seeds can be compared."""
 
 
 @attrs.frozen(kw_only=True)
 class StreamDiff:
     """A stream that one ledger lacks, or that has another seed in the other.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(43)
+        >>> seeds = first.seed("model", "training"), second.seed("model", "training")
+        >>> change = first.ledger.diff(second.ledger).first
+        >>> change.change, change.seed, change.other_seed == seeds[1]
+        ('reseeded', 1958051794, True)
 
     Attributes:
         change: ``"added"`` (only the other has it), ``"removed"`` (the other lacks it) or
@@ -75,6 +85,18 @@ class StreamDiff:
 @attrs.frozen(kw_only=True)
 class PurposeDiff:
     """What differs among the streams of one purpose.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(42)
+        >>> models = [
+        ...     registry.model(torch.nn.Linear, 3, size, instance_id="training")
+        ...     for registry, size in ((first, 2), (second, 4))
+        ... ]
+        >>> [purpose] = first.ledger.diff(second.ledger).purposes
+        >>> print(purpose)
+        model: 1 rebuilt with other weights, parameters (training)
 
     Attributes:
         purpose: the purpose.
@@ -117,9 +139,20 @@ class PurposeDiff:
 
 @attrs.frozen(kw_only=True)
 class LedgerDiff:
-    """What :meth:`seedregistry.Ledger.diff` found.
+    """What two ledgers differ in: the result of :meth:`seedregistry.Ledger.diff`.
 
     False when the contents are equal, whatever the circumstances.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> first, second = SeedRegistry(42), SeedRegistry(42)
+        >>> bool(first.ledger.diff(second.ledger))
+        False
+        >>> first.note(lr=0.1)
+        >>> second.note(lr=0.2)
+        >>> difference = first.ledger.diff(second.ledger)
+        >>> bool(difference), difference.settings
+        (True, ('note lr: 0.1 and 0.2',))
 
     Attributes:
         first: the first stream, in this ledger's order and then in the other's, that differs; or
@@ -159,13 +192,13 @@ def compare(ours: Sequence[Stretch], theirs: Sequence[Stretch]) -> LedgerDiff:
     """Return what two ledgers differ in, each given as its stretches."""
     sides = (_Side(ours), _Side(theirs))
     changes = list(_changes(*sides))
-    rebuilt = dict(_rebuilt(*sides))
+    rebuilt = dict(_compare_builds(*sides))
     return LedgerDiff(
         first=changes[0][1] if changes else None,
-        purposes=tuple(_by_purpose(changes, rebuilt)),
-        settings=tuple(_differing(sides[0].settings(), sides[1].settings())),
+        purposes=tuple(_sum_by_purpose(changes, rebuilt)),
+        settings=tuple(_compare_sets(sides[0].settings(), sides[1].settings())),
         entries=tuple(_other_entries(*sides)),
-        circumstance=tuple(_differing(sides[0].circumstance(), sides[1].circumstance())),
+        circumstance=tuple(_compare_sets(sides[0].circumstance(), sides[1].circumstance())),
         digests=(sides[0].digest, sides[1].digest),
     )
 
@@ -176,42 +209,47 @@ class _Side:
     def __init__(self, stretches: Sequence[Stretch]) -> None:
         self.records, self.digest = count(stretches)
         runs = self.of(records.Run)
-        self._children = {run.master_seed: run for run in runs if run.parent is not None}
+        # By the master seed of each child: that of its parent, and what the child is called there.
+        self._children = {
+            run.master_seed: (run.parent, f"{run.purpose} {show_id(run.instance_id)}")
+            for run in runs
+            if run.parent is not None
+        }
         self._roots = list(dict.fromkeys(run.master_seed for run in runs if run.parent is None))
         self._paths: Dict[int, Path] = {}
 
-    def of(self, cls: Type[Any]) -> List[Any]:
-        return [record for record in self.records if isinstance(record, cls)]
+    def of(self, cls: Type[_R]) -> List[_R]:
+        """Return the records of a class that count."""
+        return records.select(self.records, cls)
 
     def path(self, master_seed: int) -> Path:
+        """Return the way to the registry of a master seed."""
         path = self._paths.get(master_seed)
         if path is None:
             down: List[str] = []
             at, seen = master_seed, {master_seed}
-            while at in self._children and self._children[at].parent not in seen:
-                run = self._children[at]
-                down.append(f"{run.purpose} {show_id(run.instance_id)}")
-                at = run.parent
+            # A forged file may say that two registries are each other's parents.
+            while at in self._children and self._children[at][0] not in seen:
+                at, step = self._children[at]
+                down.append(step)
                 seen.add(at)
             root = "" if [at] == self._roots else str(at)
             path = self._paths[master_seed] = (root, *reversed(down))
         return path
 
     def name(self, record: Any) -> Name:
-        return (
-            self.path(record.master_seed),
-            record.purpose,
-            record.instance_id,
-            type(record.instance_id),
-        )
+        """Return the stream that a record is about."""
+        return self.path(record.master_seed), QualifiedId.of(record).stream_id
 
     def streams(self) -> Dict[Name, records.Derivation]:
+        """Return the first derivation of each stream."""
         streams: Dict[Name, records.Derivation] = {}
         for record in self.of(records.Derivation):
             streams.setdefault(self.name(record), record)
         return streams
 
     def settings(self) -> Dict[str, Set[str]]:
+        """Return the values of each setting, as text: seeds, schemes, notes, determinism."""
         settings: Dict[str, Set[str]] = {"master seed": {str(seed) for seed in self._roots}}
         settings["scheme"] = {run.scheme for run in self.of(records.Run)}
         for note in self.of(records.Note):
@@ -222,6 +260,7 @@ class _Side:
         return settings
 
     def circumstance(self) -> Dict[str, Set[str]]:
+        """Return the values of each fact outside the digest, as text."""
         facts: Dict[str, Set[str]] = {}
         for built in self.of(records.Built):
             if built.distribution:
@@ -229,19 +268,19 @@ class _Side:
         for seen in self.of(records.EnvironmentSeen):
             for name, value in seen.values:
                 facts.setdefault(name, set()).add(str(value))
-        for record in self.of(records.HandedOut):
-            facts.setdefault("devices of generators", set()).add(record.device)
-        for record in self.of(records.Determinism):
-            for name, value in record.switches:
+        for generator in self.of(records.HandedOut):
+            facts.setdefault("devices of generators", set()).add(generator.device)
+        for setting in self.of(records.Determinism):
+            for name, value in setting.switches:
                 facts.setdefault(f"switch {name}", set()).add(str(value))
-        for record in self.of(records.Warned):
-            facts.setdefault("warnings", set()).add(record.category)
+        for warning in self.of(records.Warned):
+            facts.setdefault("warnings", set()).add(warning.category)
         return facts
 
     def others(self) -> Dict[str, Counter[str]]:
-        """Return what streams, settings and builds do not show.
+        """Return how often each content occurs that is in no other comparison, by kind.
 
-        Content by kind, without master seeds.
+        Paths stand in the place of master seeds.
         """
         contents: Dict[str, Counter[str]] = {}
         for record in self.records:
@@ -256,6 +295,7 @@ class _Side:
 
 
 def _changes(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, StreamDiff]]:
+    """Yield the streams that differ, in our order and then in theirs."""
     mine, others = ours.streams(), theirs.streams()
     for name in dict.fromkeys([*mine, *others]):
         first, second = mine.get(name), others.get(name)
@@ -269,24 +309,25 @@ def _changes(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, StreamDiff]]:
             name,
             StreamDiff(
                 change=change,
-                purpose=name[1],
-                instance_id=name[2],
+                **name[1]._asdict(),
                 seed=None if first is None else first.seed,
                 other_seed=None if second is None else second.seed,
             ),
         )
 
 
-def _rebuilt(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, Set[str]]]:
-    """Yield the streams from which both built, and not the same, with what differs."""
+def _compare_builds(ours: _Side, theirs: _Side) -> Iterator[Tuple[Name, Set[str]]]:
+    """Yield the streams from which both built, but other things, with the fields that differ."""
     products: Dict[Name, Tuple[List[Dict[str, str]], List[Dict[str, str]]]] = {}
     for index, side in enumerate((ours, theirs)):
         for built in side.of(records.Built):
             products.setdefault(side.name(built), ([], []))[index].append(_facts(built))
+
     streams = ours.streams().keys() & theirs.streams().keys()
     for name, (mine, others) in products.items():
         if name not in streams:
             continue
+        # The order in which things are built counts for nothing.
         mine.sort(key=repr)
         others.sort(key=repr)
         pairs = zip(mine, others)
@@ -307,17 +348,17 @@ def _facts(built: records.Built) -> Dict[str, str]:
     return {**{name: repr(value) for name, value in built.description}, **facts}
 
 
-def _by_purpose(
+def _sum_by_purpose(
     changes: Iterable[Tuple[Name, StreamDiff]], rebuilt: Dict[Name, Set[str]]
 ) -> Iterator[PurposeDiff]:
     by_purpose: Dict[str, Dict[Name, Optional[str]]] = {}
     for name, change in changes:
-        by_purpose.setdefault(name[1], {})[name] = change.change
+        by_purpose.setdefault(change.purpose, {})[name] = change.change
     for name in rebuilt:
-        by_purpose.setdefault(name[1], {}).setdefault(name, None)
+        by_purpose.setdefault(name[1].purpose, {}).setdefault(name, None)
     for purpose, names in by_purpose.items():
         counts = Counter(names.values())
-        built = [fields for name, fields in rebuilt.items() if name[1] == purpose]
+        built = [fields for name, fields in rebuilt.items() if name[1].purpose == purpose]
         yield PurposeDiff(
             purpose=purpose,
             added=counts["added"],
@@ -330,7 +371,8 @@ def _by_purpose(
 
 
 def _label(name: Name) -> str:
-    return "/".join([*(step for step in name[0] if step), show_id(name[2])])
+    path, stream = name
+    return "/".join([*(step for step in path if step), show_id(stream.instance_id)])
 
 
 def _other_entries(ours: _Side, theirs: _Side) -> Iterator[str]:
@@ -342,7 +384,7 @@ def _other_entries(ours: _Side, theirs: _Side) -> Iterator[str]:
             yield f"{kind}: {only[0]} only in the first, {only[1]} only in the second"
 
 
-def _differing(mine: Dict[str, Set[str]], others: Dict[str, Set[str]]) -> Iterator[str]:
+def _compare_sets(mine: Dict[str, Set[str]], others: Dict[str, Set[str]]) -> Iterator[str]:
     for name in dict.fromkeys([*mine, *others]):
         first, second = mine.get(name, set()), others.get(name, set())
         if first != second:

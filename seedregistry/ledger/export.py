@@ -132,9 +132,9 @@ def to_csv(table: Table) -> str:
 
 
 def _columns(table: Table) -> Tuple[List[int], Iterator[List[str]]]:
-    """Return which columns are needed, and the rows with these.
+    """Return the numbers of the columns that say something, and the rows with these alone.
 
-    No registry without children, no count where all are one.
+    The registry is left out where there are no children, and the count where all counts are 1.
     """
     cells = list(table.cells())
     left_out = set()

@@ -1,10 +1,9 @@
 """The journal: the file of a ledger while the run goes on.
 
-Every entry is in it when the call that made it returns.
-
-One process writes a journal. A line is one ``write`` to a file opened for appending, so that a
-process that is killed leaves whole lines; after an error, or an interrupt in the middle, the file
-is cut back to its last whole line before the next one.
+Every entry is in it when the call that made it returns. One process writes a journal. A line is one
+``write`` to a file opened for appending, so that a process that is killed leaves whole lines, save
+perhaps the last. After an error, or an interrupt in the middle, the file is cut back to its last
+whole line before the next one.
 """
 
 from __future__ import annotations
@@ -15,17 +14,19 @@ import stat
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from seedregistry.common.files import sync_folder
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.reader import load_stretches
-from seedregistry.ledger.stretches import Stretch, new_origin
+from seedregistry.ledger.stretches import Stretch, entries_of, new_origin
 from seedregistry.ledger.writer import Lines, storage_error
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from seedregistry.common.files import PathLike
 
 fcntl: Any
 try:
@@ -33,15 +34,18 @@ try:
 except ImportError:  # pragma: no cover - Windows
     fcntl = None
 
-PathLike = Union[str, "os.PathLike[str]"]
-
 _SHOWN_TORN = 200
 
 
 class _Pending(NamedTuple):
-    """A write that may have been interrupted.
+    """A write that may have been interrupted: it counts when the list has grown.
 
-    It counts when the list has more items than before.
+    Attributes:
+        into: the list that takes the items.
+        length: of the list before.
+        head_before: chain value of the line before.
+        head_after: chain value of its last line.
+        size: bytes of the file after it.
     """
 
     into: List[Any]
@@ -82,6 +86,7 @@ class Journal:
                 "Name another one."
             )
         _lock(self._descriptor, self.path)
+        # Only now: before the lock was ours, another process may have been appending.
         return os.fstat(self._descriptor).st_size
 
     def go_on(self, head: bytes, size: int) -> None:
@@ -91,11 +96,14 @@ class Journal:
         self._size = size
 
     def write(self, make: Callable[[Lines], bytes], into: List[Any], items: Sequence[Any]) -> None:
-        """Write what ``make`` returns for the lines, and put ``items`` into a list.
-
-        Both, or neither.
+        """Write lines to the file and put items into a list: both, or neither.
 
         Whatever interrupts it, the file and the list agree when the next write begins.
+
+        Args:
+            make: returns the bytes to write, made by the ``Lines`` it is given.
+            into: a list of entries, or of stretches.
+            items: what goes into it, at least one.
 
         Raises:
             LedgerError: the journal is closed or in the middle of a write, or the file system
@@ -103,12 +111,13 @@ class Journal:
         """
         with self.lock:
             self._require_open()
-            self._writing = (
-                sys._getframe()
-            )  # no flag: an interrupt may hit the very line that would lower it
+            # The frame, not a flag: an interrupt may hit the very line that would lower a flag, and
+            # the journal would be refused for ever. A frame that has ended calls nobody.
+            self._writing = sys._getframe()
             try:
                 self._settle()
                 head, length = self._lines.head, len(into)
+                # Twice: making the lines moves their head, and may be interrupted as well.
                 self._pending = _Pending(into, length, head, head, self._size)
                 data = make(self._lines)
                 self._pending = _Pending(
@@ -120,6 +129,8 @@ class Journal:
                 into.extend(items)  # in one step: from here on it counts
                 self._settle()
             except BaseException as error:
+                # Where the file cannot be cut back now, the write stays pending: the next one, or
+                # the closing, tries again before it does anything else.
                 with contextlib.suppress(OSError):
                     self._settle()
                 if isinstance(error, OSError):
@@ -145,23 +156,28 @@ class Journal:
             raise LedgerError(message)
 
     def _write_all(self, data: bytes) -> None:
+        # A full disk or a signal may end a write early; the next one raises, or writes the rest.
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
     def _settle(self) -> None:
-        """Finish the last write, or take it back, by whether its items were taken.
+        """Finish the last write, or take it back, by whether the list has its items.
 
-        Doing it twice is doing it once.
+        An interrupt may come between any two lines here, so each of them sets what it sets to a
+        value that does not depend on how far an earlier call got. Settling twice is settling once.
         """
         pending = self._pending
         if pending is None:
             return
+
+        # The list decides: it grows in one step, which a write to a file does not.
         if len(pending.into) > pending.length:
             self._size, self._lines.head = pending.size, pending.head_after
         else:
             self._lines.head = pending.head_before
             os.ftruncate(self._descriptor, self._size)
+        # Last: what is interrupted before is done again as a whole.
         self._pending = None
 
     @property
@@ -178,12 +194,15 @@ class Journal:
             self._writing = sys._getframe()
             with contextlib.suppress(OSError):
                 self._settle()
+            # Marked as closed first: the system gives the number to the next file that is opened,
+            # and an interrupt here must not leave a journal that writes into that.
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
             self._writing = None
 
     def abandon(self) -> None:
-        """Close the file in a forked child, whose lock a thread may hold that is not there."""
+        """Close the file without the lock, which a thread that a fork left behind may hold."""
+        # The file's lock stays the parent's: closing a copy of a descriptor does not release it.
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             with contextlib.suppress(OSError):
@@ -196,7 +215,7 @@ class Journal:
 def _is_caller(frame: FrameType) -> bool:
     """Return whether a call is one of those that led here.
 
-    A write in whose middle a signal handler runs.
+    A write is, where a signal handler that runs in the middle of it writes too.
     """
     caller: Optional[FrameType] = sys._getframe()
     while caller is not None and caller is not frame:
@@ -247,6 +266,8 @@ def _lock(descriptor: int, path: Path) -> None:
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
+        # Of the open file, not of the process as with lockf: a second registry in this process is
+        # kept out too, and closing the file elsewhere, as a reader does, gives nothing back.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         message = (
@@ -269,7 +290,7 @@ def is_being_written(path: PathLike) -> bool:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
-    except (OSError, TypeError, ValueError):  # there is no such file: whoever goes on will say so
+    except (OSError, TypeError, ValueError):  # no such file, or no path: what opens it will say so
         pass
     return False
 
@@ -279,7 +300,7 @@ def _begin(journal: Journal) -> Tuple[Journal, Sequence[Stretch], Stretch]:
     journal.write(
         lambda lines: lines.header("journal") + lines.place(*stretch.place, 0), [], [stretch]
     )
-    sync_folder(journal.path.parent)
+    sync_folder(journal.path.parent)  # else a loss of power could take the new name with it
     return journal, (), stretch
 
 
@@ -300,6 +321,7 @@ def _resume(
             "the journal a file of its own."
         )
         raise LedgerFormatError(message)
+
     faults = [fault for fault in loaded.checker.faults if fault.is_fatal]
     if faults:
         more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
@@ -309,9 +331,10 @@ def _resume(
         )
         raise LedgerIntegrityError(message)
     _refuse_other_run(path, loaded.stretches, run)
+
     journal.go_on(loaded.head or chain.START, loaded.good_size)
     stretch = _next_session(loaded.stretches)
-    if loaded.torn:
+    if loaded.torn:  # cut off just now: its traces are kept as an entry
         stretch.entries.append(_torn_record(loaded.torn))
     journal.write(
         lambda lines: (
@@ -327,12 +350,16 @@ def _resume(
 def _refuse_other_run(
     path: Path, stretches: Sequence[Stretch], run: Optional[Tuple[int, str]]
 ) -> None:
+    """Refuse a journal that another master seed or scheme began.
+
+    Raises:
+        LedgerError: names both.
+    """
+    of_first_origin = [stretch for stretch in stretches if stretch.origin == stretches[0].origin]
     began = [
-        (record.master_seed, record.scheme)
-        for stretch in stretches
-        if stretch.origin == stretches[0].origin
-        for record in stretch.entries
-        if isinstance(record, records.Run) and record.parent is None
+        (begin.master_seed, begin.scheme)
+        for begin in records.select(entries_of(of_first_origin), records.Run)
+        if begin.parent is None
     ]
     if run is not None and began and began[0] != run:
         master_seed, scheme = began[0]
@@ -345,9 +372,9 @@ def _refuse_other_run(
 
 
 def _is_torn_header(path: Path) -> bool:
-    """Return whether a file holds no more than the beginning of a journal.
+    """Return whether a file holds the beginning of a journal's first line and no more.
 
-    Its process was killed in the very first write.
+    The process was killed in the very first write then, and nothing was recorded.
     """
     header = Lines().header("journal")
     with path.open("rb") as file:
@@ -364,7 +391,10 @@ def _torn_record(torn: bytes) -> records.Warned:
 
 
 def _next_session(stretches: Sequence[Stretch]) -> Stretch:
-    """Return the stretch for a journal's next session, of the origin of the file's first."""
+    """Return the empty stretch of a journal's next session.
+
+    Its origin is that of the file's first entries: others may have been merged into the file.
+    """
     if not stretches:
         return Stretch(origin=new_origin())
     origin = stretches[0].origin

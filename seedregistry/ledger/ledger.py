@@ -20,7 +20,6 @@ from typing import (
     Tuple,
     Type,
     TypeVar,
-    Union,
 )
 
 from seedregistry.common import digest
@@ -31,6 +30,7 @@ from seedregistry.ledger.records import Record
 from seedregistry.ledger.stretches import Stretch, count, join, new_origin
 
 if TYPE_CHECKING:
+    from seedregistry.common.files import PathLike
     from seedregistry.ledger import diff, tables
     from seedregistry.ledger.journal import Journal
     from seedregistry.ledger.verification import Fault, Verification
@@ -44,7 +44,6 @@ _ANY: Any = object()
 _CLASSES = frozenset({*codec.KINDS.values(), records.Unknown})
 
 _R = TypeVar("_R", bound=Record)
-PathLike = Union[str, "os.PathLike[str]"]
 
 
 class Ledger:
@@ -56,6 +55,20 @@ class Ledger:
 
     ``digest`` covers content alone: order, threads, processes, hosts, versions and call sites do
     not change it. What is content is in the table of records in the reference.
+
+    Example:
+        >>> from seedregistry import Ledger, SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> seed = registry.seed("model", "training")
+        >>> registry.ledger
+        <Ledger of 2 records, digest 15ecc88a895a>
+        >>> registry.ledger.save("ledger.jsonl")
+        >>> Ledger.load("ledger.jsonl").short_digest
+        '15ecc88a895a'
+
+    Attributes:
+        on_merge: called with the derivations that a merge is about to take, of families that are
+            here already; None, or a function that raises to refuse them.
     """
 
     def __init__(self) -> None:
@@ -69,9 +82,7 @@ class Ledger:
         self._journal = journal
         self._faults: Tuple[Fault, ...] = ()
         self._is_sealed = False
-        self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = (
-            None  # told of derivations before they are taken
-        )
+        self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = None
         self._start_stretch(current)
         _live.add(self)
 
@@ -87,7 +98,7 @@ class Ledger:
     ) -> Ledger:
         """Return a ledger that writes every entry to a file before ``append`` returns.
 
-        A new one, or one that goes on.
+        Where the file is a journal already, the ledger has its entries and goes on after them.
 
         Args:
             path: of the journal; its folder must exist.
@@ -133,9 +144,8 @@ class Ledger:
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
         """Add a record that is made when the ledger is first read.
 
-        Building is not held up by writing it down.
-
-        In a journal it is made at once.
+        Making a record takes longer than deriving a seed, which need not wait for it. For a journal
+        it is made at once.
 
         Args:
             make: returns the record; a pure function, called once or, by racing readers, more
@@ -145,6 +155,8 @@ class Ledger:
         Raises:
             LedgerError: the journal could not be written; nothing was added.
         """
+        # One append of a list, which threads need no lock for. No record is a tuple, so whoever
+        # reads the list knows what is still to be made.
         if self._journal is None:
             self._records.append((make, *args))
         else:
@@ -153,6 +165,8 @@ class Ledger:
     # --- reading ----------------------------------------------------------------------------------
 
     def _name_origin(self) -> None:
+        # Late: most ledgers of workers are never read. But before a fork, so that parent and child
+        # know the entries which they share by one name.
         if not self._current.origin:
             self._current.origin = new_origin()
 
@@ -179,7 +193,15 @@ class Ledger:
     ) -> Tuple[_R, ...]:
         """Return the records of a class, in the order of appending.
 
-        Merged ones come after this ledger's own.
+        Those that were merged come after this ledger's.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> from seedregistry.ledger import Derivation
+            >>> registry = SeedRegistry(42)
+            >>> registry.reserve("model", range(300))
+            >>> [record.seed for record in registry.ledger.find(Derivation, instance_id=7)]
+            [2012769020]
 
         Args:
             record_type: a record class; all classes by default.
@@ -193,6 +215,7 @@ class Ledger:
             if purpose is not _ANY and getattr(record, "purpose", _ANY) != purpose:
                 continue
             if instance_id is not _ANY:
+                # By type too: 7 and "7" never are equal, and True must not find 1.
                 candidate = getattr(record, "instance_id", _ANY)
                 if candidate != instance_id or type(candidate) is not type(instance_id):
                     continue
@@ -218,7 +241,8 @@ class Ledger:
             path: of a file in format ``seedregistry.ledger/1``; written anew if it exists.
 
         Raises:
-            LedgerError: the file system refused, or the file is a journal that is being written.
+            LedgerError: the file system refused, or the file is a journal that is being written,
+                which replacing would cut off from its process.
             LedgerIntegrityError: the ledger was loaded from a damaged file, whose traces saving
                 would remove.
         """
@@ -263,10 +287,8 @@ class Ledger:
     def close(self) -> None:
         """End the journal with a seal and give its file back.
 
-        A ledger without one is left as it is.
-
         Later entries are refused. The file may be opened again with ``journal=``, and then goes on
-        after the seal.
+        after the seal. A ledger without a journal is left as it is.
 
         Raises:
             LedgerError: the file system refused.
@@ -282,6 +304,13 @@ class Ledger:
 
     def verify(self) -> Verification:
         """Check that the ledger holds together. Never raises.
+
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> seed = registry.seed("model", "training")
+            >>> print(registry.ledger.verify())
+            verified: 2 entries, 1 seed derived again, digest 15ecc88a895a, not sealed
 
         For a ledger that was loaded: the chain, header and seal of its file. For every ledger: each
         seed and each child's master seed derived again from master seed and scheme, no two streams
@@ -313,13 +342,20 @@ class Ledger:
     # --- other ledgers ----------------------------------------------------------------------------
 
     def part(self) -> Ledger:
-        """Return what this ledger has beyond what it was copied with.
+        """Return what this ledger has beyond what it was copied with, for another to ``merge``.
 
-        What a worker hands over for ``merge``.
+        A worker hands it over. Of a ledger that is no copy it is the whole. With it come the
+        inherited entries without which it could not be checked: the runs, and the derivations of
+        the streams that were used. The part is an independent ledger, and pickles.
 
-        For a ledger that is no copy, all of it. With it comes what it cannot be checked without:
-        the runs, and the derivations of inherited streams that it used. The part is a ledger of its
-        own, and pickles.
+        Example:
+            >>> import copy
+            >>> from seedregistry import SeedRegistry
+            >>> registry = SeedRegistry(42)
+            >>> worker = copy.deepcopy(registry)  # as in another process
+            >>> seed = worker.seed("model", "training")
+            >>> registry.ledger.merge(worker.ledger.part())
+            <Ledger of 2 records, digest 15ecc88a895a>
         """
         from seedregistry.ledger import merging
 
@@ -336,10 +372,17 @@ class Ledger:
     def merge(self, *others: Ledger) -> Ledger:
         """Take over the entries of other ledgers that are not here yet.
 
-        Of workers, ranks, processes, or from files.
+        The others may come from workers, ranks and other processes, or from files. Merging one
+        again changes nothing, and the order of the others does not count. All are checked before
+        the first is taken.
 
-        Merging again changes nothing, and neither does the order. All others are checked before the
-        first is taken.
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> first, second = SeedRegistry(42), SeedRegistry(42)
+            >>> seeds = first.seed("model", "training"), second.seed("noise", "training")
+            >>> merged = first.ledger.merge(second.ledger)
+            >>> len(merged), len(merged.merge(second.ledger))
+            (4, 4)
 
         Args:
             *others: ledgers, such as ``part()`` of those of other processes.
@@ -363,15 +406,16 @@ class Ledger:
                     f"{type(other).__name__}."
                 )
             other._refuse_damage("merged")
-        given = [
-            stretch for other in others for stretch in other._snapshot()
-        ]  # before our lock: others may be merging us
+
+        # Before our lock is taken: the others may be merging us, each waiting for the other's lock.
+        given = [stretch for other in others for stretch in other._snapshot()]
         with self._lock:
             stretches = self._snapshot()
             fresh, overlaps = merging.missing(stretches, given)
             merging.refuse_contradictions(overlaps, stretches, fresh)
             families = merging.families_of([*stretches, *fresh])
             merging.refuse_collisions(stretches, fresh, families)
+
             if fresh and self.on_merge is not None:
                 self.on_merge(merging.related_derivations(stretches, fresh, families))
             journal = self._journal
@@ -388,6 +432,16 @@ class Ledger:
     def diff(self, other: Ledger) -> diff.LedgerDiff:
         """Compare this ledger with another one.
 
+        Example:
+            >>> from seedregistry import SeedRegistry
+            >>> first, second = SeedRegistry(42), SeedRegistry(42)
+            >>> seeds = first.seed("model", "training"), second.seed("model", "training")
+            >>> seed = second.seed("noise", "training")
+            >>> print(first.ledger.diff(second.ledger))
+            contents differ: digests 15ecc88a895a and ...
+            first: noise 'training': added, seed 1881595798
+            noise: 1 added (training)
+
         Returns:
             What differs, the first stream first, then by purpose, then in circumstance. False when
             the contents are equal.
@@ -398,10 +452,7 @@ class Ledger:
 
     @property
     def damage(self) -> Tuple[Fault, ...]:
-        """What was found damaged in the file that this ledger was loaded from.
-
-        Empty for a sound one.
-        """
+        """The faults of the file that this ledger was loaded from; empty for a sound one."""
         return tuple(fault for fault in self._faults if fault.is_fatal)
 
     def _refuse_damage(self, what: str) -> None:
@@ -416,10 +467,7 @@ class Ledger:
     # --- for people -------------------------------------------------------------------------------
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return everything as plain data.
-
-        Format, digest and one dict a record, in the order of appending.
-        """
+        """Return everything as plain data: ``format``, ``digest`` and ``records``, a dict each."""
         return {
             "format": FORMAT,
             "digest": self.digest,
@@ -445,7 +493,11 @@ class Ledger:
         return export.to_latex(self.table(every_stream=every_stream), label=label, unicode=unicode)
 
     def to_markdown(self, *, every_stream: bool = False) -> str:
-        """Return a table in Markdown: a row for each purpose, or for each stream."""
+        """Return a table in Markdown.
+
+        Args:
+            every_stream: a row for each stream instead of one for each purpose.
+        """
         from seedregistry.ledger import export
 
         return export.to_markdown(self.table(every_stream=every_stream))
@@ -453,7 +505,8 @@ class Ledger:
     def to_csv(self, *, every_stream: bool = False) -> str:
         """Return a table as comma-separated values (RFC 4180) with a header.
 
-        A row for each purpose, or for each stream.
+        Args:
+            every_stream: a row for each stream instead of one for each purpose.
         """
         from seedregistry.ledger import export
 
@@ -481,9 +534,10 @@ class Ledger:
         return flat
 
     def table(self, *, every_stream: bool = False) -> tables.Table:
-        """Return what the exports are made of.
+        """Return what the exports are made of: the rows of each registry.
 
-        For each registry a row for each purpose, or for each stream.
+        Args:
+            every_stream: a row for each stream instead of one for each purpose.
         """
         from seedregistry.ledger import tables
 
@@ -515,7 +569,7 @@ class Ledger:
 
     def __getstate__(self) -> Dict[str, Any]:
         stretches = self._snapshot()
-        for stretch in stretches:
+        for stretch in stretches:  # those of the copy: a snapshot has stretches of its own
             stretch.is_inherited = True
         return {"stretches": stretches, "faults": self._faults, "is_sealed": self._is_sealed}
 
@@ -529,6 +583,7 @@ class Ledger:
 
     def _after_fork(self) -> None:
         """Become a copy, in a forked child: the entries so far and the journal are the parent's."""
+        # A new lock: the parent's may be held by a thread that is not here.
         self._lock = threading.RLock()
         if self._journal is not None:
             self._journal.abandon()

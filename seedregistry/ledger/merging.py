@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from collections import defaultdict
+from typing import DefaultDict, Dict, Iterable, Iterator, List, Sequence, Tuple
 
-from seedregistry import derivation
+from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerIntegrityError, SeedCollisionError
 from seedregistry.ledger import codec, records
-from seedregistry.ledger.stretches import Place, Stretch
-from seedregistry.ledger.verification import Families, Names, names_of, source_of
+from seedregistry.ledger.claims import Families, Owners, Splits, claims_of
+from seedregistry.ledger.stretches import Place, Stretch, entries_of
 
 Overlap = Tuple[Stretch, Stretch]
 
@@ -19,51 +20,62 @@ def missing(
     """Return what of the others is not among ours, and the pairs of stretches that overlap.
 
     The result does not depend on the order of the others.
+
+    Args:
+        ours: the stretches of the ledger that takes.
+        others: those of all ledgers that give.
+
+    Returns:
+        The stretches to take, cut to what is missing; and each pair of a stretch that is here, or
+        that was taken before, with one from the others that has entries of equal numbers.
     """
     stretches_at: Dict[Place, List[Stretch]] = {}
     for stretch in ours:
         stretches_at.setdefault(stretch.place, []).append(stretch)
+
     fresh: List[Stretch] = []
     overlaps: List[Overlap] = []
+    # By what an entry is known by for ever, and not as the others come: so every order of merging
+    # gives one result. Of stretches with one start the longest comes first, and is taken whole.
     for stretch in sorted(others, key=lambda stretch: (stretch.place, stretch.start, -stretch.end)):
-        at = stretch.start
+        at = stretch.start  # the first entry that nothing here has yet
         present_stretches = stretches_at.setdefault(stretch.place, [])
         for present in sorted(present_stretches, key=lambda stretch: stretch.start):
             if present.end <= stretch.start or present.start >= stretch.end:
                 continue
             overlaps.append((present, stretch))
+            # A part that a worker hands over may lack what it did not use: gaps are filled.
             if at < present.start:
                 fresh.append(stretch.cut(at, present.start))
             at = max(at, present.end)
         if at < stretch.end:
             fresh.append(stretch.cut(at, stretch.end))
+        # From now on what is taken counts as here: two others may bring one entry.
         present_stretches.append(stretch)
     return fresh, overlaps
 
 
 def context_of(inherited: Sequence[Stretch], added: Iterable[Stretch]) -> Iterator[Stretch]:
-    """Return the inherited entries without which our own cannot be checked.
+    """Yield the inherited entries without which those that were added cannot be checked.
 
-    These are the runs, and the derivations of streams that our own or the runs use.
+    These are the runs, and the derivations of the streams that a child came from or that the added
+    entries use. Each keeps its place and its number, so that whoever has it already takes it once.
     """
     used = {
-        names_of(record)
-        for stretch in added
-        for record in stretch.entries
-        if isinstance(record, records.USES)
+        QualifiedId.of(record)
+        for record in entries_of(added)
+        if isinstance(record, records.FROM_STREAMS)
     }
-    for stretch in (*inherited, *added):
-        for record in stretch.entries:
-            if (
-                isinstance(record, records.Run)
-                and record.parent is not None
-                and record.purpose is not None
-            ):
-                used.add(source_of(record))
+    used.update(
+        QualifiedId(record.parent, record.purpose, record.instance_id)
+        for record in records.select(entries_of([*inherited, *added]), records.Run)
+        if record.parent is not None and record.purpose is not None
+    )
+
     for stretch in inherited:
         for serial, record in enumerate(stretch.entries, stretch.start):
             if isinstance(record, records.Run) or (
-                isinstance(record, records.Derivation) and names_of(record) in used
+                isinstance(record, records.Derivation) and QualifiedId.of(record) in used
             ):
                 yield stretch.cut(serial, serial + 1)
 
@@ -83,7 +95,7 @@ def refuse_contradictions(
             other.entries[start - other.start :],
         )
         for serial, (here, there) in enumerate(pairs, start):
-            # By their lines: NaN is not itself, and 1 is True.
+            # By their lines: NaN does not equal itself, and 1 equals True.
             if here is not there and codec.encode_line(here) != codec.encode_line(there):
                 message = (
                     f"Entry {serial} of origin {present.origin}, session {present.session}, is "
@@ -95,20 +107,15 @@ def refuse_contradictions(
 
 
 def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
-    digests: Dict[Tuple[Any, ...], str] = {}
-    splits = (
-        record
-        for stretch in stretches
-        for record in stretch.entries
-        if isinstance(record, records.Split)
-    )
-    for split in splits:
-        before = digests.setdefault((*names_of(split), split.lengths), split.indices_digest)
-        if before != split.indices_digest:
+    """Refuse two splits of one stream into equal lengths that have different indices."""
+    splits = Splits()
+    for split in records.select(entries_of(stretches), records.Split):
+        earlier = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
+        if earlier is not None:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
             message = (
                 f"Split {name} has indices {split.indices_digest[:12]} in one ledger and "
-                f"{before[:12]} in another: the datasets or the versions of torch differ. Nothing "
+                f"{earlier[:12]} in another: the datasets or the versions of torch differ. Nothing "
                 "was merged."
             )
             raise LedgerIntegrityError(message)
@@ -117,10 +124,9 @@ def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
 def families_of(stretches: Iterable[Stretch]) -> Families:
     """Return which registries of the stretches belong together."""
     families = Families()
-    for stretch in stretches:
-        for record in stretch.entries:
-            if isinstance(record, records.Run) and record.parent is not None:
-                families.add(record.master_seed, record.parent)
+    for run in records.select(entries_of(stretches), records.Run):
+        if run.parent is not None:
+            families.add(run.master_seed, run.parent)
     return families
 
 
@@ -132,13 +138,15 @@ def refuse_collisions(
     Raises:
         SeedCollisionError: names both.
     """
-    owners: Dict[Tuple[int, int], Names] = {}
-    seeds: Set[int] = set()
-    for record in _derivations(fresh):
-        seeds.add(record.seed)
+    owners: DefaultDict[int, Owners] = defaultdict(Owners)  # by family
+    arrivals = list(claims_of(entries_of(fresh)))
+    for record in arrivals:
         _claim(owners, families, record)
+
+    # Ours were checked when they were derived: only a seed that arrives can meet one of them.
+    seeds = {record.seed for record in arrivals}
     if seeds:
-        for record in _derivations(ours):
+        for record in claims_of(entries_of(ours)):
             if record.seed in seeds:
                 _claim(owners, families, record)
 
@@ -146,36 +154,26 @@ def refuse_collisions(
 def related_derivations(
     ours: Sequence[Stretch], fresh: Sequence[Stretch], families: Families
 ) -> List[records.Derivation]:
-    """Return what is fresh and of a family that our own has.
-
-    Those whose seeds must not be given away again.
-    """
+    """Return the fresh derivations in our families: their seeds must not be given away again."""
     roots = {
-        families.root(record.master_seed)
-        for stretch in ours
-        for record in stretch.entries
-        if isinstance(record, records.Run)
+        families.root(run.master_seed) for run in records.select(entries_of(ours), records.Run)
     }
-    return [record for record in _derivations(fresh) if families.root(record.master_seed) in roots]
-
-
-def _derivations(stretches: Iterable[Stretch]) -> Iterator[records.Derivation]:
-    refusing = {name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds}
-    for stretch in stretches:
-        for record in stretch.entries:
-            if isinstance(record, records.Derivation) and record.scheme in refusing:
-                yield record
+    return [
+        record
+        for record in claims_of(entries_of(fresh))
+        if families.root(record.master_seed) in roots
+    ]
 
 
 def _claim(
-    owners: Dict[Tuple[int, int], Names], families: Families, record: records.Derivation
+    owners: DefaultDict[int, Owners], families: Families, record: records.Derivation
 ) -> None:
-    names = names_of(record)
-    owner = owners.setdefault((families.root(record.master_seed), record.seed), names)
-    if owner != names:
-        first, second = owner[1:3], names[1:3]
+    stream = QualifiedId.of(record)
+    owner = owners[families.root(record.master_seed)].claim(record.seed, stream)
+    if owner is not None:
+        first, second = owner[1:], stream[1:]
         message = (
-            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {names[0]}) "
+            f"Streams {first!r} (master seed {owner[0]}) and {second!r} (master seed {stream[0]}) "
             f"have one seed, {record.seed}, under scheme {record.scheme!r}: in one experiment "
             "they draw the same numbers. Nothing was merged. Rename one and run it again, or use "
             "scheme='sha256-256'."

@@ -11,8 +11,9 @@ import os
 import re
 from array import array
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
+from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
 from seedregistry.ledger.content import Contents
@@ -20,9 +21,8 @@ from seedregistry.ledger.stretches import Stretch, find_last
 from seedregistry.ledger.verification import Checker, Verification
 
 if TYPE_CHECKING:
-    from seedregistry.ledger.records import InstanceId, Record
-
-PathLike = Union[str, "os.PathLike[str]"]
+    from seedregistry.common.files import PathLike
+    from seedregistry.ledger.records import Record
 
 LONGEST_LINE = 1 << 24
 """Bytes: a longer line is refused before it is read whole."""
@@ -31,8 +31,9 @@ _LARGEST_COUNT = 1 << 63
 _PROGRESS_BYTES = 1 << 20
 _VERSIONED = re.compile(r"seedregistry\.ledger/[0-9a-z.]{1,20}")
 
-# Most lines of most ledgers: a derivation whose words need no escape. What it matches is canonical;
-# what it does not match takes the long way and may be so too.
+# Most lines of most ledgers: a derivation whose names need no escape. What it matches is canonical;
+# what it does not match takes the long way and may be so too. At most 100 digits, so that int()
+# stays quick: it takes quadratic time.
 _PLAIN = rb'[^"\\\x00-\x1f\x7f-\xff]'
 _DERIVATION = re.compile(
     rb'\{"circumstance":\{"call_site":"(%b*)"\},"content":\{"instance_id":(?:null|\{"s":"(%b*)"\}|\{"i":"(0|-?[1-9][0-9]{0,99})"\}),'
@@ -45,13 +46,13 @@ class Reader:
     """Reads one file once. Subclasses say what is done with an entry.
 
     Attributes:
-        checker: holds the faults; by itself it looks at nothing.
+        checker: holds the faults; it sees the entries that a subclass gives it.
         form: ``"saved"`` or ``"journal"``, or None where the header is damaged.
         contents: of the entries so far.
         head: chain value of the last line, or None after a line that has none.
         is_sealed: the last line is a seal.
         good_size: size of the file up to the end of its last whole line, bytes.
-        torn: what stands after that.
+        torn: the bytes after that, of a last line without its end.
     """
 
     def __init__(self, checker: Checker) -> None:
@@ -74,23 +75,16 @@ class Reader:
     # --- what subclasses do -----------------------------------------------------------------------
 
     def origin(self, origin: str, session: int, start: int) -> None:
-        """Take notice of where the entries that follow come from."""
+        """Take notice of the place that the entries which follow come from."""
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
-        """Take a derivation in its plain form."""
+        """Take a derivation; ``site`` is its call site as it stands in the file."""
         raise NotImplementedError
 
     def entry(self, record: Record, line: int) -> None:
-        """Take any other entry."""
+        """Take an entry that did not come as a plain derivation."""
         raise NotImplementedError
 
     # --- lines ------------------------------------------------------------------------------------
@@ -110,13 +104,10 @@ class Reader:
         try:
             with Path(path).open("rb") as file:
                 self._read_lines(file, os.fspath(path), progress)
-        except LedgerFormatError:
+        except LedgerFormatError:  # a ValueError too
             raise
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-        ) as error:  # the last two: not a path, or one with a zero byte
+        except (OSError, TypeError, ValueError) as error:
+            # The last two come from what is no path, or is one with a zero byte in it.
             reason = getattr(error, "strerror", None) or str(error)
             raise LedgerError(f"Could not read the ledger {str(path)!r}: {reason}.") from error
 
@@ -125,6 +116,7 @@ class Reader:
     ) -> None:
         told = 0
         while True:
+            # One byte more than is allowed: a longer line is seen, and never held whole.
             line = file.readline(LONGEST_LINE + 1)
             if not line:
                 break
@@ -135,7 +127,7 @@ class Reader:
                     "this is not a ledger."
                 )
                 raise LedgerFormatError(message)
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n"):  # only the last can lack it
                 self.torn = line
                 break
             self.good_size += len(line)
@@ -143,13 +135,14 @@ class Reader:
             if progress is not None and self.good_size - told > _PROGRESS_BYTES:
                 told = self.good_size
                 progress(told)
+
         if not self._recognised:
             what = "is empty" if not self._line else "has no line of a ledger"
             raise LedgerFormatError(
                 f"{path!r} {what}: expected {chain.FORMAT!r} in its first line. Was it written by "
                 "save?"
             )
-        if self._line == 1:
+        if self._line == 1:  # no second line could tell another version from a flipped byte
             self._refuse_other_format(path)
         self._read_end()
 
@@ -182,6 +175,7 @@ class Reader:
         self.checker.faults.sort(key=lambda fault: fault.line)
 
     def _read_line(self, line: bytes, path: str) -> None:
+        """Check a whole line against the one before, and read its body."""
         try:
             value, body = chain.split(line)
         except LedgerFormatError as error:
@@ -189,45 +183,50 @@ class Reader:
             self.head = None
             self.is_sealed = False
             return
+
         is_seal = body.endswith(b'"kind":"seal"}')
         if self.head is not None and value != (chain.link_seal if is_seal else chain.link)(
             self.head, body
         ):
             self._refuse_other_format(path)
-            self.checker.fault(
-                self._line,
-                "chain",
-                (
-                    "its chain value does not follow from its content and the line before: it was "
-                    "changed here"
-                ),
+            message = (
+                "its chain value does not follow from its content and the line before: it was "
+                "changed here"
             )
+            self.checker.fault(self._line, "chain", message)
+
         was_sealed, self.is_sealed = self.is_sealed, False
         self._recognised += 1
         try:
             self._read_body(body, was_sealed=was_sealed)
         except LedgerFormatError as error:
             self.checker.fault(self._line, "line", str(error))
+        # The value that is written, right or wrong: so each place that was changed is one fault,
+        # and not all lines after it.
         self.head = value
 
     def _read_body(self, body: bytes, *, was_sealed: bool) -> None:
+        """Read a line without its chain value: an entry, or what gives the file its structure."""
         if was_sealed and self.form == "saved":
             self.checker.fault(
                 self._line,
                 "seal",
                 "a saved ledger ends with its seal, and here something follows it",
             )
+
         match = _DERIVATION.fullmatch(body)
         if match is not None:
             self._begin_entry()
+            # The content is the body without its circumstance, which ends 3 bytes after the site.
             self.contents.add("derivation", b"{" + body[match.end(1) + 3 :])
             site, text, number, master_seed, purpose, scheme, seed = match.groups()
-            names = scheme.decode(), purpose.decode()
             instance_id = (
                 text.decode() if text is not None else None if number is None else int(number)
             )
-            self.derivation(int(master_seed), *names, instance_id, int(seed), site, self._line)
+            stream = QualifiedId(int(master_seed), purpose.decode(), instance_id)
+            self.derivation(stream, scheme.decode(), int(seed), site, self._line)
             return
+
         data = codec.parse(body)
         kind = data.get("kind") if type(data) is dict else None
         structure = {
@@ -240,9 +239,11 @@ class Reader:
                 raise LedgerFormatError("not in canonical form")
             structure(data)
             return
+
         record = codec.decode(data)
-        written, content = codec.encode_line(record)
-        if written != body:
+        # Digests are over bytes: what says the same in other bytes must not pass.
+        canonical, content = codec.encode_line(record)
+        if canonical != body:
             raise LedgerFormatError("not in canonical form")
         self._begin_entry()
         if content is not None:
@@ -265,8 +266,8 @@ class Reader:
         content = data.get("content")
         version = content.get("format") if type(content) is dict else None
         if type(version) is str and version != chain.FORMAT and _VERSIONED.fullmatch(version):
-            # Another version, or a flipped byte: the line after it will tell, which follows ours by
-            # our rules or does not.
+            # Another version, or a flipped byte. The next line tells: where it follows this one by
+            # the rules of our version, the version was ours.
             self._other_format = version
         if self._line != 1:
             self.checker.fault(self._line, "header", "a header that is not the first line")
@@ -302,6 +303,7 @@ class Reader:
     def _set_origin(self, origin: str, session: int, start: int) -> None:
         self._has_origin = True
         place = (origin, session)
+        # Two entries of one origin, session and number would be one to a merge.
         if start < self._ends.get(place, 0):
             message = (
                 f"the entries from number {start} on of origin {origin}, session "
@@ -334,9 +336,9 @@ class Reader:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Return whether a line without its line feed holds an object and something after it.
+    """Return whether a last line holds a whole object and something after it.
 
-    Then it was changed, not torn.
+    It was changed then, at its line feed for one, and not torn: a torn line lacks its own end.
     """
     try:
         _, end = json.JSONDecoder().raw_decode(line.decode(errors="replace"))
@@ -349,17 +351,10 @@ class _Verifier(Reader):
     """Checks entries and keeps none."""
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
         del site
-        self.checker.check_derivation(master_seed, scheme, purpose, instance_id, seed, line=line)
+        self.checker.check_derivation(stream, scheme, seed, line)
 
     def entry(self, record: Record, line: int) -> None:
         self.checker.check(record, line)
@@ -386,22 +381,15 @@ class _Loader(Reader):
         self._append_line: Callable[[int], None] = stretch.lines.append  # type: ignore[union-attr]
 
     def derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        site: bytes,
-        line: int,
+        self, stream: QualifiedId, scheme: str, seed: int, site: bytes, line: int
     ) -> None:
         same = self._interned.setdefault
         self._append(
             records.Derivation(
-                master_seed=same(master_seed, master_seed),
+                master_seed=same(stream.master_seed, stream.master_seed),
                 scheme=same(scheme, scheme),
-                purpose=same(purpose, purpose),
-                instance_id=instance_id,
+                purpose=same(stream.purpose, stream.purpose),
+                instance_id=stream.instance_id,
                 seed=seed,
                 call_site=same(site, site.decode()),
             )
@@ -414,10 +402,12 @@ class _Loader(Reader):
 
 
 def load_stretches(path: PathLike) -> _Loader:
-    """Read a file, and return its stretches and what was wrong with its lines.
+    """Read a file, and return its stretches and the faults of its lines.
 
     Raises:
-        LedgerError: as for :meth:`Reader.read`.
+        LedgerFormatError: no ledger, of another version of the format, or with a line past the
+            limit.
+        LedgerError: the file cannot be opened or read.
     """
     loader = _Loader()
     loader.read(path)
@@ -429,9 +419,23 @@ def verify_file(
 ) -> Verification:
     """Verify a ledger file line by line, without loading it.
 
+    Example:
+        >>> from pathlib import Path
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import verify_file
+        >>> registry = SeedRegistry(42)
+        >>> seed = registry.seed("model", "training")
+        >>> registry.ledger.save("ledger.jsonl")
+        >>> verify_file("ledger.jsonl").ok
+        True
+        >>> saved = Path("ledger.jsonl").read_bytes()
+        >>> size = Path("ledger.jsonl").write_bytes(saved.replace(b"1958051794", b"1958051795"))
+        >>> [(fault.line, fault.code) for fault in verify_file("ledger.jsonl").faults]
+        [(4, 'chain'), (4, 'seed'), (5, 'seal')]
+
     Args:
         path: of a file that ``Ledger.save`` or a journal wrote.
-        progress: told every megabyte or so how many bytes have been read.
+        progress: called every megabyte or so with the number of bytes that have been read.
 
     Returns:
         What was found in the chain, the header and the seal, in deriving every seed and every

@@ -10,7 +10,18 @@ How a record is written is in ``seedregistry.ledger.codec``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Mapping, Optional, Tuple, Union
+from typing import (
+    Any,
+    ClassVar,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+)
 
 import attrs
 
@@ -68,16 +79,16 @@ def _item(value: object) -> object:
 
 
 def freeze(value: object, depth: int = 0) -> Value:  # noqa: PLR0911 - one return a kind
-    """Return a value as records hold it.
+    """Return a value as records hold it. Never raises.
 
-    Scalars as they are, sequences as tuples, mappings as sorted pairs.
-
-    Numbers of NumPy and torch become python's. Functions and classes are kept by their qualified
-    name and other objects by the name of their type, never by an address; so is what is nested more
-    than 16 deep, or in itself. Text that UTF-8 cannot encode is escaped, and an int past 2**1024 is
-    written in hexadecimal. Never raises.
+    Scalars stay as they are, sequences become tuples, and mappings sorted pairs. Numbers of NumPy
+    and torch become python's. Functions and classes are kept by their qualified name, other objects
+    by the name of their type and never by an address, which no second run repeats. What is nested
+    more than 16 deep, or in itself, is kept by its type too. Text that UTF-8 cannot encode is
+    escaped, and an int past 2**1024 is written in hexadecimal.
     """
     cls = type(value)
+    # Exact types first: a subclass may have a repr or an equality of its own.
     if cls in _AS_THEY_ARE or (cls is str and value.isascii()):  # type: ignore[attr-defined]
         return value  # type: ignore[return-value]
     if isinstance(value, str):
@@ -106,6 +117,7 @@ def _freeze_container(value: object, depth: int) -> Optional[Tuple[Any, ...]]:
     if isinstance(value, dict) or (not callable(value) and isinstance(value, Mapping)):
         if all(type(key) is str for key in value):
             return tuple([(freeze(key), freeze(value[key], depth)) for key in sorted(value)])
+        # The type takes part in the sorting: as text, the keys 1 and "1" are equal.
         pairs = [
             (freeze(str(key)), type(key).__name__, freeze(item, depth))
             for key, item in value.items()
@@ -129,6 +141,16 @@ class Record:
     """Base of every record.
 
     Immutable; two records are equal when they are of one class and all their fields are equal.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Note, Record
+        >>> registry = SeedRegistry(42)
+        >>> registry.note(lr=0.1)
+        >>> [type(record).__name__ for record in registry.ledger.find(Record)]
+        ['Run', 'Note']
+        >>> Note(name="lr", value=0.1) in registry.ledger
+        True
     """
 
     IS_CONTENT: ClassVar[bool] = True
@@ -151,9 +173,22 @@ class Record:
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Run(Record):
-    """A registry began. A child names its parent's master seed and the stream it came from.
+    """A registry began.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Run
+        >>> registry = SeedRegistry(42)
+        >>> fold = registry.child("fold", 0)
+        >>> [(run.parent, run.purpose, run.instance_id) for run in registry.ledger.find(Run)]
+        [(None, None, None), (42, 'fold', 0)]
 
     Attributes:
+        master_seed: the registry's.
+        scheme: the name of its scheme.
+        parent: of a child, the master seed of its parent.
+        purpose: of a child, that of the stream it came from.
+        instance_id: of a child, that of the stream it came from.
         began: when, in UTC, as in ``"2026-01-31T12:00:00Z"``.
     """
 
@@ -168,7 +203,17 @@ class Run(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Derivation(Record):
-    """A stream was derived: its words and its 31-bit seed."""
+    """A stream was derived: its names and its 31-bit seed.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Derivation
+        >>> registry = SeedRegistry(42)
+        >>> stream = registry.stream("model", "training")
+        >>> [derived] = registry.ledger.find(Derivation)
+        >>> derived.purpose, derived.instance_id, derived.seed
+        ('model', 'training', 1958051794)
+    """
 
     master_seed: int
     scheme: str
@@ -181,6 +226,15 @@ class Derivation(Record):
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class HandedOut(Record):
     """A generator at a stream's start was handed out.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import HandedOut
+        >>> registry = SeedRegistry(42)
+        >>> generator = registry.generator("noise", "training")
+        >>> [handed_out] = registry.ledger.find(HandedOut)
+        >>> handed_out.purpose, handed_out.kind
+        ('noise', 'torch:cpu')
 
     Attributes:
         kind: ``"torch:cpu"``, ``"torch:cuda"``, ..., ``"numpy"`` or ``"python"``.
@@ -197,7 +251,22 @@ class HandedOut(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Scoped(Record):
-    """A scope was opened at a stream's start, for the first time."""
+    """A scope was opened at a stream's start, for the first time.
+
+    A scope of a position leaves no record: the position itself says what it draws.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Scoped
+        >>> registry = SeedRegistry(42)
+        >>> dropout = registry.stream("dropout", "training")
+        >>> with dropout.scope():
+        ...     pass
+        >>> with dropout.scope(3, 4):  # epoch 3, step 4
+        ...     pass
+        >>> [(scope.purpose, scope.instance_id) for scope in registry.ledger.find(Scoped)]
+        [('dropout', 'training')]
+    """
 
     master_seed: int
     purpose: str
@@ -208,6 +277,16 @@ class Scoped(Record):
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Built(Record):
     """A component was built from a stream.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Built
+        >>> registry = SeedRegistry(42)
+        >>> model = registry.model(torch.nn.Linear, 3, 2, instance_id="training")
+        >>> [built] = registry.ledger.find(Built)
+        >>> built.factory, built.drew, dict(built.description)["parameters"]
+        ('torch.nn.modules.linear.Linear', ('torch',), 8)
 
     Attributes:
         factory: qualified name of what built it.
@@ -232,9 +311,17 @@ class Built(Record):
 class Split(Record):
     """A dataset was split.
 
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Split
+        >>> registry = SeedRegistry(42)
+        >>> train, test = registry.split(range(10), [0.8, 0.2])
+        >>> [split.lengths for split in registry.ledger.find(Split)]
+        [(8, 2)]
+
     Attributes:
-        lengths: lengths of the parts, in samples.
-        indices_digest: SHA-256 over the indices of each part, int64 little-endian.
+        lengths: lengths of the subsets, in samples.
+        indices_digest: SHA-256 over the indices of each subset, int64 little-endian.
     """
 
     master_seed: int
@@ -248,6 +335,16 @@ class Split(Record):
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class EpochStarted(Record):
     """An epoch of a loader began, for the first time.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import EpochStarted
+        >>> registry = SeedRegistry(42)
+        >>> loader = registry.dataloader(range(4), instance_id="training", batch_size=2)
+        >>> for epoch in range(2):
+        ...     batches = list(loader)
+        >>> [started.epoch for started in registry.ledger.find(EpochStarted)]
+        [0, 1]
 
     Attributes:
         epoch: which one.
@@ -263,7 +360,20 @@ class EpochStarted(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Note(Record):
-    """A setting of the user's own, such as a learning rate."""
+    """A setting of the user's own, such as a learning rate.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Note
+        >>> registry = SeedRegistry(42)
+        >>> registry.note(lr=0.1, betas=[0.9, 0.999])
+        >>> registry.ledger.find(Note)
+        (Note(name='lr', value=0.1), Note(name='betas', value=(0.9, 0.999)))
+
+    Attributes:
+        name: of the setting.
+        value: a scalar, or a tuple of values; a mapping is a tuple of sorted pairs.
+    """
 
     name: str
     value: Value
@@ -272,6 +382,16 @@ class Note(Record):
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Determinism(Record):
     """The determinism switches were set.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Determinism
+        >>> registry = SeedRegistry(42)
+        >>> with registry.set_global_state(deterministic="off"):
+        ...     pass
+        >>> [setting] = registry.ledger.find(Determinism)
+        >>> setting.mode, dict(setting.switches)["torch.deterministic_algorithms"]
+        ('off', 'off')
 
     Attributes:
         mode: ``"off"``, ``"fast"``, ``"warn"`` or ``"strict"``, as asked for.
@@ -288,7 +408,20 @@ class Determinism(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class EnvironmentSeen(Record):
-    """The environment of the process, from an allow-list."""
+    """The environment of the process, from an allow-list.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import EnvironmentSeen
+        >>> registry = SeedRegistry(42)
+        >>> registry.record_environment()
+        >>> [seen] = registry.ledger.find(EnvironmentSeen)
+        >>> sorted({"numpy", "python", "torch"} & dict(seen.values).keys())
+        ['numpy', 'python', 'torch']
+
+    Attributes:
+        values: name and value of each fact, as pairs.
+    """
 
     IS_CONTENT: ClassVar[bool] = False
 
@@ -297,7 +430,26 @@ class EnvironmentSeen(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Warned(Record):
-    """A warning that concerns what repeats was issued: a reused stream, a mistyped purpose, ..."""
+    """A warning that concerns what repeats was issued: a reused stream, a mistyped purpose, ...
+
+    Example:
+        >>> import warnings
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Warned
+        >>> registry = SeedRegistry(42)
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
+        ...     first, second = registry.generator("noise"), registry.generator("noise")
+        >>> [(warned.category, warned.purpose) for warned in registry.ledger.find(Warned)]
+        [('StreamReuseWarning', 'noise')]
+
+    Attributes:
+        category: name of the warning's class; ``"TornLine"`` for a torn line that a journal cut
+            off when it went on.
+        purpose: of the stream that it is about, or ``""``.
+        instance_id: of the stream that it is about.
+        message: its text.
+    """
 
     IS_CONTENT: ClassVar[bool] = False
 
@@ -310,6 +462,16 @@ class Warned(Record):
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Audited(Record):
     """An audit ended.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import Audited
+        >>> registry = SeedRegistry(42)
+        >>> with registry.audit():
+        ...     noise = torch.rand(2, generator=registry.generator("noise", "training"))
+        >>> registry.ledger.find(Audited)
+        (Audited(mode='error', undeclared=0, completed=True),)
 
     Attributes:
         mode: ``"error"`` or ``"warn"``.
@@ -328,7 +490,21 @@ class Audited(Record):
 class LateSeeded(Record):
     """An accelerator started inside a scope while no seed waited for it.
 
-    After it, this seed was given to it.
+    When the scope ended, the accelerator got this seed. It follows from the master seed and the
+    kind, so that a verification can derive it again.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.derivation import late_seed
+        >>> from seedregistry.ledger import LateSeeded
+        >>> registry = SeedRegistry(42)
+        >>> registry.ledger.append(LateSeeded(kind="cuda", seed=late_seed(42, "cuda")))
+        >>> str(registry.ledger.verify())
+        'verified: 2 entries, 1 seed derived again, digest ..., not sealed'
+
+    Attributes:
+        kind: of the accelerator, such as ``"cuda"``.
+        seed: int, ``0 <= seed < 2**64``.
     """
 
     IS_CONTENT: ClassVar[bool] = False
@@ -341,8 +517,17 @@ class LateSeeded(Record):
 class StateSaved(Record):
     """Generator states were saved.
 
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import StateSaved
+        >>> registry = SeedRegistry(42)
+        >>> state = registry.state_dict()
+        >>> [saved] = registry.ledger.find(StateSaved)
+        >>> saved.entries[:2]
+        ('numpy', 'python')
+
     Attributes:
-        entries: names of the generators.
+        entries: names of the generators: the default ones, and those handed out and still held.
     """
 
     IS_CONTENT: ClassVar[bool] = False
@@ -354,8 +539,16 @@ class StateSaved(Record):
 class StateLoaded(Record):
     """Generator states were loaded.
 
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.ledger import StateLoaded
+        >>> saved, resumed = SeedRegistry(42), SeedRegistry(42)
+        >>> resumed.load_state_dict(saved.state_dict())
+        >>> [len(resumed.ledger.find(StateLoaded)), len(saved.ledger.find(StateLoaded))]
+        [1, 0]
+
     Attributes:
-        entries: names of the generators.
+        entries: names of the generators whose states were set.
     """
 
     IS_CONTENT: ClassVar[bool] = False
@@ -367,6 +560,15 @@ class StateLoaded(Record):
 class Unknown(Record):
     """A record of a kind that this version does not know, as it stands in its file.
 
+    Example:
+        >>> from seedregistry import Ledger
+        >>> from seedregistry.ledger import Unknown
+        >>> ledger = Ledger()
+        >>> ledger.append(Unknown(kind="later", body='{"content":{"a":1},"kind":"later"}'))
+        >>> ledger.save("ledger.jsonl")
+        >>> Ledger.load("ledger.jsonl").find(Unknown)
+        (Unknown(kind='later', body='{"content":{"a":1},"kind":"later"}'),)
+
     Attributes:
         kind: its kind.
         body: its canonical JSON, without the chain value. What stands under ``"content"`` in it
@@ -377,5 +579,16 @@ class Unknown(Record):
     body: str
 
 
-USES = (Built, HandedOut, Scoped, Split, EpochStarted)
-"""The records of what is done with a stream: it must have been derived."""
+_R = TypeVar("_R", bound=Record)
+
+
+def select(entries: Iterable[Record], cls: Type[_R]) -> List[_R]:
+    """Return the records of a class, in their order."""
+    return [record for record in entries if isinstance(record, cls)]
+
+
+USES = (Built, HandedOut, Scoped, Split)
+"""Which records are a use of a stream? Those of what began at its start."""
+
+FROM_STREAMS = (*USES, EpochStarted)
+"""Which records need the derivation of their stream beside them? Uses, and epochs that began."""

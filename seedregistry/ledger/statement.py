@@ -1,7 +1,4 @@
-"""A statement on reproducibility in words.
-
-Facts of a ledger, and no claim that was not checked or recorded.
-"""
+"""A statement on reproducibility in words: facts of a ledger that were checked or recorded."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Iterator, Sequence
 
 from seedregistry.common import digest
+from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import records
 from seedregistry.ledger.tables import list_with_and, plural, visible
-from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -44,8 +41,8 @@ def write(entries: Sequence[Record], verification: Verification) -> str:
 
 
 def _seeds(entries: Sequence[Record]) -> Iterator[str]:
-    runs = [record for record in entries if isinstance(record, records.Run)]
-    streams = {names_of(record) for record in entries if isinstance(record, records.Derivation)}
+    runs = records.select(entries, records.Run)
+    streams = set(map(QualifiedId.of, records.select(entries, records.Derivation)))
     if not streams:
         yield "No stream was derived."
         return
@@ -53,7 +50,7 @@ def _seeds(entries: Sequence[Record]) -> Iterator[str]:
     origin = list_with_and(
         f"master seed {master_seed} under scheme {scheme}" for master_seed, scheme in roots
     )
-    purposes = sorted({name[1] for name in streams})
+    purposes = sorted({stream.purpose for stream in streams})
     count = (
         f"{plural(len(streams), 'random stream')} for {plural(len(purposes), 'purpose')} "
         f"({list_with_and(purposes)})"
@@ -78,11 +75,7 @@ def _verdict(verification: Verification) -> Iterator[str]:
 
 
 def _built(entries: Sequence[Record]) -> Iterator[str]:
-    models = [
-        record
-        for record in entries
-        if isinstance(record, records.Built) and record.purpose == "model"
-    ]
+    models = [built for built in records.select(entries, records.Built) if built.purpose == "model"]
     digests = [dict(record.description).get("digest") for record in models]
     if models and all(isinstance(value, str) for value in digests):
         distinct = len(set(digests))
@@ -96,28 +89,28 @@ def _built(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _audits(entries: Sequence[Record]) -> Iterator[str]:
-    audits = [record for record in entries if isinstance(record, records.Audited)]
-    if not audits:
-        yield "No audit was made, so draws outside these streams are not excluded."
-        return
+    audits = records.select(entries, records.Audited)
     undeclared = sum(audit.undeclared for audit in audits)
     broken = sum(not audit.completed for audit in audits)
     completed = len(audits) - broken
-    audited = f"{plural(completed, 'audited block')} of the run"
-    if undeclared:
+
+    if not audits:
+        yield "No audit was made, so draws outside these streams are not excluded."
+    elif undeclared:
         audited = f"{plural(len(audits), 'audited block')} of the run"
         yield (
             f"In {audited}, {plural(undeclared, 'draw')} outside these streams "
             f"{'was' if undeclared == 1 else 'were'} found."
         )
     elif completed:
+        audited = f"{plural(completed, 'audited block')} of the run"
         yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
     if broken:
         yield f"{plural(broken, 'audit')} ended with an exception, and cannot tell."
 
 
 def _determinism(entries: Sequence[Record]) -> Iterator[str]:
-    switches = [record for record in entries if isinstance(record, records.Determinism)]
+    switches = records.select(entries, records.Determinism)
     if not switches:
         yield "Torch's determinism switches were not set through the registry."
         return
@@ -132,7 +125,7 @@ def _determinism(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _warnings(entries: Sequence[Record]) -> Iterator[str]:
-    counts = Counter(record.category for record in entries if isinstance(record, records.Warned))
+    counts = Counter(warned.category for warned in records.select(entries, records.Warned))
     if counts:
         yield (
             "Warnings were recorded: "
@@ -141,9 +134,7 @@ def _warnings(entries: Sequence[Record]) -> Iterator[str]:
 
 
 def _environment(entries: Sequence[Record]) -> Iterator[str]:
-    seen = [
-        dict(record.values) for record in entries if isinstance(record, records.EnvironmentSeen)
-    ]
+    seen = [dict(record.values) for record in records.select(entries, records.EnvironmentSeen)]
     if not seen:
         yield "The environment was not recorded."
         return

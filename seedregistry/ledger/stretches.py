@@ -1,15 +1,14 @@
 """Where entries come from: origins, sessions and the stretches of a ledger.
 
 An *origin* is one ledger object in one process, named by 64 random bits. A *session* is one life of
-a journal: each time it
-is opened again, its origin begins another. An entry is known for ever by its origin, session and
-serial number: that makes merging idempotent.
+a journal: each time the file is opened again, its origin begins another. An entry is known for ever
+by its origin, session and serial number, which is why merging a ledger twice is merging it once.
 """
 
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
 
@@ -30,17 +29,16 @@ def new_origin() -> str:
 
 @attrs.define(kw_only=True, eq=False)
 class Stretch:
-    """A run of entries from one place, in order.
+    """Entries of a ledger that come from one place, in order.
 
     Attributes:
         origin: 16 hexadecimal digits.
         session: int >= 0.
         start: serial number of the first entry.
-        entries: the records, and tuples (function, arguments) of those that are not made yet.
+        entries: the records, and tuples (function, *arguments) of those that are not made yet.
         lines: for each the number of its line in the file that it was loaded from; None where it
             was not loaded.
-        is_inherited: the entries came with a copy of the ledger, and are not this one's to hand
-            over.
+        is_inherited: the entries came with a copy of the ledger: who has the original has them.
     """
 
     origin: str
@@ -67,9 +65,10 @@ class Stretch:
         Entries that are added later are not in it.
         """
         entries = self.entries
-        end = len(entries)
+        end = len(entries)  # once: another thread may be appending
         for index in range(self._made, end):
             entry = entries[index]
+            # In place, so that it is made once; two racing readers make one each, of equal value.
             if type(entry) is tuple:
                 entries[index] = entry[0](*entry[1:])
         self._made = max(self._made, end)
@@ -90,7 +89,7 @@ def find_last(stretches: Sequence[Stretch], place: Place, start: int) -> Optiona
 
 
 def join(stretches: Iterable[Stretch]) -> List[Stretch]:
-    """Return the stretches with those that go on from each other as one: how a file holds them."""
+    """Return the stretches as a file holds them: what goes on from another is one with it."""
     whole: List[Stretch] = []
     for stretch in stretches:
         before = find_last(whole, stretch.place, stretch.start)
@@ -99,6 +98,12 @@ def join(stretches: Iterable[Stretch]) -> List[Stretch]:
         else:
             whole.append(attrs.evolve(stretch, entries=list(stretch.entries)))
     return whole
+
+
+def entries_of(stretches: Iterable[Stretch]) -> Iterator[Record]:
+    """Yield the entries of stretches, one stretch after the other."""
+    for stretch in stretches:
+        yield from stretch.entries
 
 
 def count(stretches: Iterable[Stretch]) -> Tuple[List[Record], str]:

@@ -1,6 +1,6 @@
-"""The ledger as a table: a row for each purpose, or for each stream.
+"""The ledger as a table, which is what prints and exports are made from.
 
-What is printed and exported is made from it.
+It has a row for each purpose, or for each stream.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Dict, Iterable, Iterator, List, Optional, Sequ
 import attrs
 
 from seedregistry.common import digest
+from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import records
-from seedregistry.ledger.verification import names_of
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
@@ -35,8 +35,8 @@ class Row:
         instance: its instance id, or the first and the last, as text.
         streams: how many.
         seed: the seed of one stream, or ``""``.
-        uses: how often generators, builds, splits or scopes began at the streams' start; positions
-            are not counted.
+        uses: how often the streams were used from their start: generators, scopes, builds and
+            splits. What is drawn at positions is not counted.
         built: what was built, in short.
     """
 
@@ -81,9 +81,9 @@ class Table:
 
     @property
     def facts(self) -> Tuple[Tuple[str, str], ...]:
-        """What a caption states.
+        """What a caption states: master seeds, schemes and the short digest, as (name, text).
 
-        Master seeds and schemes of the registries that are no children, and the short digest.
+        Children are left out, since their master seeds follow from their parents'.
         """
         roots = [section for section in self.sections if not section.name] or list(
             self.sections[:1]
@@ -120,24 +120,25 @@ def show_id(instance_id: Optional[object], width: int = _ID_WIDTH) -> str:
 def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool = False) -> Table:
     """Return the table of a ledger's entries."""
     runs: Dict[Tuple[int, str], records.Run] = {}
-    streams: Dict[int, Dict[str, Dict[Tuple[InstanceId, type], records.Derivation]]] = {}
-    uses: Counter[Tuple[object, ...]] = Counter()
-    built: Dict[Tuple[object, ...], Counter[str]] = {}
+    streams: Dict[int, Dict[str, Dict[InstanceId, records.Derivation]]] = {}
+    uses: Counter[QualifiedId] = Counter()
+    built: Dict[QualifiedId, Counter[str]] = {}
     notes: Dict[Tuple[str, str], None] = {}
     for record in entries:
         if isinstance(record, records.Derivation):
             of_purpose = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
-            of_purpose.setdefault((record.instance_id, type(record.instance_id)), record)
+            of_purpose.setdefault(record.instance_id, record)
         elif isinstance(record, records.Note):
             notes[record.name, show_value(record.value)] = None
         elif isinstance(record, records.Run):
             runs.setdefault((record.master_seed, record.scheme), record)
-        elif isinstance(record, records.USES) and not isinstance(record, records.EpochStarted):
-            uses[names_of(record)] += 1
+        elif isinstance(record, records.USES):
+            stream = QualifiedId.of(record)
+            uses[stream] += 1
             if isinstance(record, records.Built):
-                built.setdefault(names_of(record), Counter())[
-                    _show_built(record, in_full=every_stream)
-                ] += 1
+                product = _show_built(record, in_full=every_stream)
+                built.setdefault(stream, Counter())[product] += 1
+
     sections = []
     for run in sorted(runs.values(), key=lambda run: run.parent is not None):
         purposes = streams.get(run.master_seed, {})
@@ -145,7 +146,7 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
             _row(list(group), uses, built)
             for streams_of in purposes.values()
             for group in (
-                ([stream] for stream in streams_of.values())
+                ([derived] for derived in streams_of.values())
                 if every_stream
                 else [streams_of.values()]
             )
@@ -158,9 +159,9 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
 
 
 def show_value(value: object) -> str:
-    """Return a note's value as text.
+    """Return a note's value as text, cut where it is long.
 
-    Pairs as ``name value``, digests short, and cut where it is long.
+    Pairs are written as ``name value``, and of a digest its first digits.
     """
     if isinstance(value, tuple):
         pairs = [
@@ -192,14 +193,14 @@ def _show_built(record: records.Built, *, in_full: bool) -> str:
 
 def _row(
     group: List[records.Derivation],
-    uses: Counter[Tuple[object, ...]],
-    built: Dict[Tuple[object, ...], Counter[str]],
+    uses: Counter[QualifiedId],
+    built: Dict[QualifiedId, Counter[str]],
 ) -> Row:
     first, last = group[0], group[-1]
     names: Counter[str] = Counter()
     count = 0
     for derivation in group:
-        stream = names_of(derivation)
+        stream = QualifiedId.of(derivation)
         count += uses[stream]
         names.update(built.get(stream, {}))
     shown = [name if times == 1 else f"{times} x {name}" for name, times in names.items()]
@@ -232,8 +233,8 @@ def to_text(table: Table) -> str:
 
 
 def _seeds(row: Row) -> str:
-    counted = f", {plural(row.uses, 'use')}" if row.uses else ""
-    return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + counted
+    uses = f", {plural(row.uses, 'use')}" if row.uses else ""
+    return (f"seed {row.seed}" if row.streams == 1 else f"{row.streams} streams") + uses
 
 
 def visible(text: str) -> str:

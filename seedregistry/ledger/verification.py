@@ -1,17 +1,20 @@
 """Whether a ledger holds together.
 
-Every seed derived again, no two streams with one seed, nothing built from nowhere.
+Every seed is derived again, no two streams have one seed, and nothing is built from nowhere.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Set, Tuple
+from collections import defaultdict
+from typing import TYPE_CHECKING, DefaultDict, Dict, List, Optional, Set, Tuple
 
 import attrs
 
 from seedregistry import derivation
+from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import InvalidNameError, InvalidSeedError
 from seedregistry.ledger import records
+from seedregistry.ledger.claims import Families, Owners, Splits
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
@@ -23,9 +26,20 @@ _SHOWN = 20
 class Fault:
     """Something that does not hold.
 
+    Example:
+        >>> from seedregistry import Ledger
+        >>> from seedregistry.ledger import Scoped
+        >>> ledger = Ledger()
+        >>> ledger.append(Scoped(master_seed=42, purpose="dropout", instance_id=None))
+        >>> [fault] = ledger.verify().faults
+        >>> str(fault)
+        "line 3: stream: 'dropout' of 42 is used and was never derived"
+        >>> fault.is_fatal
+        True
+
     Attributes:
-        line: where: number of the line in the file, from 1; for a ledger that was not loaded, in
-            the file that ``save`` would write.
+        line: number of the line in the file, from 1; for a ledger that was not loaded, in the file
+            that ``save`` would write.
         code: ``"chain"``, ``"header"``, ``"seal"``, ``"line"`` (not a line of this format),
             ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
             ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
@@ -48,7 +62,17 @@ class Fault:
 
 @attrs.frozen(kw_only=True)
 class Verification:
-    """What ``verify`` found. True when nothing is damaged.
+    """What :meth:`Ledger.verify` or :func:`verify_file` reports. True when nothing is damaged.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> seed = registry.seed("model", "training")
+        >>> verification = registry.ledger.verify()
+        >>> bool(verification), verification.faults
+        (True, ())
+        >>> print(verification)
+        verified: 2 entries, 1 seed derived again, digest 15ecc88a895a, not sealed
 
     Attributes:
         faults: what does not hold, in the order of lines; a torn last line of a journal is among
@@ -86,48 +110,15 @@ class Verification:
         return "\n".join(shown)
 
 
-Names = Tuple[int, str, Any, type]
-"""A stream: master seed, purpose, instance id and its type, since 7 and "7" are two ids."""
-
-
-def names_of(record: Any) -> Names:
-    """Return the stream that a record is about."""
-    return record.master_seed, record.purpose, record.instance_id, type(record.instance_id)
-
-
-def source_of(child: Any) -> Names:
-    """Return the stream that a child registry, by its run, came from."""
-    return child.parent, child.purpose, child.instance_id, type(child.instance_id)
-
-
-class Families:
-    """Which registries belong together: each with its children."""
-
-    def __init__(self) -> None:
-        self._parents: Dict[int, int] = {}
-        self._roots: Dict[int, int] = {}
-
-    def add(self, master_seed: int, parent: int) -> None:
-        """Say of a registry what its parent is."""
-        self._parents.setdefault(master_seed, parent)
-        self._roots.clear()
-
-    def root(self, master_seed: int) -> int:
-        """Return the master seed that the family of a registry began with."""
-        root = self._roots.get(master_seed)
-        if root is None:
-            root, seen = master_seed, {master_seed}
-            while root in self._parents and self._parents[root] not in seen:
-                root = self._parents[root]
-                seen.add(root)
-            self._roots[master_seed] = root
-        return root
-
-
 class Checker:
     """Looks at the entries of one ledger in turn, then at what only the whole shows.
 
     Not thread-safe.
+
+    Attributes:
+        faults: what does not hold so far.
+        entries: number of entries looked at.
+        seeds: number of seeds derived again.
     """
 
     def __init__(self) -> None:
@@ -137,11 +128,13 @@ class Checker:
         self._schemes: Dict[Tuple[int, str], int] = {}
         self._families = Families()
         self._late: List[Tuple[int, records.LateSeeded]] = []
-        self._derived: Set[Names] = set()
-        self._used: Dict[Names, int] = {}
+        # What is kept of each derivation is a plain tuple, equal to its QualifiedId: the garbage
+        # collector stops looking at tuples of plain values, and never at a million of the others.
+        self._derived: Set[Tuple[int, str, InstanceId]] = set()
+        self._used: Dict[QualifiedId, int] = {}
         self._named: Dict[Tuple[int, str], int] = {}
-        self._owners: List[Tuple[int, int, str, InstanceId, int]] = []
-        self._splits: Dict[Tuple[Any, ...], str] = {}
+        self._claims: List[Tuple[int, Tuple[int, str, InstanceId], int]] = []
+        self._splits = Splits()
 
     def fault(self, line: int, code: str, message: str) -> None:
         """Note a fault."""
@@ -150,38 +143,24 @@ class Checker:
     def check(self, record: Record, line: int) -> None:
         """Look at an entry."""
         if isinstance(record, records.Derivation):
-            self.check_derivation(
-                record.master_seed,
-                record.scheme,
-                record.purpose,
-                record.instance_id,
-                record.seed,
-                line=line,
-            )
+            self.check_derivation(QualifiedId.of(record), record.scheme, record.seed, line)
             return
         self.entries += 1
         if isinstance(record, records.Run):
             self._check_run(record, line)
         elif isinstance(record, records.LateSeeded):
             self._late.append((line, record))
-        elif isinstance(record, records.USES):
-            names = names_of(record)
-            self._used.setdefault(names, line)
+        elif isinstance(record, records.FROM_STREAMS):
+            stream = QualifiedId.of(record)
+            self._used.setdefault(stream, line)
             if isinstance(record, records.Split):
-                self._check_split(record, names, line)
+                self._check_split(record, stream, line)
 
-    def check_derivation(
-        self,
-        master_seed: int,
-        scheme: str,
-        purpose: str,
-        instance_id: InstanceId,
-        seed: int,
-        *,
-        line: int,
-    ) -> None:
+    def check_derivation(self, stream: QualifiedId, scheme: str, seed: int, line: int) -> None:
         """Look at a derivation: derive it again."""
         self.entries += 1
+        master_seed, purpose, instance_id = stream
+        # Once for each registry, not once for each stream: a ledger may have millions of streams.
         if (master_seed, scheme) not in self._named:
             if not self._is_master_seed(master_seed, line):
                 return
@@ -210,9 +189,10 @@ class Checker:
                     f"{seed}"
                 ),
             )
-        self._derived.add((master_seed, purpose, instance_id, type(instance_id)))
+        identity = (master_seed, purpose, instance_id)
+        self._derived.add(identity)
         if rule.refuses_shared_seeds:
-            self._owners.append((seed, master_seed, purpose, instance_id, line))
+            self._claims.append((seed, identity, line))
 
     def _is_master_seed(self, master_seed: int, line: int) -> bool:
         try:
@@ -242,7 +222,7 @@ class Checker:
             return
         self.seeds += 1
         expected = derivation.child_master_seed(key)
-        self._used.setdefault(source_of(run), line)
+        self._used.setdefault(QualifiedId(run.parent, run.purpose, run.instance_id), line)
         if run.master_seed != expected:
             name = _show(run.purpose, run.instance_id)
             self.fault(
@@ -252,9 +232,9 @@ class Checker:
             )
         self._families.add(run.master_seed, run.parent)
 
-    def _check_split(self, split: records.Split, names: Names, line: int) -> None:
-        earlier = self._splits.setdefault((*names, split.lengths), split.indices_digest)
-        if earlier != split.indices_digest:
+    def _check_split(self, split: records.Split, stream: QualifiedId, line: int) -> None:
+        earlier = self._splits.claim((stream, split.lengths), split.indices_digest)
+        if earlier is not None:
             name = _show(split.purpose, split.instance_id)
             message = (
                 f"split {name} into {split.lengths} has indices "
@@ -264,6 +244,7 @@ class Checker:
 
     def finish(self) -> None:
         """Look at what only the whole ledger shows; call it once, after the last entry."""
+        # Merged entries may stand before the run or the derivation that they belong to.
         masters = {master_seed for master_seed, _ in self._schemes}
         for (master_seed, scheme), line in self._named.items():
             if (master_seed, scheme) not in self._schemes:
@@ -272,6 +253,7 @@ class Checker:
                     "run is recorded"
                 )
                 self.fault(line, "run", message)
+
         for line, late in self._late:
             self.seeds += 1
             if late.seed not in {
@@ -282,24 +264,22 @@ class Checker:
                     "seed",
                     f"the late seed of {late.kind} comes from no master seed of this ledger",
                 )
-        for names, line in self._used.items():
-            if names not in self._derived:
-                self.fault(
-                    line,
-                    "stream",
-                    f"{_show(names[1], names[2])} of {names[0]} is used and was never derived",
-                )
+
+        for stream, line in self._used.items():
+            if stream not in self._derived:
+                name = _show(*stream.stream_id)
+                message = f"{name} of {stream.master_seed} is used and was never derived"
+                self.fault(line, "stream", message)
         self._find_collisions()
         self.faults.sort(key=lambda fault: fault.line)
 
     def _find_collisions(self) -> None:
         """Look for two streams of one family, a registry with its children, that have one seed."""
-        owners: Dict[Tuple[int, int], Names] = {}
-        for seed, master_seed, purpose, instance_id, line in self._owners:
-            names = (master_seed, purpose, instance_id, type(instance_id))
-            owner = owners.setdefault((self._families.root(master_seed), seed), names)
-            if owner != names:
-                both = f"{_show(*owner[1:3])} and {_show(purpose, instance_id)}"
+        owners: DefaultDict[int, Owners] = defaultdict(Owners)  # by family
+        for seed, stream, line in self._claims:
+            owner = owners[self._families.root(stream[0])].claim(seed, stream)
+            if owner is not None:
+                both = f"{_show(*owner[1:])} and {_show(*stream[1:])}"
                 self.fault(
                     line, "collision", f"{both} have one seed, {seed}: they draw the same numbers"
                 )

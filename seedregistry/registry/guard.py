@@ -1,7 +1,4 @@
-"""The guard of a registry.
-
-No two streams with one seed, no purpose by mistake, no stream used twice by accident.
-"""
+"""The guard of a registry: no seed and no stream twice, and no purpose, by accident."""
 
 from __future__ import annotations
 
@@ -30,6 +27,7 @@ from seedregistry.errors import (
     StreamReuseWarning,
 )
 from seedregistry.ledger import records
+from seedregistry.ledger.claims import Owners
 from seedregistry.registry.purposes import LIBRARY_PURPOSES, close_set, require_member, similar
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ class Guard:
         self._on_reuse = on_reuse
         self._closed: Optional[FrozenSet[str]] = None if purposes is None else close_set(purposes)
         self._seen: Set[str] = set(LIBRARY_PURPOSES)
-        self._owners: Dict[int, Name] = {}
+        self._owners = Owners()
         self._first_use: Dict[Names, str] = {}
         self._generator_sites: Set[Tuple[Names, str, str]] = set()
         self._scoped: Set[Names] = set()
@@ -108,9 +106,14 @@ class Guard:
             require_member(purpose, self._closed)
 
     def check_purpose(self, purpose: str, registered: Collection[str]) -> None:
-        """Refuse a purpose outside the closed set.
+        """Refuse a purpose outside the closed set; warn, once, about a likely slip of the finger.
 
-        Warn, once, about one that looks like a slip of the finger.
+        Args:
+            purpose: the purpose, of which a stream is about to be derived.
+            registered: the purposes that have a component.
+
+        Raises:
+            UnknownPurposeError: names the set and the nearest member.
         """
         if purpose in self._seen:
             return
@@ -131,14 +134,14 @@ class Guard:
     def claim(self, seed: int, stream: Name) -> None:
         """Take a seed for a stream (master seed, purpose, instance id).
 
+        A stream may take its seed again.
+
         Raises:
             SeedCollisionError: another stream has it.
         """
-        owner = self._owners.setdefault(seed, stream)
-        if (
-            owner != stream
-        ):  # equal after an interrupt between claiming and recording: then it is taken up again
-            self._refuse(seed, owner, stream)
+        other = self._owners.claim(seed, stream)
+        if other is not None:
+            self._refuse(seed, other, stream)
 
     def claim_all(self, claims: Iterable[Tuple[int, Name]]) -> None:
         """Take many seeds, or none of them.
@@ -152,7 +155,7 @@ class Guard:
                 if seed not in self._owners:
                     taken.append(seed)
                 self.claim(seed, stream)
-        except BaseException:
+        except BaseException:  # an interrupt too: the seeds of no stream must not stay taken
             for seed in taken:
                 self._owners.pop(seed, None)
             raise

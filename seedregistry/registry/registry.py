@@ -476,22 +476,23 @@ class SeedRegistry(Builders):
         shared = self._shared
         identity = QualifiedId.of(stream)
         with shared.lock:
-            earlier = shared.splits.get((identity, counts))
-            if earlier is None:
+            is_first = (identity, counts) not in shared.splits
+            if is_first:
                 shared.guard.check_use(stream, site)
                 shared.guard.mark_use(stream, site)
-                shared.splits[identity, counts] = digest
-                shared.ledger.append(
-                    records.Split(
-                        **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
-                    )
-                )
-            elif earlier != digest:
+            earlier = shared.splits.claim((identity, counts), digest)
+            if earlier is not None:
                 message = (
                     f"Split '{stream.label}' into {counts} has indices {digest[:12]} now "
                     f"and had {earlier[:12]} before."
                 )
                 raise LedgerIntegrityError(message)
+            if is_first:
+                shared.ledger.append(
+                    records.Split(
+                        **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
+                    )
+                )
         return subsets
 
     # --- the state of the process -----------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Set, Tuple
 from seedregistry import derivation, rng
 from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import Ledger, records
+from seedregistry.ledger.claims import Splits
 from seedregistry.registry.guard import Guard
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Shared:
         self.ledger = Ledger()
         self.guard = Guard(self.ledger, on_reuse=on_reuse, purposes=purposes)
         self.components: Dict[str, Component] = {}
-        self.splits: Dict[Tuple[QualifiedId, Tuple[int, ...]], str] = {}
+        self.splits = Splits()
         self.epochs: Set[Tuple[QualifiedId, int, str]] = set()
         self.has_environment = False
         self._make_transient()
