@@ -7,6 +7,7 @@ import os
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from seedregistry.attribution import Recipe
 
@@ -171,6 +172,69 @@ def recipe(**changes) -> Recipe:
     return Recipe(**fields)
 
 
+class Checkpointed(nn.Module):
+    """Computes its middle again in the backward pass, as large models do to save memory."""
+
+    def __init__(self, probability: float = 0.0) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, 8)
+        self.middle = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(probability))
+        self.last = nn.Linear(8, CLASSES)
+
+    def forward(self, inputs):
+        hidden = checkpoint(self.middle, self.first(inputs), use_reentrant=False)
+        return self.last(hidden)
+
+
+def checkpointed_with_dropout() -> nn.Module:
+    return Checkpointed(0.3)
+
+
+class Attention(nn.Module):
+    """A layer of attention, whose key's bias has no effect: its gradient is rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(FEATURES, 2, batch_first=True)
+        self.last = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs):
+        tokens = torch.stack([inputs, inputs.roll(1, 1), inputs.flip(1)], 1)
+        attended, _ = self.attention(tokens, tokens, tokens)
+        return self.last(attended.mean(1))
+
+
+class FrozenNorm(nn.Module):
+    """Has a batch norm that stays in evaluation mode, as fine-tuned models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, CLASSES)
+        )
+        self.train()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.layers[1].eval()
+        return self
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+def bias_before_a_norm() -> nn.Module:
+    """The bias of the convolution is taken away by the norm behind it."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, FEATURES)),
+        nn.Conv1d(1, 4, 3),
+        nn.InstanceNorm1d(4),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(4 * (FEATURES - 2), CLASSES),
+    )
+
+
 VARIANTS = {
     "plain": {"optimizer_options": {"lr": 0.1}},
     "momentum and weight decay": {},
@@ -196,6 +260,11 @@ VARIANTS = {
         "model": half_frozen,
         "parameter_groups": lambda model: [{"params": [*model[2].parameters(), model[0].bias]}],
     },
+    "checkpointing": {"model": Checkpointed},
+    "checkpointing with dropout": {"model": checkpointed_with_dropout},
+    "attention": {"model": Attention},
+    "frozen norm": {"model": FrozenNorm},
+    "bias before a norm": {"model": bias_before_a_norm},
     "skipping": {"model": Skipping},
     "skipping with adam": {
         "model": Skipping,

@@ -13,9 +13,12 @@ import pytest
 import torch
 from recipes import (
     ADAM,
+    CLASSES,
+    FEATURES,
     SGD,
     SIZE,
     VARIANTS,
+    Checkpointed,
     Counting,
     Replacing,
     Unused,
@@ -649,3 +652,55 @@ def test_group_norm_is_torchs():
     ours, torchs = GroupNorm(4, 8).double(), nn.GroupNorm(4, 8).double()
     assert torch.allclose(ours(inputs), torchs(inputs), atol=1e-12)
     assert mlp() is not None
+
+
+class ReadsItself(nn.Module):
+    """Computes a part from a copy of its parameters, which no step changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+        self.copies = [self.layer.weight]
+
+    def forward(self, inputs):
+        return self.layer(inputs) + inputs @ self.copies[0].T
+
+
+def test_a_model_that_reads_other_parameters_is_refused():
+    """A model that computes from parameters which are not those of the step is refused before
+    anything is trained: in the second step its gradient is not a plain loop's."""
+    training = Training(SeedRegistry(42), recipe(model=ReadsItself))
+    with pytest.raises(RecipeError, match=r"the gradient of layer\.weight is not that of a plain"):
+        training.check()
+
+
+def test_without_the_plain_loop_it_would_not_be_seen(monkeypatch):
+    """The check above is what sees it: without it the training goes on."""
+    monkeypatch.setattr(Training, "_check_gradients", lambda *_: None)
+    Training(SeedRegistry(42), recipe(model=ReadsItself)).check()
+
+
+def test_the_models_parameters_are_its_own_again():
+    """After a training, and after a copy, the model has its own parameters and mode; a checkpointed
+    part is computed again with those of the step."""
+    training = Training(SeedRegistry(42), recipe(model=Checkpointed))
+    before = {name: tensor.clone() for name, tensor in training._model.named_parameters()}
+    final = training.train()
+    outputs = training.outputs(final, training.examples()[0])
+    outputs.sum()
+    training.copy_model(final)
+    assert training._model.training
+    for name, parameter in training._model.named_parameters():
+        assert isinstance(parameter, nn.Parameter)
+        assert torch.equal(parameter, before[name])
+
+
+def test_out_of_memory_is_not_the_models_fault():
+    """Running out of memory in a step is told as that."""
+
+    def forgetful(outputs, targets):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    training = Training(SeedRegistry(42), recipe(loss=forgetful))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        training.train()

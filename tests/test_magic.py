@@ -332,3 +332,26 @@ def test_walking_moves_no_generator():
     assert attrs.evolve(training.initial_state(), step=1).step == 1
     assert mlp is not None
     assert ADAM
+
+
+def test_targets_that_do_not_fit_into_memory(monkeypatch, caplog):
+    """Where all targets at once do not fit, as many are done as do, which is said; the scores are
+    the same but for rounding. Where not even one fits, the error is torch's."""
+    training = Training(SeedRegistry(42), recipe())
+    expected = magic(training, TESTS).scores
+    most = 2
+    grad = torch.autograd.grad
+
+    def scarce(outputs, inputs, grad_outputs=None, **options):
+        if options.get("is_grads_batched") and len(grad_outputs[0]) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return grad(outputs, inputs, grad_outputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", scarce)
+    with caplog.at_level("WARNING", logger="seedregistry"):
+        scores = magic(training, TESTS).scores
+    assert torch.allclose(scores, expected, rtol=1e-10, atol=1e-14)
+    assert [record.getMessage()[:9] for record in caplog.records] == ["5 targets", "3 targets"]
+    most = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        magic(training, TESTS)

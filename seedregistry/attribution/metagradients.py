@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, Tuple, Unio
 
 import attrs
 import torch
+from torch.cuda import OutOfMemoryError
 
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
@@ -221,6 +222,7 @@ class _Adjoint:
     def __init__(self, training: Training, targets: int, *, vectorized: Union[bool, str]) -> None:
         self._training = training
         self._vectorized = vectorized
+        self._at_once: Optional[int] = None
         self._adjoints: Tuple[torch.Tensor, ...] = ()
         self._after: Optional[State] = None
         self.scores = training.ones(targets * training.size).reshape(targets, training.size).zero_()
@@ -242,11 +244,17 @@ class _Adjoint:
 
         # Gradients are linear in the weights, and all weights are 1. So each product below is 1 and
         # its derivatives by the weights have the sum 1 (Euler's theorem on homogeneous functions).
-        # An operator that drops its second derivative without an error shows in that sum.
+        # An operator that drops its second derivative without an error shows in that sum. Where a
+        # gradient is zero by itself, as of the key's bias in attention, there is rounding alone.
+        sizes = [
+            float(gradient.detach().norm()) if gradient is not None else 0.0
+            for gradient in gradients
+        ]
+        least = max(sizes, default=0.0) * torch.finfo(training.recipe.dtype).eps ** 0.5
         products = [
             (gradient * gradient.detach()).sum() / gradient.detach().square().sum()
-            for gradient in gradients
-            if gradient is not None and bool(gradient.detach().square().sum() > 0)
+            for gradient, size in zip(gradients, sizes)
+            if gradient is not None and size > least
         ]
 
         problem = (
@@ -394,7 +402,9 @@ class _Adjoint:
         count = len(adjoints[0])
         if self._vectorized and count > 1:
             try:
-                return pull(adjoints, is_batched=True, keep=self._vectorized == "auto")
+                return self._pull_together(pull, adjoints)
+            except OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 if self._vectorized is True:
                     message = (
@@ -416,6 +426,40 @@ class _Adjoint:
             for i in range(count)
         ]
         return tuple(torch.stack(column) for column in zip(*rows))
+
+    def _pull_together(
+        self, pull: Callable[..., Tuple[torch.Tensor, ...]], adjoints: Sequence[torch.Tensor]
+    ) -> Tuple[torch.Tensor, ...]:
+        """Return the adjoints of all targets, as many at once as fit into memory.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: not even one target does.
+        """
+        count = len(adjoints[0])
+        while True:
+            size = min(self._at_once or count, count)
+            try:
+                # The graph is kept, since it may be needed once more.
+                pieces = [
+                    pull(
+                        [adjoint[start : start + size] for adjoint in adjoints],
+                        is_batched=True,
+                        keep=True,
+                    )
+                    for start in range(0, count, size)
+                ]
+                return tuple(torch.cat(column) for column in zip(*pieces))
+            except OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._at_once = (size + 1) // 2
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                    torch.cuda.empty_cache()
+                _log.warning(
+                    "%d targets at once do not fit into memory: they are done %d at once.",
+                    size,
+                    self._at_once,
+                )
 
     def save(self, step: int, final: State, values: torch.Tensor) -> dict[str, Any]:
         """Return what a walk needs to go on from the state before ``step``."""

@@ -110,9 +110,9 @@ class Training:
         model = registry.model(
             recipe.model, instance_id=name if recipe.model_id is None else recipe.model_id
         )
-        _refuse_running_statistics(model)
         self._model = model.to(self._device, recipe.dtype)
         self._model.train()
+        _refuse_running_statistics(self._model)
         named = list(self._model.named_parameters())
         self._names = [
             parameter_name for parameter_name, parameter in named if parameter.requires_grad
@@ -863,17 +863,22 @@ def _refuse_running_statistics(model: nn.Module) -> None:
     """Refuse layers that carry statistics from batch to batch, and warn of those within a batch.
 
     Statistics that are carried are no part of a state. An example of weight zero enters them, so
-    its removal could not be predicted either.
+    its removal could not be predicted either. A layer that the model keeps in evaluation mode
+    changes nothing and normalises by what it has.
+
+    Args:
+        model: in training mode.
     """
-    names = [
-        f"{name} ({type(module).__name__})"
+    layers = [
+        (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
+    ]
+    names = [
+        f"{name} ({type(module).__name__})" for name, module in layers if module.track_running_stats
     ]
     unsaid = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        name for name, module in layers if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
     if unsaid and not names:
         _log.warning(
