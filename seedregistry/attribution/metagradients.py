@@ -10,6 +10,7 @@ Engstrom and others, Optimizing ML Training with Metagradient Descent, arXiv 250
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, Tuple, Union
@@ -21,7 +22,7 @@ from torch.cuda import OutOfMemoryError
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
-from seedregistry.common.files import write_atomically
+from seedregistry.common.files import seal, unseal, write_atomically
 from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.common.options import check_count
 from seedregistry.determinism import torch_threads
@@ -41,7 +42,7 @@ _SAVE_EVERY = 50
 _MOST_LOST = 0.1
 """Limit of a sum's error: a derivative that is lost takes about 1 from it, rounding far less."""
 
-_PROGRESS_FORMAT = "seedregistry.magic/1"
+_PROGRESS_FORMAT = "seedregistry.magic/2"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -67,8 +68,10 @@ class Attribution:
             1: shape (targets, size), in the recipe's dtype. Leaving examples S out changes the
             measurements by about ``-scores[:, S].sum(1)``.
         values: the measurements after the training, shape (targets,).
-        fingerprint: of the training before its first step, 64 hexadecimal digits; retrainings of
-            another training are told by it.
+        fingerprint: of the training as it went, 64 hexadecimal digits; retrainings of another
+            training are told by it.
+        measurement: digest of the measurement, 64 hexadecimal digits; retrainings that measured
+            something else are told by it.
         state: the final state of the training.
         states_kept: the largest number of states that were kept at the same time, besides the first
             and the one at work.
@@ -77,6 +80,7 @@ class Attribution:
     scores: torch.Tensor
     values: torch.Tensor
     fingerprint: str
+    measurement: str
     state: State
     states_kept: int
 
@@ -157,7 +161,10 @@ def magic(
     try:
         with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
             adjoint.try_out()
-            attribution = _walk(training, measurement, budget, store, adjoint, progress_file, tell)
+            scores, values, final = _walk(
+                training, measurement, budget, store, adjoint, progress_file, tell
+            )
+            fingerprint = training.whole_fingerprint()
     finally:
         store.close()
 
@@ -165,7 +172,14 @@ def magic(
     # arithmetic went into: the state before the first step, and not the scores.
     facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
-    return attribution
+    return Attribution(
+        scores=scores,
+        values=values,
+        fingerprint=fingerprint,
+        measurement=identity.digest,
+        state=final,
+        states_kept=store.most,
+    )
 
 
 def _walk(
@@ -176,8 +190,12 @@ def _walk(
     adjoint: _Adjoint,
     progress_file: Optional[_ProgressFile],
     tell: Callable[[int, int], None],
-) -> Attribution:
-    """Train, measure and walk back; or go on with a walk whose progress is in the file."""
+) -> Tuple[torch.Tensor, torch.Tensor, State]:
+    """Train, measure and walk back; or go on with a walk whose progress is in the file.
+
+    Returns:
+        The scores, the measured values and the final state.
+    """
     total = training.steps
     first = training.initial_state()
 
@@ -202,13 +220,7 @@ def _walk(
     if progress_file is not None:
         progress_file.remove()
 
-    return Attribution(
-        scores=adjoint.scores.cpu(),
-        values=values.cpu(),
-        fingerprint=training.fingerprint(0),
-        state=final,
-        states_kept=store.most,
-    )
+    return adjoint.scores.cpu(), values.cpu(), final
 
 
 class _Adjoint:
@@ -465,6 +477,7 @@ class _Adjoint:
         """Return what a walk needs to go on from the state before ``step``."""
         return {
             "step": step,
+            "history": self._training.history.state_dict(),
             "updates": list(final.updates),
             "adjoints": list(self._adjoints),
             "scores": self.scores,
@@ -482,13 +495,19 @@ class _Adjoint:
         Returns:
             The step to go on from, the final state and the measured values.
         """
-        self._adjoints, self.scores = tuple(saved["adjoints"]), saved["scores"]
+        training = self._training
+        training.history.load_state_dict(saved["history"])
+        # The steps before it are computed again and compared. Of those after it the examples are.
+        for step in range(int(saved["step"]), training.steps):
+            training.history.check_batch(step, training.batch(step))
+        self._adjoints = tuple(map(training.place, saved["adjoints"]))
+        self.scores = training.place(saved["scores"])
         final = attrs.evolve(
-            first.with_tensors(saved["final"]),
+            first.with_tensors(list(map(training.place, saved["final"]))),
             updates=tuple(saved["updates"]),
-            step=self._training.steps,
+            step=training.steps,
         )
-        return int(saved["step"]), final, saved["values"]
+        return int(saved["step"]), final, training.place(saved["values"])
 
 
 class _ProgressFile:
@@ -514,7 +533,8 @@ class _ProgressFile:
         if not self._path.exists():
             return None
         try:
-            saved: dict[str, Any] = torch.load(self._path, weights_only=True)
+            content = io.BytesIO(unseal(self._path.read_bytes()))
+            saved: dict[str, Any] = torch.load(content, weights_only=True, map_location="cpu")
         except Exception as error:
             message = (
                 f"{str(self._path)!r} is no progress of a walk, or damaged: {error}. "
@@ -539,7 +559,9 @@ class _ProgressFile:
 
     def save(self, progress: dict[str, Any]) -> None:
         state = {**self._identity, **progress}
-        write_atomically(self._path, lambda temporary: torch.save(state, temporary))
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(self._path, seal(content.getvalue()))
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Optional, Tupl
 
 import torch
 
+from seedregistry.errors import ReplayError
+
 if TYPE_CHECKING:
     import os
 
@@ -94,14 +96,14 @@ class KeptStates:
         self._number += 1
         self.most = max(self.most, self._count)
         if self._folder is None:
-            return KeptState(self, state, None)
+            return KeptState(self, state)
 
         path = Path(self._folder.name) / f"{self._number}.pt"
         torch.save([tensor.detach() for tensor in state.tensors()], path)
         # The tensors are in the file. What stays in memory is the shape of the state: its step, its
         # updates and how many tensors belong to each parameter.
         empty = state.with_tensors([torch.empty(0, device="cpu")] * len(state.tensors()))
-        return KeptState(self, empty, path)
+        return KeptState(self, empty, path, state.fingerprint())
 
     def forget(self) -> None:
         """Count one state less."""
@@ -120,20 +122,40 @@ class KeptState:
         states: those that count it; None for the first state of a walk, which is not counted.
         state: the state, with empty tensors where ``path`` has them.
         path: the file of the tensors; None where they are in memory.
+        fingerprint: of the state that was written to the file.
     """
 
-    def __init__(self, states: Optional[KeptStates], state: State, path: Optional[Path]) -> None:
+    def __init__(
+        self,
+        states: Optional[KeptStates],
+        state: State,
+        path: Optional[Path] = None,
+        fingerprint: str = "",
+    ) -> None:
         self._states = states
         self._state = state
         self._path = path
+        self._fingerprint = fingerprint
 
     def state(self) -> State:
-        """Return the state, read from its file where it has one."""
-        return (
-            self._state
-            if self._path is None
-            else self._state.with_tensors(torch.load(self._path, weights_only=True))
-        )
+        """Return the state, read from its file where it has one.
+
+        Raises:
+            ReplayError: the file holds another state than the one that was written.
+        """
+        if self._path is None:
+            return self._state
+        try:
+            state = self._state.with_tensors(torch.load(self._path, weights_only=True))
+            is_whole = state.fingerprint() == self._fingerprint
+        except Exception as error:
+            raise ReplayError(f"{self._problem()}: {error}.") from error
+        if not is_whole:
+            raise ReplayError(f"{self._problem()}: it holds another state than was written.")
+        return state
+
+    def _problem(self) -> str:
+        return f"The file of a kept state, {str(self._path)!r}, is damaged"
 
     def release(self) -> None:
         """Give the state up, so that another can be kept."""
@@ -164,7 +186,7 @@ def walk_back(
 
     # Stretches that are yet to be walked, the last on top: the state before each, its end, how many
     # states it may keep.
-    stretches: List[Tuple[KeptState, int, int]] = [(KeptState(None, first, None), stop, keep)]
+    stretches: List[Tuple[KeptState, int, int]] = [(KeptState(None, first), stop, keep)]
     while stretches:
         kept, end, free = stretches.pop()
         state = kept.state()

@@ -29,6 +29,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.data import TensorDataset
 
 from seedregistry import rng
+from seedregistry.attribution.history import History
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import cross_entropy
 from seedregistry.attribution.states import Batch, State, add_tensors
@@ -93,6 +94,7 @@ class Training:
         registry: as given.
         recipe: as given.
         steps: number of steps, int > 0.
+        history: what the steps fetched and computed, as far as they were done.
         size: number of training examples, int > 0.
 
     Raises:
@@ -149,6 +151,7 @@ class Training:
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
+        self.history = History(self.steps, is_exact=self._device.type == "cpu")
         self._orders: Dict[int, torch.Tensor] = {}
         self._group_of, self._hyper = self._schedule()
 
@@ -447,7 +450,9 @@ class Training:
                 an example.
         """
         batch = self.batch(state.step) if batch is None else batch
-        gradients = self.gradients(state, weights, batch, create_graph=create_graph, cuts=cuts)
+        gradients, _ = self._differentiate(
+            state, weights, batch, create_graph=create_graph, cuts=cuts
+        )
         with contextlib.nullcontext() if create_graph else torch.no_grad():
             return self._update(state, gradients)
 
@@ -476,6 +481,15 @@ class Training:
             RecipeError: the model or the loss failed, or the loss is not finite or not one number
                 an example.
         """
+        gradients, _ = self._differentiate(
+            state, weights, batch, create_graph=create_graph, cuts=cuts
+        )
+        return gradients
+
+    def _differentiate(
+        self, state: State, weights: torch.Tensor, batch: Batch, *, create_graph: bool, cuts: bool
+    ) -> Tuple[Tuple[Optional[torch.Tensor], ...], torch.Tensor]:
+        """Return the gradients of the next step, and the loss of each of its examples."""
         parameters = state.parameters
         if not create_graph:
             parameters = tuple(parameter.detach().requires_grad_() for parameter in parameters)
@@ -491,7 +505,7 @@ class Training:
             )
         if not create_graph:
             self._take_out()
-        return gradients
+        return gradients, losses.detach()
 
     def _update(self, state: State, gradients: Sequence[Optional[torch.Tensor]]) -> State:
         """Return the state after the optimizer's step with the gradients of the loss."""
@@ -551,7 +565,15 @@ class Training:
 
         for step in range(state.step, stop):
             batch = self.batch(step)
-            state = self.step(state, whole[batch.indices], batch, cuts=cuts)
+            gradients, losses = self._differentiate(
+                state, whole[batch.indices], batch, create_graph=False, cuts=cuts
+            )
+            if weights is None:
+                self.history.add(step, batch, losses)
+            with torch.no_grad():
+                state = self._update(state, gradients)
+            if weights is None and state.step == self.steps:
+                self.history.end(state)
             if progress is not None:
                 progress(step + 1, self.steps)
         return state
@@ -769,6 +791,27 @@ class Training:
         for row in self._hyper:
             sha.update(repr(row).encode())
         sha.update(self._hash_data())
+        return sha.hexdigest()
+
+    def whole_fingerprint(self) -> str:
+        """Return SHA-256 over the recipe and over what the whole training did with it.
+
+        Trains once where that was not done yet. Two trainings with one such fingerprint had the
+        same data in the same batches, the same loss for each example in each step, and the same
+        end. It depends on the arithmetic of the machine.
+
+        Returns:
+            64 hexadecimal digits.
+
+        Raises:
+            RecipeError: the training diverged.
+        """
+        if not self.history.is_whole:
+            self.train()
+        sha = hashlib.sha256(f"{self.fingerprint(0)} {self.history.fingerprint()}".encode())
+        self._take_out()
+        add_tensors(sha, self._buffers.values())
+        add_tensors(sha, (p for p in self._model.parameters() if not p.requires_grad))
         return sha.hexdigest()
 
     def _hash_data(self) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Callable, Iterable, Union
 PathLike = Union[str, "os.PathLike[str]"]
 
 _LONGEST_NAME = 100
+_SEAL = b"seedregistry.sealed/1 "
 
 
 def write_atomically(
@@ -51,6 +53,25 @@ def write_atomically(
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def seal(content: bytes) -> bytes:
+    """Return content behind a line with its SHA-256, by which :func:`unseal` knows damage."""
+    return _SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unseal(sealed: bytes) -> bytes:
+    """Return what :func:`seal` was given.
+
+    Raises:
+        ValueError: it was not sealed, or a bit of it has changed since.
+    """
+    line, _, content = sealed.partition(b"\n")
+    if not line.startswith(_SEAL):
+        raise ValueError(f"it does not begin with {_SEAL.decode().strip()!r}")
+    if line[len(_SEAL) :].decode("ascii", "replace") != hashlib.sha256(content).hexdigest():
+        raise ValueError("its content is not what was written: the digests differ")
+    return content
 
 
 def _sync_file(path: Path) -> None:
