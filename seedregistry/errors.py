@@ -141,7 +141,7 @@ class ScopeError(DeterministicStateError):
         ...     mask = torch.rand(3)
         Traceback (most recent call last):
             ...
-        seedregistry.errors.ScopeError: There are 4 ranks and scope() of 'dropout/training' was not ...
+        seedregistry.errors.ScopeError: There are 4 ranks and scope() of 'dropout/training' was ...
 
         With ``rank=rank`` each rank draws numbers that no other rank draws, and with ``rank=None``
         all ranks draw the same:
@@ -204,7 +204,7 @@ class UndeclaredRandomnessError(DeterministicStateError):
         ...     noise = torch.rand(3)
         Traceback (most recent call last):
             ...
-        seedregistry.errors.UndeclaredRandomnessError: aten::rand drew from the default generator ...
+        seedregistry.errors.UndeclaredRandomnessError: aten::rand drew from the default ...
 
     Attributes:
         source: what drew: an operator (``"aten::bernoulli_"``), ``"random"`` or ``"numpy.random"``.
@@ -297,8 +297,8 @@ class SeedCollisionError(SeedDerivationError, RuntimeError):
         >>> registry.seed("model", "retraining_29047") == 571989311
         False
 
-        In a new experiment take the scheme that sets generators from all 256 bits of a stream's
-        key. ``registry.reserve`` asks for many names at once, before the first training:
+        In a new experiment take the scheme that sets generators from a stream's key, which has 256
+        bits. ``registry.reserve`` asks for many names at once, before the first training:
 
         >>> registry = SeedRegistry(42, scheme="sha256-256")
         >>> registry.reserve("model", [f"lds_{i}" for i in (23202, 29047)])
