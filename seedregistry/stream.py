@@ -66,7 +66,8 @@ class _PlainSeed:
     def late_seed(self, kind: str) -> int:
         """Return the seed of an accelerator that started inside a scope.
 
-        It is a tagged hash of the plain seed, so that the accelerator does not repeat the CPU's seed.
+        It is a tagged hash of the plain seed: with that itself, two kinds of accelerator would draw
+        from one seed.
         """
         return derivation.late_seed(self.seed, kind)
 
