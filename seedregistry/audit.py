@@ -3,7 +3,7 @@
 Torch's operators are watched with a dispatch mode: every operator tagged
 ``nondeterministic_seeded`` that got no generator, ran outside a scope and moved a default
 generator. Python's and NumPy's generators (and torch's, for draws of other threads) are compared at
-the end with what they were at the start. Costs nothing when there is no audit.
+the end with what they were at the start. Where there is no audit, nothing of this costs anything.
 
 Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yaml``;
 ``torch.utils._python_dispatch``.

@@ -1,10 +1,9 @@
 """Derivation: from (master seed, purpose, instance id, coordinates) to seeds and keys.
 
-Pure, and without torch.
-
-Every rule here is frozen: results in published work depend on it. The vectors in
-``tests/data/derivation.json`` and in ``docs/derivation.md`` hold them to the byte; a change of any
-of them is a new scheme with a new name.
+The functions are pure, and the module does without torch. Every rule here is frozen: results in
+published work depend on it. The vectors in ``tests/data/derivation.json`` and in
+``docs/derivation.md`` hold the rules to the byte; a change of any of them is a new scheme with a
+new name.
 
 Names are encoded as typed, length-prefixed fields, so that the encoding is injective: ``("ab",
 "c")`` is not ``("a", "bc")`` and ``7`` is not ``"7"``. Every hash carries a tag of its own ("domain
@@ -423,7 +422,7 @@ def _seed_from_stream_key(master_seed: int, purpose: str, instance_id: InstanceI
     return seed_of_key(stream_key(master_seed, purpose, instance_id))
 
 
-# --- what each library is seeded with: words of its own -------------------------------------------
+# --- what each library is seeded with: bits of its own --------------------------------------------
 
 
 def python_seed(key: bytes) -> int:

@@ -4,9 +4,9 @@ It is the innermost frame of the user's own code. Frames of this library, of the
 and of installed packages only call: click calls a command, pytest a test, Lightning a hook. They
 are passed over wherever a frame of the user's is further out.
 
-Where no frame is the user's, as in ``seedregistry demo`` or in a project that is installed itself, the place
-is the innermost frame of an installed package that is not known to call other people's code; and
-where there is no such frame either, the line of this library that began the work.
+Where no frame is the user's, as in ``seedregistry demo`` or in a project that is installed itself,
+the place is the innermost frame of an installed package that is not known to call other people's
+code; and where there is no such frame either, the line of this library that began the work.
 """
 
 from __future__ import annotations

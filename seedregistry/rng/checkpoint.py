@@ -199,7 +199,6 @@ def _decode_torch(entry: Entry, name: str, generator: torch.Generator) -> Callab
     if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.shape != expected:
         raise _entry_error(name, f"'state' must be a uint8 tensor of {expected.numel()} bytes")
 
-    # A clone: what the caller does to the state dict between the check and the call has no effect.
     private = state.cpu().clone()
     # A state that torch refuses is refused now, by a generator that nobody uses: a refusal while
     # the states are applied would come too late.
