@@ -450,7 +450,7 @@ def mt19937_words(key: bytes) -> bytes:
     """Return the 624 state words of torch's CPU generator at a key, under ``sha256-256``.
 
     Returns:
-        2,496 bytes: words of 32 bits, each little-endian.
+        Bytes, 2,496 of them; each four are a word, little-endian.
     """
     return hashlib.shake_128(_TAG_MT19937 + key).digest(4 * _MT19937_WORDS)
 

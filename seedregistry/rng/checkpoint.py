@@ -33,9 +33,8 @@ class Handouts:
     its registry; not pickled.
 
     Example:
-        >>> import torch
         >>> from seedregistry import rng
-        >>> handouts, generator = rng.Handouts(), torch.Generator()
+        >>> handouts, generator = rng.Handouts(), rng.make_plain_generator("cpu", 7)
         >>> handouts.add("noise", "null", "cpu", generator)
         >>> list(handouts.alive())
         ['handed:noise|null|cpu|0']
