@@ -543,7 +543,7 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = held_out()
     with pytest.raises(
-        ReplayError, match=r"another training: measurement \w{12} there and \w{12} here\."
+        ReplayError, match=r"another training: measurement is \w{12} there and \w{12} here\."
     ):
         retrain(
             training,
@@ -558,7 +558,7 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     one, two = (run.advance(run.initial_state(), 10) for run in (training, other))
     assert one.fingerprint() == two.fingerprint()
     with pytest.raises(
-        ReplayError, match=r"another training: fingerprint \w{12} there and \w{12} here\."
+        ReplayError, match=r"another training: fingerprint is \w{12} there and \w{12} here\."
     ):
         retrain(other, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     first = min(tmp_path.iterdir())
