@@ -88,13 +88,11 @@ class Retrainings:
         >>> from seedregistry import SeedRegistry
         >>> from seedregistry.attribution import Recipe, Training, losses_of, retrain
         >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> recipe = Recipe(
-        ...     model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1, batch_size=4
-        ... )
-        >>> training = Training(SeedRegistry(42), recipe)
-        >>> (quarter,) = retrain(
-        ...     training, losses_of(*data), fractions=(0.25,), subsets=3, progress=False
-        ... )
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
+        >>> options = {"fractions": (0.25,), "subsets": 3, "progress": False}
+        >>> (quarter,) = retrain(training, measurement, **options)
         >>> quarter.dropped.shape, quarter.values.shape
         (torch.Size([3, 2]), torch.Size([3, 8]))
 
@@ -202,13 +200,11 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
         >>> from seedregistry import SeedRegistry
         >>> from seedregistry.attribution import Recipe, Training, losses_of, retrain
         >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> recipe = Recipe(
-        ...     model=lambda: torch.nn.Linear(8, 2), dataset=data, epochs=1, batch_size=4
-        ... )
-        >>> training = Training(SeedRegistry(42), recipe)
-        >>> outcomes = retrain(
-        ...     training, losses_of(*data), fractions=(0.25, 0.5), subsets=3, progress=False
-        ... )
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
+        >>> options = {"fractions": (0.25, 0.5), "subsets": 3, "progress": False}
+        >>> outcomes = retrain(training, measurement, **options)
         >>> [(each.fraction, tuple(each.dropped.shape)) for each in outcomes]
         [(0.25, (3, 2)), (0.5, (3, 4))]
 
