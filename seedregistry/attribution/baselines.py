@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-6
 _MOST_NUMBERS = 2**26
-"""Numbers in the gradients of the examples that are looked at together: examples times parameters."""
+"""Numbers in the gradients that are held together: examples times parameters."""
 _MOST_INPUTS = 2**22
-"""Numbers in the inputs that are looked at together, counted once for each vector."""
+"""Numbers in the inputs that are held together, counted once for each vector."""
 
 
 def gradient_dot_product(

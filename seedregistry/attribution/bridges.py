@@ -1,8 +1,9 @@
 """Scores of other libraries, for the table beside MAGIC.
 
-They are dattri's influence function and traker's TRAK; each needs its package. All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each
-measurement, shape (targets, size). What the libraries draw comes from streams of the registry,
-("dattri", instance id) and ("traker", instance id).
+They are dattri's influence function and traker's TRAK; each needs its package. All have the shape
+and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape
+(targets, size). What the libraries draw comes from streams of the registry, ("dattri", instance id)
+and ("traker", instance id).
 
 Source: J. Deng and others, dattri: A Library for Efficient Data Attribution, 2024; S. M. Park and
 others, TRAK: Attributing Model Behavior at Scale, 2023.
