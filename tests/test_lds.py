@@ -493,15 +493,8 @@ found = retrain(training, losses_of(*held_out()), fractions=(0.1,), subsets=300,
 def test_retraining_that_was_killed_goes_on(tmp_path):
     """Killed with signal 9 and run again, retraining goes on with what it has, and ends with the
     same numbers."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        SCRIPT,
-        os.path.dirname(__file__),
-        str(tmp_path),
-    ]
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, here, str(tmp_path)]
     run_until(command, "20")
     kept = len(list(tmp_path.glob("*.json")))
     assert 20 <= kept < 300

@@ -95,18 +95,6 @@ def influence_function(
     The Gauss-Newton matrix is damped. The system is solved by conjugate gradients, for all targets
     at once, and the products with the matrix are exact.
 
-    Example:
-        >>> import torch
-        >>> from seedregistry import SeedRegistry
-        >>> from seedregistry.attribution import Recipe, Training, baselines, losses_of
-        >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> make = lambda: torch.nn.Linear(8, 2)
-        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
-        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
-        >>> state = training.train()
-        >>> baselines.influence_function(training, measurement, state, damping=0.5).shape
-        torch.Size([8, 8])
-
     Args:
         training: what is attributed.
         measurement: what is measured.

@@ -107,16 +107,16 @@ def _shake_hands(here: Mapping[str, str], there: Mapping[str, str]) -> None:
         ReplayError: with both values of everything that differs.
     """
     different = mismatches(here, there)
-    if different:
-        values = show_mismatches(
-            different, here, there, there="here", here="in the main process", longest=_LONGEST
-        )
-        message = (
-            f"This process does not repeat the run: {values}. Use one type of machine and one set "
-            "of versions. What your program sets, such as the precision of matrix products, set "
-            "in the recipe's module, which every process imports."
-        )
-        raise ReplayError(message)
+    if not different:
+        return
+    values = show_mismatches(
+        different, here, there, there="here", here="in the main process", longest=_LONGEST
+    )
+    raise ReplayError(
+        f"This process does not repeat the run: {values}. Use one type of machine and one set "
+        "of versions. What your program sets, such as the precision of matrix products, set "
+        "in the recipe's module, which every process imports."
+    )
 
 
 def _retrain_all(

@@ -87,12 +87,11 @@ class Retrainings:
         >>> import torch
         >>> from seedregistry import SeedRegistry
         >>> from seedregistry.attribution import Recipe, Training, losses_of, retrain
-        >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> make = lambda: torch.nn.Linear(8, 2)
-        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
-        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
-        >>> options = {"fractions": (0.25,), "subsets": 3, "progress": False}
-        >>> (quarter,) = retrain(training, measurement, **options)
+        >>> tests = losses_of(torch.eye(8), torch.arange(8) % 2)
+        >>> options = {"epochs": 1, "batch_size": 4, "dataset": (torch.eye(8), torch.arange(8) % 2)}
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), **options)
+        >>> training = Training(SeedRegistry(42), recipe)
+        >>> (quarter,) = retrain(training, tests, fractions=(0.25,), subsets=3, progress=False)
         >>> quarter.dropped.shape, quarter.values.shape
         (torch.Size([3, 2]), torch.Size([3, 8]))
 

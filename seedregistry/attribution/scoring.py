@@ -35,12 +35,12 @@ class LdsScore:
         >>> import torch
         >>> from seedregistry import SeedRegistry
         >>> from seedregistry.attribution import Recipe, Training, lds, losses_of
-        >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> make = lambda: torch.nn.Linear(8, 2)
-        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
-        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
+        >>> inputs, targets = torch.eye(8), torch.arange(8) % 2
+        >>> options = {"dataset": (inputs, targets), "epochs": 1, "batch_size": 4}
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), **options)
+        >>> training, tests = Training(SeedRegistry(42), recipe), losses_of(inputs, targets)
         >>> options = {"fractions": (0.25,), "subsets": 5, "progress": False}
-        >>> (result,) = lds(training, measurement, torch.eye(8), **options)
+        >>> (result,) = lds(training, tests, torch.eye(8), **options)
         >>> result.fraction, result.subsets, len(result.spearman), -1 <= result.mean <= 1
         (0.25, 5, 8, True)
 
@@ -155,16 +155,14 @@ def score(
 
     Example:
         >>> import torch
-        >>> from seedregistry import SeedRegistry
-        >>> from seedregistry.attribution import Recipe, Training, losses_of, retrain, score
-        >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> make = lambda: torch.nn.Linear(8, 2)
-        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
-        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
-        >>> options = {"fractions": (0.25,), "subsets": 5, "progress": False}
-        >>> (retrainings,) = retrain(training, measurement, **options)
-        >>> score(retrainings, torch.eye(8)).subsets
-        5
+        >>> from seedregistry.attribution import Retrainings, score
+        >>> dropped = torch.tensor([[0, 1], [2, 3], [4, 5]])
+        >>> values = torch.tensor([[3.0], [2.0], [1.0]])
+        >>> made = {"protocol": "weights", "fraction": 0.25, "size": 8, "fingerprint": ""}
+        >>> retrainings = Retrainings(dropped=dropped, values=values, **made)
+        >>> effects = torch.arange(8.0)[None]
+        >>> score(retrainings, effects).mean
+        1.0
 
     Args:
         retrainings: one of the results of ``retrain``.

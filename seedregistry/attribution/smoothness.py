@@ -66,17 +66,6 @@ def metasmoothness(
     Near 1 the scores of MAGIC predict retrainings well. At .9 and below they do not, however exact
     they are as derivatives.
 
-    Example:
-        >>> import torch
-        >>> from seedregistry import SeedRegistry
-        >>> from seedregistry.attribution import Recipe, Training, losses_of, metasmoothness
-        >>> data = torch.eye(8), torch.arange(8) % 2
-        >>> make = lambda: torch.nn.Linear(8, 2)
-        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
-        >>> training = Training(SeedRegistry(42), recipe)
-        >>> metasmoothness(training, losses_of(*data), step=0.01, progress=False).step
-        0.01
-
     Args:
         training: what is repeated with its weights moved.
         measurement: as for ``magic``: it gives one number for each target.
