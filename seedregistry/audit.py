@@ -3,7 +3,7 @@
 Torch's operators are watched with a dispatch mode: every operator tagged
 ``nondeterministic_seeded`` that got no generator, ran outside a scope and moved a default
 generator. Python's and NumPy's generators (and torch's, for draws of other threads) are compared at
-the end with what they were at the start. Costs nothing when there is no audit.
+the end with what they were at the start. Where there is no audit, nothing of this costs anything.
 
 Source: ``torch.Tag.nondeterministic_seeded`` in ``aten/src/ATen/native/tags.yaml``;
 ``torch.utils._python_dispatch``.
@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seedregistry import rng
 from seedregistry.common.callsite import user_line
+from seedregistry.common.options import check_choice
 from seedregistry.errors import (
-    InvalidOptionError,
     ScopeError,
     UndeclaredRandomnessError,
     UndeclaredRandomnessWarning,
@@ -59,6 +59,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             or rng.scoped_libraries()
         ):
             return func(*args, **kwargs)
+
+        # The tag does not say whether this call draws: filling an empty tensor takes nothing.
         before = rng.Captured(torch_only=True)
         result = func(*args, **kwargs)
         for device in before.moved_devices():
@@ -75,22 +77,35 @@ def _has_generator(args: Tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 class Audit:
     """A block in which every draw comes from a stream, or is reported.
 
-    Made by ``registry.audit()``; one block each.
+    Made by ``registry.audit()``. An audit is one block: make another for the next.
 
     In mode ``"error"`` the first torch operator that draws outside every stream raises, with the
-    operator, the device and your line; python's and NumPy's draws are found at the end of the
+    operator, the device and your line; python's and NumPy's draws are seen at the end of the
     block. In mode ``"warn"`` each is a warning, once per operator and line, and the block runs on.
     Draws in other processes (loader workers) are not seen.
 
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> registry = SeedRegistry(42)
+        >>> with registry.audit() as audit:
+        ...     with registry.stream("noise").scope(0):
+        ...         noise = torch.rand(3)  # from the stream
+        >>> audit.undeclared
+        0
+        >>> with registry.audit():
+        ...     noise = torch.rand(3)
+        Traceback (most recent call last):
+            ...
+        seedregistry.errors.UndeclaredRandomnessError: aten::rand drew from the default ...
+
     Attributes:
-        undeclared: draws seen so far outside every stream; for python, NumPy and other threads, one
-            for each that moved.
+        undeclared: draws seen so far outside every stream. Of python, NumPy and other threads only
+            whether they drew is seen, which counts as one draw each.
     """
 
     def __init__(self, mode: str, record: Callable[[Audited], None]) -> None:
-        if mode not in _MODES:
-            message = f"The mode of an audit is 'error' or 'warn'; got {mode!r}."
-            raise InvalidOptionError(message)
+        check_choice(mode, "The mode of an audit", _MODES)
         self._mode = mode
         self._record = record
         self._watcher = _Watcher(self._seen_operator)
@@ -105,6 +120,7 @@ class Audit:
         if self._is_used:
             message = "An audit is one block; make another with registry.audit()."
             raise ScopeError(message)
+
         self._is_used = True
         covered = rng.scoped_libraries()  # inside a scope what is drawn is the scope's
         fingerprint = rng.fingerprint()
@@ -153,8 +169,10 @@ class Audit:
     def _compare(self) -> None:
         now = rng.fingerprint()
         for source, before in self._fingerprint.items():
+            # A device that an operator was reported for has moved, and its draw is not told twice.
             if now.get(source) == before or source in self._explained:
                 continue
+
             library = {"python": "random", "numpy": "numpy.random"}.get(source, source)
             where = (
                 "by another thread or by compiled code"
@@ -186,6 +204,7 @@ class Audit:
             error = UndeclaredRandomnessError(message, source=source, device=device, line=line)
             self._first = self._first or error
             raise error
+
         if (source, line) not in self._warned:
             self._warned.add((source, line))
             warnings.warn_explicit(message, UndeclaredRandomnessWarning, *place)

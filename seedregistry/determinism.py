@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import difflib
 import importlib
 import os
 import sys
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional,
 import attrs
 import torch
 
+from seedregistry.common.options import check_choice
 from seedregistry.errors import DeterministicStateError, InvalidOptionError
 
 if TYPE_CHECKING:
@@ -85,7 +85,22 @@ _INDUCTOR_NOTE = (
 
 @attrs.frozen(kw_only=True)
 class SwitchReport:
-    """One switch: what it was, what was wanted (None: left alone), and what was read back."""
+    """One switch: what it was, what was wanted of it, and what was read back.
+
+    Example:
+        >>> from seedregistry import determinism
+        >>> with determinism.apply("strict") as switches:
+        ...     reports = {switch.name: switch for switch in switches.report.switches}
+        >>> switch = reports["torch.backends.cudnn.deterministic"]
+        >>> switch.before, switch.wanted, switch.after
+        (False, True, True)
+
+    Attributes:
+        name: of the switch, as torch or the environment has it.
+        before: its value before the call.
+        wanted: the value that the mode asks for; None where it leaves the switch alone.
+        after: its value after the call.
+    """
 
     name: str
     before: Value
@@ -95,7 +110,23 @@ class SwitchReport:
 
 @attrs.frozen(kw_only=True)
 class Ineffective:
-    """Something that could not take effect: its name, what was wanted, what was found, and why."""
+    """Something that could not take effect, and why.
+
+    Example:
+        >>> from unittest import mock
+        >>> from seedregistry import determinism
+        >>> with mock.patch.dict("os.environ", NCCL_ALGO="NVLS"):  # a launcher's setting
+        ...     with determinism.apply("strict") as switches:
+        ...         problems = {problem.name: problem for problem in switches.report.ineffective}
+        >>> print(problems["NCCL_ALGO"])
+        NCCL_ALGO: wanted unset, or without NVLS, found NVLS: the launcher set it, ...
+
+    Attributes:
+        name: of the switch or of the environment's variable.
+        wanted: what would take effect.
+        actual: what is there.
+        reason: why it has no effect.
+    """
 
     name: str
     wanted: str
@@ -112,6 +143,16 @@ class DeterminismReport:
 
     It says how the switches stand. Whether a program is deterministic is not in it: operators
     outside torch are not covered.
+
+    Example:
+        >>> from seedregistry import determinism
+        >>> with determinism.apply("strict") as switches:
+        ...     report = switches.report
+        >>> "torch.deterministic_algorithms" in report.applied
+        True
+        >>> print(report)
+        determinism mode strict
+        ...
 
     Attributes:
         mode: ``"off"``, ``"warn"`` or ``"strict"``, as asked for.
@@ -153,9 +194,8 @@ class _Switch:
 def _get_algorithms() -> str:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if not torch.are_deterministic_algorithms_enabled():
-        return (
-            "off, warn_only" if warn_only else "off"
-        )  # torch remembers warn_only while the mode is off
+        # Torch remembers warn_only while the mode is off: to give back "off" alone would lose it.
+        return "off, warn_only" if warn_only else "off"
     return "warn" if warn_only else "strict"
 
 
@@ -166,7 +206,7 @@ def _set_algorithms(mode: str) -> None:
 def _get_inductor() -> bool:
     """Return Inductor's switch (torch 2.10) without importing Inductor.
 
-    Before its import the environment decides.
+    Before Inductor is imported, the environment decides.
     """
     config = sys.modules.get("torch._inductor.config")
     if config is None:
@@ -215,8 +255,9 @@ def _flag(name: str) -> _Switch:
     )
 
 
-# In the order of setting: use_deterministic_algorithms also sets Inductor's switch, so that one
-# comes after it.
+# In the order of setting, which is the order of putting back too. The environment comes first:
+# cuBLAS may read it as soon as anything computes. use_deterministic_algorithms also sets Inductor's
+# switch, so that one comes after it.
 _SWITCHES: Tuple[_Switch, ...] = (
     _Switch(_CUBLAS, lambda: os.environ.get(_CUBLAS), _set_cublas),
     _Switch(_ALGORITHMS, _get_algorithms, _set_algorithms),
@@ -336,6 +377,7 @@ def _nccl_problem() -> Optional[Ineffective]:
     value = os.environ.get("NCCL_ALGO", "")
     if not value or not _allows_nvls(value):
         return None
+
     # Source: ProcessGroupNCCL.cpp (pytorch#156381): NVLS "can lead to non-deterministic reduction";
     # torch excludes it by itself in deterministic mode, unless the variable is set.
     reason = (
@@ -398,7 +440,8 @@ def _report(
     )
     if mode == "off":
         return DeterminismReport(mode=mode, switches=switches)
-    did_not_stick = [
+
+    unsettled = [
         Ineffective(
             name=s.name,
             wanted=str(s.wanted),
@@ -414,11 +457,12 @@ def _report(
         _nccl_problem(),
         _hash_problem(),
     )
+
     notes = (_WARN_NOTE,) if mode == "warn" else ()
     return DeterminismReport(
         mode=mode,
         switches=switches,
-        ineffective=(*did_not_stick, *(problem for problem in problems if problem is not None)),
+        ineffective=(*unsettled, *(problem for problem in problems if problem is not None)),
         notes=(*notes, _INDUCTOR_NOTE) if after[_INDUCTOR] else notes,
     )
 
@@ -434,17 +478,29 @@ _active: List[weakref.ref[Switches]] = []
 class Switches:
     """The switches as one call of :func:`apply` set them, and the way back.
 
-    As a context manager it reverts at the end.
+    As a context manager it reverts at the end of the block, also when the block raises.
 
     Lifetime: from :func:`apply` to the first complete :meth:`revert`. The switches belong to the
-    process, so handles of all
-    threads form one history. They may be reverted in any order: a switch that a newer handle set
-    too stays as the newer one wants it, and goes back to the caller's value with that one. A newer
-    handle that nobody holds any more counts as a change by hand and is undone. Inductor's switch
-    belongs to the thread in newer versions of torch: revert where you applied.
+    process, so handles of all threads form one history. They may be reverted in any order: a switch
+    that a newer handle set too stays as the newer one wants it, and goes back to the caller's value
+    with that one. A newer handle that nobody holds any more counts as a change by hand and is
+    undone. Inductor's switch belongs to the thread in newer versions of torch: revert where you
+    applied.
 
-    Not undone: what torch did because of the switches, such as ``NCCL_ALGO=^NVLS`` in its own
+    What torch did because of the switches is not undone, such as ``NCCL_ALGO=^NVLS`` in its own
     environment at the first NCCL process group.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import determinism
+        >>> outer = determinism.apply("warn")
+        >>> inner = determinism.apply("strict")
+        >>> outer.revert()  # the inner one still holds
+        >>> determinism.current_mode()
+        'strict'
+        >>> inner.revert()
+        >>> determinism.current_mode()
+        'off'
 
     Attributes:
         report: what was asked for and what was read back.
@@ -467,12 +523,15 @@ class Switches:
         with _lock:
             handles = _handles()
             newer = handles[handles.index(self) + 1 :] if self in handles else []
+
+            # The next newer handle that set a switch saved what this one had made of it. It gets
+            # the value from before this one to give back, and its setting stays for now.
             for handle in newer:
                 for name in self._saved.keys() & handle._saved.keys():
-                    if (
-                        name not in _OF_A_THREAD or handle._thread == self._thread
-                    ):  # the other thread has a value of its own
+                    # Another thread has a value of its own of these.
+                    if name not in _OF_A_THREAD or handle._thread == self._thread:
                         handle._saved[name] = self._saved.pop(name)
+
             _put_back(self._saved)
 
     def __enter__(self) -> Self:
@@ -512,6 +571,8 @@ def _plan(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value
     }
     if before[_GRAPH_GENERATORS] is not None:
         wanted[_GRAPH_GENERATORS] = False
+    # Two values are left alone: the launcher's, and any that somebody set by hand since. What an
+    # earlier call set here, and has still to give back, is neither.
     is_ours = before[_CUBLAS] == _CUBLAS_WANTED and any(
         _CUBLAS in handle._saved for handle in _handles()
     )
@@ -521,22 +582,16 @@ def _plan(mode: str, before: Dict[str, Value], *, fill: bool) -> Dict[str, Value
 
 
 def _validate(mode: object, fill: object) -> None:
-    if not isinstance(mode, str) or mode not in MODES:
-        nearest = (
-            difflib.get_close_matches(mode.lower(), MODES, n=1) if isinstance(mode, str) else []
-        )
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise InvalidOptionError(
-            f"The determinism mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.{hint}"
-        )
+    check_choice(mode, "The determinism mode", MODES)
     if not isinstance(fill, bool):
         raise InvalidOptionError(f"fill_uninitialized_memory is True or False; got {fill!r}.")
 
 
 def current_mode() -> str:
-    """Return the mode that deterministic algorithms are in.
+    """Return the mode that torch's deterministic algorithms are in.
 
-    ``"off"``, ``"warn"`` or ``"strict"``.
+    Returns:
+        ``"off"``, ``"warn"`` or ``"strict"``.
     """
     return _get_algorithms().partition(",")[0]
 
@@ -546,6 +601,15 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
 
     In torch 2.10 and later the first call imports Inductor's configuration, as
     ``torch.use_deterministic_algorithms`` does: about a second.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import determinism
+        >>> with determinism.apply("strict"):
+        ...     print(torch.are_deterministic_algorithms_enabled())
+        True
+        >>> torch.are_deterministic_algorithms_enabled()
+        False
 
     Args:
         mode: ``"off"`` leaves every switch alone and reads it; ``"fast"`` allows nondeterministic
@@ -565,6 +629,7 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
             message names those that were not.
     """
     _validate(mode, fill_uninitialized_memory)
+
     with _lock:
         before = {switch.name: _read(switch) for switch in _SWITCHES}
         wanted = _plan(mode, before, fill=fill_uninitialized_memory)
@@ -572,6 +637,7 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
         if saved:
             saved[_INDUCTOR] = before[_INDUCTOR]  # use_deterministic_algorithms sets it too
         cuda_had_started = bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
         try:
             for switch in _SWITCHES:
                 if switch.name in wanted:
@@ -580,7 +646,7 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
                 saved, _report(mode, before, wanted, cuda_had_started=cuda_had_started)
             )
             _active.append(weakref.ref(handle))
-        except BaseException:
+        except BaseException:  # an interrupt too: half of the switches would be nobody's mode
             _put_back(dict(saved))
             raise
     return handle
@@ -588,7 +654,18 @@ def apply(mode: str, *, fill_uninitialized_memory: bool = False) -> Switches:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Run a block with a number of torch's threads, and give the caller's back."""
+    """Run a block with a number of torch's threads, and give the caller's number back.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import determinism
+        >>> with determinism.torch_threads(1):
+        ...     print(torch.get_num_threads())
+        1
+
+    Args:
+        threads: int >= 1; sums on the CPU depend on it.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -64,9 +64,10 @@ class _PlainSeed:
         raise ScopeError(message)
 
     def late_seed(self, kind: str) -> int:
-        """Return the seed of an accelerator that started inside.
+        """Return the seed of an accelerator that started inside a scope.
 
-        A tagged hash of this one, and not this one.
+        It is a tagged hash of the plain seed: with that itself, two kinds of accelerator would draw
+        from one seed.
         """
         return derivation.late_seed(self.seed, kind)
 
@@ -74,7 +75,11 @@ class _PlainSeed:
 def plain_scope(seed: int, label: str) -> rng.Scope:
     """Return a scope in which torch's default generators are seeded with an integer.
 
-    Python's and NumPy's stay.
+    Python's and NumPy's default generators stay as they are.
+
+    Args:
+        seed: int, as ``torch.manual_seed`` takes it.
+        label: how messages name the scope.
     """
     source = _PlainSeed(seed)
     return rng.Scope(source, label, torch_only=True, late_seed=source.late_seed)
@@ -92,8 +97,18 @@ class Stream:
 
     An immutable value: it holds no generator and no state, and every generator that it gives is new
     and at the stream's start. Lives as long as anybody holds it. Thread-safe. Two streams with the
-    same words are equal. A pickled stream keeps its words and loses its registry, so that what is
+    same names are equal. A pickled stream keeps its names and loses its registry, so that what is
     drawn from it in another process is the same and is not recorded; a copy is the stream itself.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> stream = SeedRegistry(42).stream("noise", "training")
+        >>> stream
+        Stream('noise', 'training', seed=1881595798, scheme='sha256-31')
+        >>> noise = torch.rand(3, generator=stream.generator())
+        >>> torch.equal(noise, torch.rand(3, generator=stream.generator()))  # from the start again
+        True
 
     Attributes:
         master_seed: int, ``0 <= master_seed < 2**128``.
@@ -146,7 +161,7 @@ class Stream:
 
     @property
     def label(self) -> str:
-        """Return how messages name the stream: ``purpose`` or ``purpose/instance_id``."""
+        """How messages name the stream: ``purpose`` or ``purpose/instance_id``."""
         return self.purpose if self.instance_id is None else f"{self.purpose}/{self.instance_id}"
 
     @property
@@ -158,11 +173,31 @@ class Stream:
         return self._host
 
     def prefix(self, *coordinates: Coordinate) -> PositionPrefix:
-        """Return what makes many positions with the same first coordinates at a hash each."""
+        """Return what makes many positions that begin with these coordinates, at one hash each.
+
+        Args:
+            *coordinates: ints >= 0 (never bools) or strs.
+
+        Raises:
+            InvalidNameError: one is of another type or negative.
+        """
         return PositionPrefix(self, coordinates)
 
     def at(self, *coordinates: Coordinate) -> Position:
         """Return a position: ``stream.at(epoch, step)``.
+
+        Taking a position is no use of the stream: it may be visited as often as one likes.
+
+        Example:
+            >>> import torch
+            >>> from seedregistry import SeedRegistry
+            >>> noise = SeedRegistry(42).stream("noise", "training")
+            >>> epoch, step = 3, 7
+            >>> draw = torch.rand(2, generator=noise.at(epoch, step).generator())
+            >>> torch.equal(draw, torch.rand(2, generator=noise.at(epoch, step).generator()))
+            True
+            >>> torch.equal(draw, torch.rand(2, generator=noise.at(epoch, step + 1).generator()))
+            False
 
         Args:
             *coordinates: ints >= 0 (never bools) or strs, at least one.
@@ -193,7 +228,10 @@ class Stream:
     def numpy(self) -> np.random.Generator:
         """Return a new ``numpy.random.Generator`` at the stream's start: PCG64 over the key.
 
-        Counts as a use.
+        Counts as a use of the stream.
+
+        Raises:
+            StreamReuseError: the stream was used before and the registry forbids that.
         """
         generator = rng.make_numpy(self)
         if self._host is not None:
@@ -201,7 +239,13 @@ class Stream:
         return generator
 
     def python(self) -> random.Random:
-        """Return a new ``random.Random`` at the stream's start. Counts as a use of the stream."""
+        """Return a new ``random.Random`` at the stream's start.
+
+        Counts as a use of the stream.
+
+        Raises:
+            StreamReuseError: the stream was used before and the registry forbids that.
+        """
         generator = rng.make_python(self)
         if self._host is not None:
             self._host.note_generator(self, "python", "", generator)
@@ -214,22 +258,33 @@ class Stream:
         torch_only: bool = False,
         timeout_s: float = rng.DEFAULT_TIMEOUT_S,
     ) -> rng.Scope:
-        """Return a scope at a position, or at the stream's start.
-
-        ``with dropout.scope(epoch, step): ...``.
+        """Return a scope at a position of the stream, or at its start.
 
         Inside, the default generators of python, NumPy and torch (CPU and every accelerator) are
-        set, each from words of its own; after it they are as before, to the byte, also when the
-        body raises. Without coordinates it is the stream's start and counts as a use; under
+        set, each from bits of its own. After it they are as before, to the byte, also when the body
+        raises. Without coordinates the scope is at the stream's start and counts as a use; under
         ``sha256-31`` torch is then set as ``manual_seed(seed)`` does.
 
-        Not inside modules that are recomputed (``torch.utils.checkpoint``): there, draw from
-        ``stream.at(...).generator(device)``.
+        A scope does not reach into modules that are recomputed (``torch.utils.checkpoint``): there,
+        draw from ``stream.at(...).generator(device)``.
+
+        Example:
+            >>> import torch
+            >>> from seedregistry import SeedRegistry
+            >>> dropout = SeedRegistry(42).stream("dropout", "training")
+            >>> layer, inputs = torch.nn.Dropout(0.5), torch.ones(8)
+            >>> epoch, step = 3, 7
+            >>> with dropout.scope(epoch, step):
+            ...     outputs = layer(inputs)
+            >>> with dropout.scope(epoch, step):  # visited again, in this process or in another
+            ...     torch.equal(outputs, layer(inputs))
+            True
 
         Args:
             *coordinates: ints >= 0 or strs, such as (epoch, step).
-            rank: with more than one rank, ``rank=r`` (each rank draws its own: the position
-                ``(*coordinates, "rank", r)``) or ``rank=None`` (all ranks draw the same).
+            rank: where there is more than one rank, ``rank=r`` makes the draws of each rank
+                different (the position is ``(*coordinates, "rank", r)``), and ``rank=None`` makes
+                them equal.
             torch_only: leave python's and NumPy's generators alone.
             timeout_s: how long to wait for another thread's scope, in seconds.
 
@@ -237,6 +292,9 @@ class Stream:
             ScopeError: more than one rank and no ``rank``; on entering, another thread holds a
                 scope for too long.
             InvalidNameError: a coordinate or the rank is not of an accepted type or range.
+            InvalidOptionError: ``timeout_s`` is no number of seconds >= 0.
+            StreamReuseError: there are no coordinates, the stream was used before and the registry
+                forbids that.
         """
         if isinstance(rank, NotGiven):
             if ranks.world_size() > 1:
@@ -247,14 +305,19 @@ class Stream:
                 )
                 raise ScopeError(message)
         elif rank is not None:
+            # The name keeps (epoch, step) of rank r apart from the position (epoch, step, r).
             coordinates = (*coordinates, "rank", self._check_rank(rank))
+
         host = self._host
         late_seed = self.late_seed if host is None else host.late_seed
+
         source: Union[Stream, Position] = self
         if coordinates:
             source = Position(self, coordinates)
         elif host is not None:
             host.note_scope(self)
+
+        # A training opens a scope in every step, nearly always with the timeout of everybody.
         if timeout_s is not rng.DEFAULT_TIMEOUT_S:
             timeout_s = _check_timeout(timeout_s)
         return rng.Scope(
@@ -294,7 +357,7 @@ class Stream:
             self.master_seed,
             self.scheme,
             self.purpose,
-            type(self.instance_id),
+            type(self.instance_id),  # in case an id equals one of another type, as True equals 1
             self.instance_id,
         )
 
@@ -317,10 +380,18 @@ class Stream:
 class Position:
     """Coordinates inside a stream, such as (epoch, step).
 
-    An immutable value; thread-safe; pickles with its stream's words.
+    An immutable value; thread-safe; pickles together with its stream. Positions are not recorded in
+    the ledger and count as no use of the stream: they are what may be visited again.
 
-    Positions are not recorded in the ledger and count as no use: they are what may be visited
-    again.
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> position = SeedRegistry(42).stream("noise", "training").at(3, 7)
+        >>> position.coordinates
+        (3, 7)
+        >>> position == SeedRegistry(42).stream("noise", "training").at(3, 7)
+        True
+        >>> position.numpy().random() == position.numpy().random()
+        True
 
     Attributes:
         stream: the stream.
@@ -335,6 +406,7 @@ class Position:
             message = "A position needs at least one coordinate, such as stream.at(epoch, step)."
             raise InvalidNameError(message, value="()")
         self.stream = stream
+        # By their exact types: a bool is an int, and a subclass of str may hash as it likes.
         if not all(type(coordinate) in _PLAIN for coordinate in coordinates):
             coordinates = derivation.validate_coordinates(coordinates)
         self.coordinates = coordinates
@@ -372,10 +444,19 @@ class Position:
     def scope(
         self, *, torch_only: bool = False, timeout_s: float = rng.DEFAULT_TIMEOUT_S
     ) -> rng.Scope:
-        """Return a scope at this position, as :meth:`Stream.scope` does.
+        """Return a scope at this position, in which the default generators are set from its key.
 
-        It does not look at the rank: a position has the coordinates that it was given, on every
-        rank. Put the rank among them, or use ``stream.scope(..., rank=r)``.
+        :meth:`Stream.scope` says what a scope does. This one does not look at the rank: a position
+        has the coordinates that it was given, on every rank. Put the rank among them, or use
+        ``stream.scope(..., rank=r)``.
+
+        Args:
+            torch_only: leave python's and NumPy's generators alone.
+            timeout_s: how long to wait for another thread's scope, in seconds.
+
+        Raises:
+            InvalidOptionError: ``timeout_s`` is no number of seconds >= 0.
+            ScopeError: on entering, another thread holds a scope for too long.
         """
         host = self.stream._host
         late_seed = self.stream.late_seed if host is None else host.late_seed
@@ -405,9 +486,16 @@ class Position:
 class PositionPrefix:
     """The positions of a stream that begin with the same coordinates.
 
-    An immutable value; thread-safe; not pickled.
+    An immutable value; thread-safe; not pickled. Hashing the key and the first coordinates is done
+    once, which is what a loader needs that visits a position for every sample of an epoch.
 
-    ``stream.prefix("sample", 3).source(7)`` has the key of ``stream.at("sample", 3, 7)``.
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> stream = SeedRegistry(42).stream("augmentation", "training")
+        >>> epoch, index = 3, 7
+        >>> prefix = stream.prefix("sample", epoch)
+        >>> prefix.source(index).key == stream.at("sample", epoch, index).key
+        True
     """
 
     __slots__ = ("_full_width", "_hash")
@@ -419,14 +507,26 @@ class PositionPrefix:
         self._full_width = stream.full_width
 
     def source(self, *coordinates: Coordinate) -> KeyedSource:
-        """Return what generators are set from at a position."""
-        position = self._hash.copy()
+        """Return what generators are set from at the position with these further coordinates."""
+        position = self._hash.copy()  # updating the hash itself would spoil it for the next one
         position.update(derivation.encode_coordinates(coordinates))
         return KeyedSource(position.digest(), self._full_width)
 
 
 class KeyedSource:
-    """A key, and what generators take of it: a position without its words."""
+    """A key, and what generators take of it: a position that does not say where it is.
+
+    Example:
+        >>> from seedregistry import SeedRegistry
+        >>> stream = SeedRegistry(42).stream("augmentation", "training")
+        >>> source = stream.prefix("sample", 3).source(7)
+        >>> source.seed == stream.at("sample", 3, 7).seed
+        True
+
+    Attributes:
+        key: 32 bytes.
+        full_width: whether generators take more of the key than the seed.
+    """
 
     __slots__ = ("full_width", "key")
 
@@ -436,5 +536,5 @@ class KeyedSource:
 
     @property
     def seed(self) -> int:
-        """Int, ``0 <= seed < 2**31``, as :attr:`Position.seed`."""
+        """Int, ``0 <= seed < 2**31``: the first 32 bits of the key modulo 2**31."""
         return derivation.seed_of_key(self.key)

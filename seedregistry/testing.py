@@ -35,13 +35,26 @@ __all__ = ["assert_replays", "assert_rng_untouched", "seed_registry"]
 def assert_rng_untouched() -> Iterator[None]:
     """Fail if the block moves a default generator of python, NumPy or torch.
 
+    Where the block raises, its exception goes through and nothing is compared.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry.testing import assert_rng_untouched
+        >>> with assert_rng_untouched():
+        ...     noise = torch.rand(3, generator=torch.Generator())
+        >>> with torch.random.fork_rng(devices=[]), assert_rng_untouched():
+        ...     noise = torch.rand(3)
+        Traceback (most recent call last):
+            ...
+        AssertionError: The block moved the default generators of: torch:cpu.
+
     Raises:
-        AssertionError: names the generators that moved. Not raised over an exception of the block's
-            own.
+        AssertionError: names the generators that moved.
     """
     before = rng.fingerprint()
-    yield
+    yield  # without `finally`: an exception of the block is not to be hidden by ours
     after = rng.fingerprint()
+
     moved = sorted(
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
     )
@@ -59,6 +72,20 @@ def assert_replays(
     Results are compared through tensors, arrays, modules (by their ``state_dict``), mappings and
     sequences; floats by their bits.
 
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.testing import assert_replays
+        >>> def build(seed):
+        ...     return SeedRegistry(seed).model(torch.nn.Linear, 3, 2, instance_id="training")
+        >>> assert_replays(build, 42)
+        Linear(in_features=3, out_features=2, bias=True)
+        >>> generator = torch.Generator()
+        >>> assert_replays(torch.rand, 3, generator=generator)
+        Traceback (most recent call last):
+            ...
+        AssertionError: ... does not replay: call 2 differs from the first at result.
+
     Args:
         function: what to call.
         *args: for the function.
@@ -75,6 +102,7 @@ def assert_replays(
     if times < 2:  # noqa: PLR2004 - one call cannot differ from itself
         message = f"times must be at least 2; got {times!r}."
         raise ValueError(message)
+
     first = function(*args, **kwargs)
     expected = dict(_leaves(first, "result"))
     for call in range(2, times + 1):
@@ -86,13 +114,14 @@ def assert_replays(
                     f"{call} differs from the first at {place}."
                 )
                 raise AssertionError(message)
+
     return first
 
 
 def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
     """Yield (place, comparable bytes) for every leaf of a result.
 
-    Read at once: results may be changed in place later.
+    The bytes are copies: results may be changed in place later.
     """
     if isinstance(value, torch.nn.Module):
         yield from _leaves(value.state_dict(), f"{place}.state_dict()")
@@ -118,7 +147,7 @@ def _leaves(value: Any, place: str) -> Iterator[Tuple[str, object]]:
 def seed_registry(request: pytest.FixtureRequest) -> SeedRegistry:
     """A registry whose master seed is derived from the test's node id.
 
-    Of its own for each test, the same in every run.
+    Each test has another one, and the same one every time that it runs.
     """
     node_id = request.node.nodeid.replace("\\", "/")
     return SeedRegistry(

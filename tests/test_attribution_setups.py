@@ -3,6 +3,7 @@ where it matters."""
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import numpy as np
@@ -229,6 +230,54 @@ def test_wrong_setups(call):
     error, nothing built."""
     with pytest.raises(InvalidOptionError):
         call()
+
+
+# --- pickles --------------------------------------------------------------------------------------
+
+
+def test_pickles_find_what_they_name():
+    """Each public class and function stays in the module that recipes and results name when they
+    are pickled: pickles that exist can be read for ever."""
+    from seedregistry import attribution
+
+    homes = {
+        "Attribution": "metagradients",
+        "Batch": "states",
+        "GroupNorm": "models",
+        "LdsScore": "scoring",
+        "Metasmoothness": "smoothness",
+        "Recipe": "recipe",
+        "ReloadableTensors": "datasets",
+        "Retrainings": "retraining",
+        "State": "states",
+        "Training": "training",
+        "construct_digits_cnn": "models",
+        "construct_digits_mlp": "models",
+        "construct_rn9": "models",
+        "cross_entropy": "recipe",
+        "drop_sets": "retraining",
+        "get_cifar10_dataloader": "datasets",
+        "lds": "scoring",
+        "load_cifar10": "datasets",
+        "load_digits": "datasets",
+        "losses_of": "measurements",
+        "magic": "metagradients",
+        "margins_of": "measurements",
+        "metasmoothness": "smoothness",
+        "noise_ceiling": "scoring",
+        "retrain": "retraining",
+        "score": "scoring",
+        "setup_lds_validation": "setups",
+        "setup_magic_training": "setups",
+        "setup_perfect_consistency": "setups",
+    }
+    public = {name: getattr(attribution, name) for name in attribution.__all__}
+    assert {name: value.__module__ for name, value in public.items() if callable(value)} == {
+        name: f"seedregistry.attribution.{home}" for name, home in homes.items()
+    }
+    for name, value in public.items():
+        if callable(value):
+            assert pickle.loads(pickle.dumps(value)) is value, name
 
 
 # --- data -----------------------------------------------------------------------------------------

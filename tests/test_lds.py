@@ -493,15 +493,8 @@ found = retrain(training, losses_of(*held_out()), fractions=(0.1,), subsets=300,
 def test_retraining_that_was_killed_goes_on(tmp_path):
     """Killed with signal 9 and run again, retraining goes on with what it has, and ends with the
     same numbers."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        SCRIPT,
-        os.path.dirname(__file__),
-        str(tmp_path),
-    ]
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, here, str(tmp_path)]
     run_until(command, "20")
     kept = len(list(tmp_path.glob("*.json")))
     assert 20 <= kept < 300
@@ -543,7 +536,7 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     inputs, targets = held_out()
     with pytest.raises(
-        ReplayError, match=r"another training: measurement \w{12} there and \w{12} here\."
+        ReplayError, match=r"another training: measurement is \w{12} there and \w{12} here\."
     ):
         retrain(
             training,
@@ -558,7 +551,7 @@ def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
     one, two = (run.advance(run.initial_state(), 10) for run in (training, other))
     assert one.fingerprint() == two.fingerprint()
     with pytest.raises(
-        ReplayError, match=r"another training: fingerprint \w{12} there and \w{12} here\."
+        ReplayError, match=r"another training: fingerprint is \w{12} there and \w{12} here\."
     ):
         retrain(other, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
     first = min(tmp_path.iterdir())

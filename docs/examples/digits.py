@@ -1,10 +1,10 @@
-"""Train a classifier of handwritten digits from one registry, twice: the runs are equal.
+"""Train a classifier of handwritten digits from one registry, twice, with equal results.
 
 Everything random comes from ``SeedRegistry(seed)``: the split, the weights, the order of the
-batches and the dropout of each step. The ledger says what was derived and built; its digest and the
-weights of the second run must be those of the first, bit for bit. The data are the 1,797 images of
-8 x 8 pixels that come with scikit-learn, so nothing is downloaded. The ledger, a table for a paper
-and a statement in words are left in a folder.
+batches and the dropout of each step. The ledger says what was derived and built. Its digest and the
+weights of the second training must be those of the first, bit for bit. The data are the 1,797
+images of 8 x 8 pixels that come with scikit-learn, so nothing is downloaded. The ledger, a table
+for a paper and a statement in words are left in a folder.
 
     python docs/examples/digits.py --seed 42 --epochs 20 --out out
 """
@@ -29,9 +29,14 @@ BATCH_SIZE = 64
 BAR_WIDTH = 30
 
 
-class Run(NamedTuple):
-    """What one training leaves: its registry, its model, and the share of test images that it
-    gets right."""
+class Result(NamedTuple):
+    """What one training leaves behind.
+
+    Attributes:
+        registry: what everything was derived from and built with.
+        model: the trained model.
+        accuracy: the fraction of the test images that the model gets right.
+    """
 
     registry: SeedRegistry
     model: nn.Module
@@ -76,15 +81,17 @@ def build_model(hidden: int) -> nn.Module:
 
 
 def measure_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of the images that the model gets right."""
+    """Return the fraction of the images that the model gets right."""
     model.eval()
     with torch.no_grad():
         return (model(images).argmax(dim=1) == labels).to(torch.float64).mean().item()
 
 
-def train(seed: int, epochs: int, title: str) -> Run:
-    """Train once. Everything that is drawn comes from the registry, and the audit would raise if
-    something did not."""
+def train(seed: int, epochs: int, title: str) -> Result:
+    """Train once.
+
+    Everything that is drawn comes from the registry. The audit would raise if something did not.
+    """
     registry = SeedRegistry(seed)
     registry.note(epochs=epochs, batch_size=BATCH_SIZE)
     training, test = registry.split(load_dataset(), [1500, 297], instance_id="digits")
@@ -121,7 +128,7 @@ def train(seed: int, epochs: int, title: str) -> Run:
             progress.epoch(epoch, total / len(loader), time.perf_counter() - start)
 
     test_images, test_labels = (torch.stack(column) for column in zip(*test))
-    return Run(registry, model, measure_accuracy(model, test_images, test_labels))
+    return Result(registry, model, measure_accuracy(model, test_images, test_labels))
 
 
 def is_equal(first: nn.Module, second: nn.Module) -> bool:
@@ -133,8 +140,10 @@ def is_equal(first: nn.Module, second: nn.Module) -> bool:
 
 
 def write_ledger(ledger: Ledger, folder: Path) -> Verification:
-    """Save a ledger and what a paper needs of it, and verify the file as a reader of the paper
-    would."""
+    """Save a ledger and what a paper needs of it.
+
+    The file is then verified as a reader of the paper would do it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ledger.save(folder / "ledger.jsonl")
     (folder / "ledger.tex").write_text(ledger.to_latex(), encoding="utf-8")
@@ -151,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=42, help="master seed (default: %(default)s)")
     parser.add_argument(
-        "--epochs", type=int, default=20, help="epochs of each run (default: %(default)s)"
+        "--epochs", type=int, default=20, help="epochs of each training (default: %(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="folder to write to (default: %(default)s)"
@@ -163,17 +172,17 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Train, show and write the ledger, train again, compare; return the exit status."""
+    """Train, write the ledger, train again and compare; return the exit status."""
     arguments = parse_arguments()
-    torch.set_num_threads(
-        1
-    )  # a model this small gains nothing from more, and sums depend on how many there are
-    first = train(arguments.seed, arguments.epochs, "first run ")
+    # A model this small gains nothing from more threads, and sums depend on how many there are.
+    torch.set_num_threads(1)
+
+    first = train(arguments.seed, arguments.epochs, "first training ")
     print(f"test accuracy {first.accuracy:.4f}\n\n{first.registry.ledger}\n")
 
     report = write_ledger(first.registry.ledger, arguments.out)
 
-    second = train(arguments.seed, arguments.epochs, "second run")
+    second = train(arguments.seed, arguments.epochs, "second training")
     has_same_digest = second.registry.ledger.digest == first.registry.ledger.digest
     has_same_weights = is_equal(first.model, second.model)
     print(f"\ndigest of the second ledger: {'equal' if has_same_digest else 'DIFFERENT'}")

@@ -1,10 +1,9 @@
 """Simpler scores, for the table beside MAGIC.
 
-Gradient dot product, TracIn, influence function, random.
-
-All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each
-measurement, shape (targets, size). Training examples are looked at some at a time, so that memory
-does not grow with their number.
+They are the gradient dot product, TracIn, the influence function and random scores. All have the
+shape and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape
+(targets, size). Training examples are looked at some at a time, so that memory does not grow with
+their number.
 
 Source: G. Pruthi and others, Estimating Training Data Influence by Tracing Gradient Descent, 2020
 (TracIn); P. W. Koh and P. Liang, Understanding Black-box Predictions via Influence Functions, 2017;
@@ -29,20 +28,38 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-6
 _MOST_NUMBERS = 2**26
-"""Numbers in the gradients of the examples that are looked at together.
-
-They grow with the model.
-"""
+"""Numbers in the gradients that are held together: examples times parameters."""
 _MOST_INPUTS = 2**22
-"""Numbers in the inputs that are looked at together, counted once for each vector."""
+"""Numbers in the inputs that are held together, counted once for each vector."""
 
 
 def gradient_dot_product(
     training: Training, measurement: Measurement, state: State
 ) -> torch.Tensor:
-    """Return minus the dot product of the measurement's gradient and each example's."""
+    """Return minus the dot product of the measurement's gradient and each example's.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, baselines, losses_of
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
+        >>> baselines.gradient_dot_product(training, measurement, training.train()).shape
+        torch.Size([8, 8])
+
+    Args:
+        training: what is attributed.
+        measurement: what is measured.
+        state: where both gradients are taken, such as the final one.
+
+    Returns:
+        Scores of each target and training example, on the CPU: shape (targets, size).
+    """
     with torch_threads(training.recipe.threads):
-        return -_dot_products(training, state, _flat(_measured(training, measurement, state))).cpu()
+        rows = _flatten(_differentiate(training, measurement, state))
+        return -_dot_products(training, state, rows).cpu()
 
 
 def tracin(training: Training, measurement: Measurement, states: Sequence[State]) -> torch.Tensor:
@@ -53,6 +70,9 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
         measurement: what is measured.
         states: such as those after each epoch; the learning rate is that of the last step before
             each.
+
+    Returns:
+        Scores of each target and training example, on the CPU: shape (targets, size).
     """
     with torch_threads(training.recipe.threads):
         total = torch.zeros((), device="cpu")
@@ -72,15 +92,18 @@ def influence_function(
 ) -> torch.Tensor:
     """Return minus (measurement's gradient) x (inverse Gauss-Newton) x (example's gradient).
 
-    The matrix is damped. Solved by conjugate gradients, for all targets at once, with exact
-    products.
+    The Gauss-Newton matrix is damped. The system is solved by conjugate gradients, for all targets
+    at once, and the products with the matrix are exact.
 
     Args:
         training: what is attributed.
         measurement: what is measured.
         state: the final state.
         damping: added to the diagonal, > 0.
-        iterations: at most.
+        iterations: of the conjugate gradients, at most.
+
+    Returns:
+        Scores of each target and training example, on the CPU: shape (targets, size).
 
     Raises:
         RecipeError: the damping is not positive.
@@ -89,16 +112,32 @@ def influence_function(
         raise RecipeError(f"damping must be > 0; got {damping!r}.")
     with torch_threads(training.recipe.threads):
         product = _gauss_newton(training, state, damping)
-        solved = _conjugate_gradients(
-            product, _flat(_measured(training, measurement, state)), iterations
-        )
+        rows = _flatten(_differentiate(training, measurement, state))
+        solved = _conjugate_gradients(product, rows, iterations)
         return (-_dot_products(training, state, solved) / training.size).cpu()
 
 
 def random_scores(training: Training, targets: int) -> torch.Tensor:
     """Return scores that say nothing, from the stream ("random_scores", instance id).
 
-    What chance alone would get.
+    They show which score chance alone would get.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, baselines
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> baselines.random_scores(Training(SeedRegistry(42), recipe), 3).shape
+        torch.Size([3, 8])
+
+    Args:
+        training: whose examples get scores.
+        targets: how many rows.
+
+    Returns:
+        Standard normal numbers in the recipe's dtype, on the CPU: shape (targets, size).
     """
     generator = (
         training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()
@@ -108,14 +147,14 @@ def random_scores(training: Training, targets: int) -> torch.Tensor:
     )
 
 
-def _flat(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+def _flatten(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
-def _measured(
+def _differentiate(
     training: Training, measurement: Measurement, state: State
 ) -> Tuple[torch.Tensor, ...]:
-    """Return the gradients of each target, by parameter: shape (targets, ...)."""
+    """Return the gradients of each target, by parameter: shape (targets, *parameter.shape)."""
     parameters = tuple(parameter.detach().requires_grad_() for parameter in state.parameters)
     values = measure(
         training,
@@ -142,17 +181,17 @@ def _dot_products(training: Training, state: State, rows: torch.Tensor) -> torch
     """Return flat rows times each example's gradient in evaluation mode: (rows, size)."""
 
     def loss(
-        parameters: Tuple[torch.Tensor, ...], one: torch.Tensor, target: torch.Tensor
+        parameters: Tuple[torch.Tensor, ...], example: torch.Tensor, target: torch.Tensor
     ) -> torch.Tensor:
-        return training.recipe.loss(training.call(parameters, one[None]), target[None])[0]
+        return training.recipe.loss(training.call(parameters, example[None]), target[None])[0]
 
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     with training.evaluating():
-        found = [
-            rows
-            @ _flat(vmap(grad(loss), in_dims=(None, 0, 0))(state.parameters, inputs, targets)).T
+        products = [
+            rows @ _flatten(gradients(state.parameters, inputs, targets)).T
             for inputs, targets in _pieces(training, _MOST_NUMBERS // rows.shape[1])
         ]
-    return torch.cat(found, dim=1)
+    return torch.cat(products, dim=1)
 
 
 def _gauss_newton(
@@ -168,20 +207,22 @@ def _gauss_newton(
         def outputs(*parameters: torch.Tensor) -> torch.Tensor:
             return training.call(parameters, inputs)
 
-        def of_loss(found: torch.Tensor) -> torch.Tensor:
-            return training.recipe.loss(found, targets).sum()
+        def total_loss(values: torch.Tensor) -> torch.Tensor:
+            return training.recipe.loss(values, targets).sum()
 
-        def one(vector: torch.Tensor) -> torch.Tensor:
+        def multiply(vector: torch.Tensor) -> torch.Tensor:
+            # J' H J v, with the Jacobian J of the outputs and the Hessian H of the loss in them:
+            # forward along v, along that through the gradient of the loss, and back.
             tangents = tuple(
-                part.reshape(shape) for part, shape in zip(torch.split(vector, sizes), shapes)
+                tangent.reshape(shape) for tangent, shape in zip(torch.split(vector, sizes), shapes)
             )  # type: ignore[no-untyped-call]
-            found, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
-            _, curved = jvp(grad(of_loss), (found,), (along,))  # type: ignore[misc]
+            values, along = jvp(outputs, state.parameters, tangents)  # type: ignore[misc]
+            _, curved = jvp(grad(total_loss), (values,), (along,))  # type: ignore[misc]
             _, pull = vjp(outputs, *state.parameters)  # type: ignore[misc]
-            return torch.cat([part.flatten() for part in pull(curved)])
+            return torch.cat([gradient.flatten() for gradient in pull(curved)])
 
-        found: torch.Tensor = vmap(one)(vectors)
-        return found
+        result: torch.Tensor = vmap(multiply)(vectors)
+        return result
 
     def product(vectors: torch.Tensor) -> torch.Tensor:
         total = damping * vectors
@@ -198,22 +239,24 @@ def _gauss_newton(
 def _conjugate_gradients(
     product: Callable[[torch.Tensor], torch.Tensor], right: torch.Tensor, iterations: int
 ) -> torch.Tensor:
-    """Solve for each row of ``right``."""
+    """Solve ``product(x) = right`` for each row, until all rows are solved or out of iterations."""
+    # Each row has its step and direction; rows that are solved go on with the others, at no cost,
+    # and the clamps keep them from 0 / 0.
+    smallest = torch.finfo(right.dtype).tiny
     solution = torch.zeros_like(right)
     residual = right.clone()
     direction = residual.clone()
     size = residual.square().sum(1, keepdim=True)
     least = size * _TOLERANCE**2
+
     for _ in range(iterations):
         if bool((size <= least).all()):
             break
         curved = product(direction)
-        step = size / (direction * curved).sum(1, keepdim=True).clamp(
-            min=torch.finfo(right.dtype).tiny
-        )
+        step = size / (direction * curved).sum(1, keepdim=True).clamp(min=smallest)
         solution = solution + step * direction
         residual = residual - step * curved
         after = residual.square().sum(1, keepdim=True)
-        direction = residual + (after / size.clamp(min=torch.finfo(right.dtype).tiny)) * direction
+        direction = residual + (after / size.clamp(min=smallest)) * direction
         size = after
     return solution

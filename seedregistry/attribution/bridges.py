@@ -1,12 +1,9 @@
 """Scores of other libraries, for the table beside MAGIC.
 
-Dattri's influence function, traker's TRAK.
-
-Each needs its package.
-
-All have the shape and the sign of MAGIC's scores: the effect of an example's weight on each
-measurement, shape (targets, size). What the libraries draw comes from streams of the registry,
-("dattri", instance id) and ("traker", instance id).
+They are dattri's influence function and traker's TRAK; each needs its package. All have the shape
+and the sign of MAGIC's scores: the effect of an example's weight on each measurement, shape
+(targets, size). What the libraries draw comes from streams of the registry, ("dattri", instance id)
+and ("traker", instance id).
 
 Source: J. Deng and others, dattri: A Library for Efficient Data Attribution, 2024; S. M. Park and
 others, TRAK: Attributing Model Behavior at Scale, 2023.
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from seedregistry.attribution.training import Training
 
 Pair = Tuple[torch.Tensor, torch.Tensor]
-
+"""Inputs and targets."""
 
 _MODULES = {"dattri": "dattri", "traker": "trak"}
 """Distributions and what they are imported as."""
@@ -46,7 +43,7 @@ def require(*packages: str) -> None:
         *packages: ``"dattri"``, ``"traker"``; both where none is named.
 
     Raises:
-        RecipeError: one is not installed.
+        RecipeError: a package is not installed; names those to install.
     """
     missing = [
         package
@@ -75,6 +72,9 @@ def dattri_influence(
         iterations: of the conjugate gradients. dattri does all of them, and gets NaN where it had
             converged before.
 
+    Returns:
+        Scores of each test and training example, on the CPU: shape (tests, size).
+
     Raises:
         RecipeError: dattri is not installed, the data are no tensors, or the scores are not finite.
     """
@@ -99,14 +99,15 @@ def dattri_influence(
             task=task, device=device, regularization=regularization, max_iter=iterations
         )
         attributor.cache(train)
-        found: torch.Tensor = attributor.attribute(train, test).detach()
-    if not torch.isfinite(found).all():
+        scores: torch.Tensor = attributor.attribute(train, test).detach()
+
+    if not torch.isfinite(scores).all():
         message = (
             f"dattri's scores are not finite: its {iterations} iterations go on after they "
             "have converged. Take fewer."
         )
         raise RecipeError(message)
-    return -found.T.to(training.recipe.dtype).cpu() / training.size
+    return -scores.T.to(training.recipe.dtype).cpu() / training.size
 
 
 def traker_trak(
@@ -119,8 +120,8 @@ def traker_trak(
 ) -> torch.Tensor:
     """Return traker's TRAK scores of one model, for the margins of a classifier's test examples.
 
-    They are computed in float32, and their scale is traker's own: it divides the inverse kernel by
-    its mean.
+    They are computed in float32, and their scale is traker's: it divides the inverse kernel by its
+    mean.
 
     Args:
         training: what is attributed; its data must be tensors, and its loss the cross-entropy of
@@ -130,6 +131,9 @@ def traker_trak(
         dimension: of the random projection of the gradients.
         regularization: added to the diagonal of the projected kernel.
 
+    Returns:
+        Scores of each test and training example: shape (tests, size).
+
     Raises:
         RecipeError: traker is not installed, or the data are no tensors.
     """
@@ -138,6 +142,7 @@ def traker_trak(
 
     model = training.copy_model(state).to(torch.float32)
     seed = training.registry.seed("traker", training.recipe.instance_id)
+
     with tempfile.TemporaryDirectory() as folder, _quietly(training, "traker"):
         traker = TRAKer(
             model=model,
@@ -160,9 +165,8 @@ def traker_trak(
         )
         for batch in _batches(training, (training.place(examples[0]), training.place(examples[1]))):
             traker.score(batch=batch, num_samples=len(batch[0]))
-        scores = torch.tensor(
-            traker.finalize_scores("test")
-        )  # a copy: the file behind it goes with its folder
+        # A copy: the file behind the scores goes with its folder.
+        scores = torch.tensor(traker.finalize_scores("test"))
     return -scores.T.to(training.recipe.dtype)
 
 
@@ -174,9 +178,9 @@ def _batches(training: Training, pair: Pair) -> Iterator[Pair]:
 
 @contextlib.contextmanager
 def _quietly(training: Training, purpose: str) -> Iterator[None]:
-    """Run another library's code.
+    """Run another library's code on a stream of the registry, and let nothing of it be seen.
 
-    On a stream of the registry, without its progress bars, with the process's logging kept.
+    Its progress bars are not shown, and the handlers of the process's logging are put back.
     """
     root = logging.getLogger()
     handlers: Any = list(root.handlers)

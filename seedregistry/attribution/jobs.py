@@ -15,6 +15,7 @@ import torch
 from seedregistry import determinism
 from seedregistry.attribution.measurements import Measurement, measure
 from seedregistry.attribution.training import Training
+from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
 from seedregistry.registry import SeedRegistry
@@ -29,7 +30,7 @@ Outcome = Tuple[List[float], str]
 
 @attrs.frozen(kw_only=True, eq=False)
 class Job:
-    """What every worker needs, once: pickled, and unpacked once a process."""
+    """What every worker needs: pickled once, and unpacked once in each process."""
 
     master_seed: int
     scheme: str
@@ -41,6 +42,9 @@ class Job:
     handshake: Mapping[str, str]
 
 
+_LONGEST = 100
+"""Characters of a value that a message shows: of versions, threads and digests, all."""
+
 _CANNOT_BE_SENT = (
     "The recipe or the measurement cannot be sent to other processes: {}. Define model, loss and "
     "measurement as functions of a module, or retrain in this process: workers=1. In a notebook, "
@@ -51,10 +55,10 @@ _received = b""
 """The job that the pool of this process was started with."""
 
 _unpacked: Dict[str, Tuple[Any, Any]] = {}
-"""The last job of this process, by the digest of its bytes."""
+"""The last job of this process with its training, by the digest of the job's bytes."""
 
-_one_at_a_time = threading.Lock()
-"""Held while a retraining runs.
+_lock = threading.Lock()
+"""Held while this process retrains.
 
 An executor may have threads, and they share torch's generators, threads and models.
 """
@@ -67,17 +71,22 @@ def _receive(payload: bytes) -> None:
 
 
 def _work(payload: bytes, name: str, indices: List[int], dropped: List[List[int]]) -> List[Outcome]:
-    """Retrain, once for each index; in whatever process.
+    """Retrain, once for each index, in whatever process this is.
 
-    Without a payload the job is the one that was received.
+    Args:
+        payload: a pickled job; ``b""`` takes the job that the process was started with.
+        name: what the retrainings are called, each with its index.
+        indices: numbers of the subsets.
+        dropped: the examples that each leaves out.
     """
-    with _one_at_a_time:
+    with _lock:
         return _work_alone(payload or _received, name, indices, dropped)
 
 
 def _work_alone(
     payload: bytes, name: str, indices: List[int], dropped: List[List[int]]
 ) -> List[Outcome]:
+    # An executor sends the job with each chunk; unpacked and compared once, it serves all of them.
     digest = hashlib.sha256(payload).hexdigest()
     job, training = _unpacked.get(digest, (None, None))
     if job is None:
@@ -86,41 +95,42 @@ def _work_alone(
         if training is None:
             training = Training(SeedRegistry(job.master_seed, scheme=job.scheme), job.recipe)
             _shake_hands(training.handshake(), job.handshake)
-            _unpacked.clear()
+            _unpacked.clear()  # only the last: each holds a model and all data
             _unpacked[digest] = (job, training)
         return _retrain_all(job, training, name, indices, torch.tensor(dropped, device="cpu"))
 
 
 def _shake_hands(here: Mapping[str, str], there: Mapping[str, str]) -> None:
-    """Refuse a process that does not repeat the run.
+    """Refuse a process that does not repeat the training.
 
     Raises:
         ReplayError: with both values of everything that differs.
     """
-    different = [name for name in there if here.get(name) != there[name]]
-    if different:
-        values = "; ".join(
-            f"{name} is {here.get(name)} here and {there[name]} in the main process"
-            for name in different
-        )
-        message = (
-            f"This process does not repeat the run: {values}. Use one type of machine and one set "
-            "of versions. What your program sets, such as the precision of matrix products, set "
-            "in the recipe's module, which every process imports."
-        )
-        raise ReplayError(message)
+    different = mismatches(here, there)
+    if not different:
+        return
+    values = show_mismatches(
+        different, here, there, there="here", here="in the main process", longest=_LONGEST
+    )
+    raise ReplayError(
+        f"This process does not repeat the run: {values}. Use one type of machine and one set "
+        "of versions. What your program sets, such as the precision of matrix products, set "
+        "in the recipe's module, which every process imports."
+    )
 
 
 def _retrain_all(
     job: Job, training: Training, name: str, indices: Sequence[int], dropped: torch.Tensor
 ) -> List[Outcome]:
-    """Return the outcome of each retraining: of one after the other, or of all at once."""
+    """Return the outcome of each retraining: trained one by one, or as one stack."""
     if len(indices) == 1 or job.protocol not in {"weights", "cut"}:
-        return [_retrain(job, training, name, index, own) for index, own in zip(indices, dropped)]
+        return [_retrain(job, training, name, index, row) for index, row in zip(indices, dropped)]
+
     weights = torch.ones(
         len(indices), training.size, dtype=job.recipe.dtype, device="cpu"
     ).scatter_(1, dropped, 0.0)
     states = training.train_many(weights, cuts=job.protocol == "cut")
+
     started = training.initial_state().fingerprint()
     return [
         (_measure(job, training, state, f"{name}_{index}"), started)
@@ -142,26 +152,29 @@ def _retrain(job: Job, training: Training, name: str, index: int, dropped: torch
     recipe = job.recipe
     weights = torch.ones(training.size, dtype=recipe.dtype, device="cpu")
     weights[dropped] = 0
-    own = retraining_id(name, index, job.replicate)
+    instance_id = retraining_id(name, index, job.replicate)
+
     if job.protocol not in {"weights", "cut"}:
+        # Not the training's registry: its ledger shall not differ with who retrains.
         registry = SeedRegistry(job.master_seed, scheme=job.scheme)
         if job.protocol == "subset":
             kept = weights.nonzero().squeeze(1)
             recipe = attrs.evolve(recipe, dataset=_subset(recipe.as_dataset(), kept))
             weights = torch.ones(len(kept), dtype=recipe.dtype, device="cpu")
         elif job.protocol == "own-order":
-            recipe = attrs.evolve(recipe, order_id=own)
+            recipe = attrs.evolve(recipe, order_id=instance_id)
         elif job.protocol == "own-init":
-            recipe = attrs.evolve(recipe, model_id=own)
+            recipe = attrs.evolve(recipe, model_id=instance_id)
         else:
-            recipe = attrs.evolve(recipe, instance_id=own, model_id=None, order_id=None)
+            recipe = attrs.evolve(recipe, instance_id=instance_id, model_id=None, order_id=None)
         training = Training(registry, recipe)
+
     state = training.train(weights, cuts=job.protocol == "cut")
-    return _measure(job, training, state, own), training.initial_state().fingerprint()
+    return _measure(job, training, state, instance_id), training.initial_state().fingerprint()
 
 
 def retraining_id(name: str, index: int, replicate: int) -> str:
-    """Return the instance id of a retraining's own streams."""
+    """Return the instance id of the streams that a retraining does not share."""
     return f"{name}_{index}" if replicate == 0 else f"{name}_{index}_{replicate}"
 
 
@@ -212,18 +225,19 @@ def run_chunks(
 
     Raises:
         RecipeError: the job does not pickle, or a retraining diverged.
-        ReplayError: a process does not repeat the run, or ended early.
+        ReplayError: a process does not repeat the training, or ended early.
     """
     if workers == 1:
         for chunk in chunks:
             yield chunk, _retrain_all(job, training, chunk.name, chunk.indices, chunk.dropped)
         return
+
     payload = _pickle(job)
-    own = None
+    pool = None
     if isinstance(workers, int):
-        own = process_pool(workers, payload)
+        pool = process_pool(workers, payload)
         payload = b""  # each process has it, and needs it with no task
-    executor: concurrent.futures.Executor = own if own is not None else workers  # type: ignore[assignment]
+    executor: concurrent.futures.Executor = pool if pool is not None else workers  # type: ignore[assignment]
     futures: Dict[concurrent.futures.Future[List[Outcome]], Chunk] = {}
     try:
         for chunk in chunks:
@@ -242,8 +256,8 @@ def run_chunks(
     finally:
         for future in futures:
             future.cancel()  # after an error nobody waits for the rest
-        if own is not None:
-            own.shutdown(wait=True)
+        if pool is not None:
+            pool.shutdown(wait=True)
 
 
 def _pickle(job: Job) -> bytes:
@@ -251,7 +265,7 @@ def _pickle(job: Job) -> bytes:
         payload = pickle.dumps(job)
     except Exception as error:
         raise RecipeError(_CANNOT_BE_SENT.format(error)) from error
-    _unpickle(payload)
+    _unpickle(payload)  # what pickles may still not unpickle: said here, before a process starts
     return payload
 
 

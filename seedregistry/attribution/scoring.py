@@ -1,6 +1,4 @@
-"""The linear datamodeling score.
-
-How well predicted outcomes of retrainings on subsets rank the real ones.
+"""The linear datamodeling score: how well predicted outcomes of retrainings rank the real ones.
 
 Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, section 2.
 """
@@ -24,21 +22,37 @@ if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
 _BOOTSTRAPS = 1000
+"""Resamples behind an interval."""
 
 
 @attrs.frozen(kw_only=True)
 class LdsScore:
-    """How well scores predict retrainings.
+    """How well scores predict the retrainings for one fraction: a linear datamodeling score.
+
+    Immutable, and it pickles; :func:`lds` and :func:`score` return it. The numbers are Python's.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, lds, losses_of
+        >>> inputs, targets = torch.eye(8), torch.arange(8) % 2
+        >>> options = {"dataset": (inputs, targets), "epochs": 1, "batch_size": 4}
+        >>> recipe = Recipe(model=lambda: torch.nn.Linear(8, 2), **options)
+        >>> training, tests = Training(SeedRegistry(42), recipe), losses_of(inputs, targets)
+        >>> options = {"fractions": (0.25,), "subsets": 5, "progress": False}
+        >>> (result,) = lds(training, tests, torch.eye(8), **options)
+        >>> result.fraction, result.subsets, len(result.spearman), -1 <= result.mean <= 1
+        (0.25, 5, 8, True)
 
     Attributes:
         fraction: share of the training examples that was left out.
-        protocol: one of ``PROTOCOLS``.
-        mean: mean Spearman correlation over the targets where it exists.
-        interval: 95% bootstrap interval of the mean, over subsets.
+        protocol: a name in ``PROTOCOLS``.
+        mean: mean Spearman correlation over the targets where it exists; from -1 to 1, or NaN.
+        interval: 95% bootstrap interval of the mean, over subsets; NaN twice without a registry.
         spearman: for each target; NaN where the predictions or the values are all equal.
         pearson: mean Pearson correlation over the targets where it exists.
         slope: of the real change by the predicted one, least squares over all targets; 1 where
-            sizes are right too.
+            sizes are right too, NaN where every prediction of a target is its mean.
         undefined: number of targets without a correlation.
         subsets: number of retrainings.
     """
@@ -60,30 +74,50 @@ def lds(
     scores: Union[torch.Tensor, Attribution],
     **options: Any,
 ) -> Tuple[LdsScore, ...]:
-    """Retrain on subsets and return how well scores predict the outcomes: for each fraction.
+    """Retrain on subsets and return how well scores predict the outcomes, for each fraction.
+
+    Both steps in one call: ``retrain``, then ``score`` for each of its results.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, lds, losses_of, magic
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> training, measurement = Training(SeedRegistry(42), recipe), losses_of(*data)
+        >>> scores = magic(training, measurement, progress=False)
+        >>> options = {"fractions": (0.25,), "subsets": 4, "progress": False}
+        >>> lds(training, measurement, scores, **options)[0].mean > 0.5
+        True
 
     Args:
-        training: the run.
-        measurement: as for ``magic``.
+        training: what is repeated without some of its examples.
+        measurement: as for ``magic``: it gives one number for each target.
         scores: what ``magic`` returned; or scores of each target and training example, shape
             (targets, size).
-        **options: for ``retrain``.
+        **options: keywords for ``retrain``.
+
+    Returns:
+        A score for each fraction, in their order.
 
     Raises:
-        RecipeError: as for ``retrain`` and :func:`score`; the scores are looked at before anything
-            is trained.
+        RecipeError: as for ``retrain`` and :func:`score`; scores that would not do are refused
+            before anything is trained.
         InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
+    # Before hours of retraining, not after them.
     targets = identify(training, measurement, is_differentiated=False).targets
     fingerprint = training.fingerprint(0) if isinstance(scores, Attribution) else ""
-    _look_at(scores, targets, training.size, fingerprint)
+    _check_scores(scores, targets, training.size, fingerprint)
+
     return tuple(
-        score(one, scores, registry=training.registry)
-        for one in retrain(training, measurement, **options)
+        score(retrainings, scores, registry=training.registry)
+        for retrainings in retrain(training, measurement, **options)
     )
 
 
-def _look_at(
+def _check_scores(
     scores: Union[torch.Tensor, Attribution], targets: int, size: int, fingerprint: str
 ) -> torch.Tensor:
     """Return scores as a float64 tensor on the CPU.
@@ -119,28 +153,42 @@ def score(
 ) -> LdsScore:
     """Return how well scores predict retrainings.
 
+    Example:
+        >>> import torch
+        >>> from seedregistry.attribution import Retrainings, score
+        >>> dropped = torch.tensor([[0, 1], [2, 3], [4, 5]])
+        >>> values = torch.tensor([[3.0], [2.0], [1.0]])
+        >>> made = {"protocol": "weights", "fraction": 0.25, "size": 8, "fingerprint": ""}
+        >>> retrainings = Retrainings(dropped=dropped, values=values, **made)
+        >>> effects = torch.arange(8.0)[None]
+        >>> score(retrainings, effects).mean
+        1.0
+
     Args:
-        retrainings: one of those that ``retrain`` returned.
-        scores: what ``magic`` returned, whose run is compared; or scores of each target and
+        retrainings: one of the results of ``retrain``.
+        scores: what ``magic`` returned, whose training is compared; or scores of each target and
             training example, shape (targets, size): the effect of the example's weight on the
             measured value.
-        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", fraction); None
-            makes no interval.
+        registry: gives the bootstrap's draws, from the stream ("lds_bootstrap", protocol and
+            fraction); None makes no interval.
 
     Raises:
         RecipeError: the scores have another shape, or are not finite.
         ReplayError: the scores are of another training.
     """
-    scores = _look_at(
+    scores = _check_scores(
         scores, retrainings.values.shape[1], retrainings.size, retrainings.fingerprint
     )
+    # Minus: an example that is left out takes its effect away.
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
     actual = retrainings.values.numpy()
+
     ranked = ranks(predicted), ranks(actual)
     spearman = _correlations(*ranked)
     pearson = _correlations(predicted, actual)
     centred = predicted - predicted.mean(0), actual - actual.mean(0)
     spread = float((centred[0] ** 2).sum())
+
     interval = (float("nan"), float("nan"))
     if registry is not None:
         draws = (
@@ -148,10 +196,13 @@ def score(
             .at(0)
             .numpy()
         )
+        # Retrainings are drawn, with all their targets: the targets share the subsets, and are
+        # not independent of each other.
         chosen = draws.integers(0, len(actual), (_BOOTSTRAPS, len(actual)))
         # Not ranked anew: rows drawn twice would be ties, and lower every correlation.
         means = [_mean(_correlations(ranked[0][rows], ranked[1][rows])) for rows in chosen]
         interval = (float(np.nanpercentile(means, 2.5)), float(np.nanpercentile(means, 97.5)))
+
     return LdsScore(
         fraction=retrainings.fraction,
         protocol=retrainings.protocol,
@@ -166,13 +217,18 @@ def score(
 
 
 def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
-    """Return how well two replicates of retraining predict each other.
+    """Return how well two replicates of retraining predict each other: a bound for any scores.
 
-    What no scores can be expected to exceed by much.
+    Scores cannot be expected to exceed it by much. Under the protocol ``"fresh"`` each retraining
+    has other seeds than the training, whose noise no attribution of a single training can know.
 
-    Under the protocol ``"fresh"`` each retraining has seeds of its own, whose noise no attribution
-    of a single run can know. The figure is the mean Spearman correlation, over the targets, of the
-    values of the one with those of the other.
+    Args:
+        first: one of the results of ``retrain``.
+        second: the result for the same fraction of a call with another ``replicate``.
+
+    Returns:
+        The mean Spearman correlation, over the targets, of the first values with the second: from
+        -1 to 1, or NaN where all values of each target are equal.
 
     Raises:
         RecipeError: the two have not left out the same examples.
@@ -186,21 +242,21 @@ def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks within each column, equal values sharing the mean of theirs."""
     from scipy.stats import rankdata
 
-    found: np.ndarray = rankdata(values, axis=0)
-    return found
+    result: np.ndarray = rankdata(values, axis=0)
+    return result
 
 
 def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the correlation of each pair of columns, NaN where one is constant."""
-    one, two = first - first.mean(0), second - second.mean(0)
+    left, right = first - first.mean(0), second - second.mean(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: np.ndarray = (one * two).sum(0) / np.sqrt((one**2).sum(0) * (two**2).sum(0))
-    return found
+        result: np.ndarray = (left * right).sum(0) / np.sqrt((left**2).sum(0) * (right**2).sum(0))
+    return result

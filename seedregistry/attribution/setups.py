@@ -3,7 +3,7 @@
 A configuration is any object with these attributes, of which all but ``SEED`` have defaults:
 
 - ``SEED``: master seed, or a ``SeedRegistry``;
-- ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model, by default their factories' own;
+- ``BATCH_SIZE``, ``NUM_CLASSES``: for the loader and the model; their factories have defaults;
 - ``LR``, ``MOMENTUM``: of SGD, 0.1 and 0.9 by default. Another optimizer gets ``LR`` alone.
 
 The documents build a ResNet-9 on CIFAR-10 with SGD. ``MODEL``, ``DATALOADER`` and ``OPTIMIZER``
@@ -80,10 +80,8 @@ def _arguments(config_or_registry: Any, config: Any) -> Tuple[Source, Any]:
 
 
 def _set_global_state(source: Source) -> None:
-    """Seed the default generators and set the switches, as the documented function does.
-
-    Also for seeds beyond its range.
-    """
+    """Seed the default generators and set the switches, as the documented function does."""
+    # A registry's seed may be beyond the 32 bits that the documented function takes.
     if isinstance(source, SeedRegistry):
         source.set_global_state(deterministic="warn", fill_uninitialized_memory=True)
     else:
@@ -93,14 +91,17 @@ def _set_global_state(source: Source) -> None:
 def _keywords(config: Any, params: str, **documented: str) -> Dict[str, Any]:
     """Return keywords for a factory.
 
-    Those that the configuration has under their documented names, then its own.
+    Args:
+        config: the configuration.
+        params: its attribute with more keywords, which replace documented ones of the same name.
+        **documented: the attribute that has each keyword's value, where it is there.
     """
-    found = {
+    keywords = {
         keyword: getattr(config, name)
         for keyword, name in documented.items()
         if hasattr(config, name)
     }
-    return {**found, **getattr(config, params, {})}
+    return {**keywords, **getattr(config, params, {})}
 
 
 def _loader(source: Source, config: Any) -> DataLoader[Any]:
@@ -150,13 +151,16 @@ def setup_magic_training(
         config_or_registry: the configuration, or a registry.
         config: the configuration, after a registry.
 
+    Returns:
+        Loader, model and optimizer; the optimizer has the model's parameters.
+
     Raises:
-        InvalidOptionError: no ``SEED``, or one that is not the registry's.
+        InvalidOptionError: no ``SEED``, or another seed than the registry's.
     """
-    source, own = _arguments(config_or_registry, config)
+    source, settings = _arguments(config_or_registry, config)
     _set_global_state(source)
-    loader, model = _loader(source, own), _model(source, own, _TRAINING)
-    return loader, model, _optimizer(source, own, model, _TRAINING)
+    loader, model = _loader(source, settings), _model(source, settings, _TRAINING)
+    return loader, model, _optimizer(source, settings, model, _TRAINING)
 
 
 def setup_lds_validation(
@@ -164,25 +168,31 @@ def setup_lds_validation(
 ) -> Tuple[DataLoader[Any], List[nn.Module], List[torch.optim.Optimizer]]:
     """Return the shared loader, models and optimizers of retrainings, by the documented ids.
 
-    The loader is that of the run, of id "training"; models have "lds_0", "lds_1", ..., optimizers
+    The loader is the training's, of id "training"; models have "lds_0", "lds_1", ..., optimizers
     "lds_opt_0", ... The default generators and the determinism switches are set first, as
-    ``set_global_deterministic_state`` does. A registry's ledger notes whether the models are those
-    of the run.
+    ``set_global_deterministic_state`` does. A registry's ledger notes whether the models are the
+    training's.
 
-    With initial parameters of its own, which the documented ids mean, a retraining is not one of
-    *the* run, and attribution of a single model cannot predict it: the score falls from .99 to .1
-    in this library's demonstration. ``share_init=True`` takes those of the run. Without it there is
-    one warning.
+    With other initial parameters, which the documented ids mean, a model does not repeat the
+    training, and attribution of a single model cannot predict it: the score falls from .99 to .1
+    in this library's demonstration. ``share_init=True`` takes the training's initial parameters.
+    Without it there is one warning.
 
     Args:
         config_or_registry: the configuration, or a registry, which the configuration follows.
-        *arguments: the configuration after a registry; then the two below, as documented.
+        *arguments: the configuration after a registry; then ``num_models`` and ``share_init``, as
+            the documents pass them.
         num_models: int > 0, 5 by default.
         share_init: build every model from ("model", "training"); False by default.
 
+    Returns:
+        The loader; the models; an optimizer for each of them.
+
     Raises:
-        InvalidOptionError: no ``SEED``, or one that is not the registry's, or no number of models.
+        InvalidOptionError: no ``SEED``, or another seed than the registry's, or no number of
+            models.
     """
+    # The documents pass what follows the configuration by position, and either may be left out.
     rest = list(arguments)
     config = rest.pop(0) if isinstance(config_or_registry, SeedRegistry) and rest else None
     count = num_models if num_models is not None else rest.pop(0) if rest else 5
@@ -199,25 +209,26 @@ def setup_lds_validation(
             f"got {count!r}, {shares!r}{', and more' if rest else ''}."
         )
         raise InvalidOptionError(message)
-    source, own = _arguments(config_or_registry, config)
+    source, settings = _arguments(config_or_registry, config)
+
     if not shares:
         message = (
             "The models of setup_lds_validation have initial parameters of their own, ('model', "
             "'lds_i'): retrainings that MAGIC, or any attribution of a single model, does not "
-            "predict. Pass share_init=True to retrain the run itself."
+            "predict. Pass share_init=True to repeat the training itself."
         )
         warnings.warn(message, UnsharedInitialParametersWarning, stacklevel=stack_level())
     if isinstance(source, SeedRegistry):
         streams = "shared" if shares else "not those of the run"
         source.note(**{f"setup_lds_validation {count}": {"models": count, "streams": streams}})
+
     _set_global_state(source)
-    loader = _loader(source, own)
-    models = [_model(source, own, _TRAINING if shares else f"lds_{i}") for i in range(count)]
-    return (
-        loader,
-        models,
-        [_optimizer(source, own, model, f"lds_opt_{i}") for i, model in enumerate(models)],
-    )
+    loader = _loader(source, settings)
+    models = [_model(source, settings, _TRAINING if shares else f"lds_{i}") for i in range(count)]
+    optimizers = [
+        _optimizer(source, settings, model, f"lds_opt_{i}") for i, model in enumerate(models)
+    ]
+    return loader, models, optimizers
 
 
 def setup_perfect_consistency(
@@ -225,17 +236,30 @@ def setup_perfect_consistency(
 ) -> Tuple[nn.Module, nn.Module]:
     """Return two models with equal parameters, one for MAGIC and one for LDS.
 
-    Called with ``(config, creator_func)`` or ``(registry, config, creator_func)``.
+    It is called with ``(config, creator_func)`` or ``(registry, config, creator_func)``. Both
+    models are built from ("model", "shared_training"), the documented id.
 
-    Both are built from ("model", "shared_training"), the documented id.
+    Example:
+        >>> import types
+        >>> import torch
+        >>> from seedregistry.attribution import setup_perfect_consistency
+        >>> config = types.SimpleNamespace(SEED=42)
+        >>> first, second = setup_perfect_consistency(
+        ...     config, torch.nn.Linear, in_features=3, out_features=2
+        ... )
+        >>> torch.equal(first.weight, second.weight), first is second
+        (True, False)
 
     Args:
         config_or_registry: the configuration, or a registry.
         *arguments: the factory, after the configuration where a registry came first.
-        **model_params: for the factory.
+        **model_params: keywords for the factory.
+
+    Returns:
+        Two models that share no memory.
 
     Raises:
-        InvalidOptionError: no ``SEED``, or one that is not the registry's, or no factory.
+        InvalidOptionError: no ``SEED``, or another seed than the registry's, or no factory.
     """
     if not arguments or not callable(arguments[-1]) or len(arguments) > 2:  # noqa: PLR2004 - a configuration and a factory
         raise InvalidOptionError(

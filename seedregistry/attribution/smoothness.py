@@ -27,6 +27,20 @@ _GOOD, _FAIR = 0.98, 0.9
 class Metasmoothness:
     """How well the two halves of a small change of the weights agree.
 
+    Immutable, and it pickles; :func:`metasmoothness` returns it.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry
+        >>> from seedregistry.attribution import Recipe, Training, losses_of, metasmoothness
+        >>> data = torch.eye(8), torch.arange(8) % 2
+        >>> make = lambda: torch.nn.Linear(8, 2)
+        >>> recipe = Recipe(model=make, dataset=data, epochs=1, batch_size=4)
+        >>> training = Training(SeedRegistry(42), recipe)
+        >>> result = metasmoothness(training, losses_of(*data), progress=False)
+        >>> result.step, -1 <= result.value <= 1
+        (0.1, True)
+
     Attributes:
         value: weighted share of targets whose measurement changes in the same direction in both
             halves, from -1 to 1.
@@ -47,24 +61,24 @@ def metasmoothness(
     direction: Optional[torch.Tensor] = None,
     progress: ProgressOption = True,
 ) -> Metasmoothness:
-    """Return the metasmoothness of a training: three trainings.
+    """Return the metasmoothness of a training, from three trainings with moved weights.
 
-    Near 1 the scores of MAGIC predict retrainings well; at .9 and below they do not, however exact
-    they are.
+    Near 1 the scores of MAGIC predict retrainings well. At .9 and below they do not, however exact
+    they are as derivatives.
 
     Args:
-        training: what is looked at.
-        measurement: as for ``magic``.
-        step: how far the weights are moved, twice.
-        direction: of the move, shape (size,); by default half of the examples by one and the other
-            half not at all, drawn from the stream ("metasmoothness", instance id).
+        training: what is repeated with its weights moved.
+        measurement: as for ``magic``: it gives one number for each target.
+        step: how far the weights are moved, twice; > 0.
+        direction: of the move, shape (size,); by default about half of the examples by 1 and the
+            others not at all, drawn from the stream ("metasmoothness", instance id).
         progress: show how many trainings were done; see
             :data:`~seedregistry.attribution.progress.ProgressOption`.
 
     Raises:
         InvalidOptionError: the step is not positive, or the direction has another shape.
         RecipeError: the data, the step or the measurement would not do, which is found before
-            anything is trained.
+            anything is trained. Or a measurement is not finite.
     """
     if not step > 0:
         raise InvalidOptionError(f"step must be > 0; got {step!r}.")
@@ -83,6 +97,7 @@ def metasmoothness(
         )
     training.check()
     identify(training, measurement, is_differentiated=False)
+
     values = []
     with show_progress(progress, "metasmoothness") as tell:
         for count in range(3):
@@ -96,9 +111,10 @@ def metasmoothness(
                     f"The measurement is not finite after a training: {values[-1].tolist()[:5]} ..."
                 )
             tell(count + 1, 3)
+
     first, second = values[1] - values[0], values[2] - values[1]
     size = float(first.abs().sum() + second.abs().sum())
-    # Of each target the part of its change that both halves agree on, weighted by how much it
+    # Of each target the share of its change that both halves agree on, weighted by how much it
     # changes at all.
     agreed = torch.sign(first) * torch.sign(second) * (first.abs() + second.abs())
     value = float(agreed.sum()) / size if size else 1.0

@@ -1,17 +1,13 @@
-"""The commands of attribution.
-
-The demonstration, MAGIC and retraining on a recipe of the user's.
-"""
+"""The commands of attribution: the demonstration, MAGIC and retraining on a user's recipe."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import inspect
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional, Tuple
 
 import click
 
@@ -21,14 +17,24 @@ if TYPE_CHECKING:
     from seedregistry.attribution.measurements import Measurement
     from seedregistry.attribution.training import Training
 
+
+def _count(name: str, text: str, *, least: int = 1) -> Callable[..., Any]:
+    """Return an option for an int, at least and by default ``least``."""
+    kind = click.IntRange(min=least)
+    return click.option(name, default=least, show_default=True, type=kind, help=text)
+
+
+def _path(
+    name: str, text: str, default: Optional[str] = None, **options: Any
+) -> Callable[..., Any]:
+    """Return an option for a path, with options for ``click.Path``."""
+    kind = click.Path(path_type=Path, **options)
+    return click.option(name, default=default, show_default=True, type=kind, help=text)
+
+
 _seed = click.option("--seed", default=42, show_default=True, help="Master seed.")
-_workers = click.option(
-    "--workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Processes that retrain.",
-)
+_workers = _count("--workers", "Processes that retrain.")
+_ledger = _path("--ledger", "File for the ledger.")
 _scheme = click.option(
     "--scheme", default="sha256-31", show_default=True, help="Scheme of derivation."
 )
@@ -37,7 +43,7 @@ _recipe = click.argument("recipe", metavar="MODULE:FUNCTION")
 
 @contextlib.contextmanager
 def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress from the first step on."""
+    """Show progress from the first step on; yields what is told of it."""
     from seedregistry.attribution.progress import Display
 
     with contextlib.closing(Display()) as display:
@@ -53,13 +59,7 @@ def _show_progress() -> Iterator[Callable[[str, int, int], None]]:
     help="What to train on.",
 )
 @click.option("--root", default="data", show_default=True, help="Where CIFAR-10 is.")
-@click.option(
-    "--out",
-    default="out",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder to write to.",
-)
+@_path("--out", "Folder to write to.", "out")
 @_seed
 @_workers
 @click.option("--device", default="cpu", show_default=True, help="Where to train, such as cuda.")
@@ -125,12 +125,13 @@ def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
     from seedregistry.registry import SeedRegistry
 
     registry = SeedRegistry(seed, scheme=scheme)
+
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise click.BadParameter(
             f"{name!r} is not of the form module:function.", param_hint="MODULE:FUNCTION"
         )
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         inspect.signature(function).bind(registry)
@@ -142,6 +143,7 @@ def _load(name: str, seed: int, scheme: str) -> Tuple[Training, Measurement]:
         raise click.BadParameter(
             f"{name!r} must take a registry: {error}.", param_hint="MODULE:FUNCTION"
         ) from error
+
     plan = function(registry)
     if (
         not isinstance(plan, tuple)
@@ -167,18 +169,10 @@ def _make_folders(*paths: Optional[Path]) -> None:
 @_recipe
 @_seed
 @_scheme
-@click.option(
-    "--out",
-    default="scores.npz",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="File for the scores.",
-)
-@click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
+@_path("--out", "File for the scores.", "scores.npz")
+@_ledger
 @click.option("--keep", type=click.IntRange(min=0), help="How many states to keep.")
-@click.option(
-    "--spill", type=click.Path(path_type=Path, file_okay=False), help="A folder for them."
-)
+@_path("--spill", "A folder for them.", file_okay=False)
 @json_option
 def magic_command(
     recipe: str,
@@ -202,6 +196,7 @@ def magic_command(
     _make_folders(out, ledger)
     training, measurement = _load(recipe, seed, scheme)
     registry = training.registry
+
     with _show_progress() as progress:
         attribution = magic(
             training,
@@ -220,17 +215,17 @@ def magic_command(
         )
     if ledger is not None:
         registry.ledger.save(ledger)
+
     facts = {
         "targets": len(attribution.values),
         "examples": training.size,
         "steps": training.steps,
         "digest": registry.ledger.digest,
     }
-    click.echo(
-        json.dumps(facts, indent=2)
-        if as_json
-        else f"{out}: {facts['targets']} targets, {facts['examples']} examples"
-    )
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{out}: {facts['targets']} targets, {facts['examples']} examples")
     return YES
 
 
@@ -258,28 +253,12 @@ def magic_command(
     "--protocol",
     default="weights",
     show_default=True,
-    help="What the retrainings share with the run.",
+    help="What the retrainings share with the training.",
 )
-@click.option(
-    "--at-once",
-    default=1,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Models trained as one stack.",
-)
-@click.option(
-    "--replicate",
-    default=0,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Another one has other seeds.",
-)
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    help="A folder in which results are kept, to go on after a kill.",
-)
-@click.option("--ledger", type=click.Path(path_type=Path), help="File for the ledger.")
+@_count("--at-once", "Models trained as one stack.")
+@_count("--replicate", "Another number has other seeds.", least=0)
+@_path("--store", "A folder in which results are kept, to go on after a kill.")
+@_ledger
 @_workers
 @json_option
 def lds_command(  # noqa: PLR0913 - options of a command
@@ -325,6 +304,7 @@ def lds_command(  # noqa: PLR0913 - options of a command
             "or environment than this one."
         )
         raise click.BadParameter(message, param_hint="--scores")
+
     with _show_progress() as progress:
         results = lds(
             training,
@@ -341,33 +321,23 @@ def lds_command(  # noqa: PLR0913 - options of a command
         )
     if ledger is not None:
         registry.ledger.save(ledger)
+
     if as_json:
-        rows: List[Dict[str, Any]] = [
+        names = ("fraction", "mean", "interval", "slope", "undefined")
+        rows = [{name: getattr(score, name) for name in names} for score in results]
+        print_json(
             {
-                "fraction": scored.fraction,
-                "mean": scored.mean,
-                "interval": scored.interval,
-                "slope": scored.slope,
-                "undefined": scored.undefined,
+                "protocol": protocol,
+                "subsets": subsets,
+                "lds": rows,
+                "digest": registry.ledger.digest,
             }
-            for scored in results
-        ]
-        click.echo(
-            json.dumps(
-                {
-                    "protocol": protocol,
-                    "subsets": subsets,
-                    "lds": rows,
-                    "digest": registry.ledger.digest,
-                },
-                indent=2,
-            )
         )
         return YES
-    for scored in results:
-        low, high = scored.interval
+    for score in results:
+        low, high = score.interval
         click.echo(
-            f"{100 * scored.fraction:g}% left out: {scored.mean:.3f} "
-            f"({low:.3f} to {high:.3f}), slope {scored.slope:.2f}"
+            f"{100 * score.fraction:g}% left out: {score.mean:.3f} "
+            f"({low:.3f} to {high:.3f}), slope {score.slope:.2f}"
         )
     return YES

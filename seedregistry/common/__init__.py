@@ -1,4 +1,4 @@
-"""Common: what every wing may use and that knows none of them.
+"""Common: what every room may use, and what knows none of them.
 
-No door: import the module that is meant.
+It has no door: import the module that is meant.
 """

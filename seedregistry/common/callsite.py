@@ -4,9 +4,9 @@ It is the innermost frame of the user's own code. Frames of this library, of the
 and of installed packages only call: click calls a command, pytest a test, Lightning a hook. They
 are passed over wherever a frame of the user's is further out.
 
-Where there is none, as in ``seedregistry demo`` or in a project that is installed itself, the place
-is the innermost frame of an installed package that is not known to call other people's code; and
-where there is none of those either, the line of this library that began the work.
+Where no frame is the user's, as in ``seedregistry demo`` or in a project that is installed itself,
+the place is the innermost frame of an installed package that is not known to call other people's
+code; and where there is no such frame either, the line of this library that began the work.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def stack_level() -> int:
 
 
 def _user_frame(innermost: FrameType) -> Tuple[FrameType, int]:
-    """Return the frame that is the place, and how far out of the innermost it is."""
+    """Return the frame whose line is the user's, and its distance from the innermost frame."""
     frame, depth = innermost, 0
     project = edge = None
     while True:

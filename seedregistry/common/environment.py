@@ -1,10 +1,9 @@
 """The environment of the process, by name, from an allow-list.
 
-Circumstance: it is outside every digest.
-
-Recorded so that a reader can see under what conditions numbers were made. Never the host name, the
-user, a path or the command line, unless asked for. Reading it starts no accelerator, imports
-nothing of torch, sets no switch, moves no generator.
+It is recorded so that a reader can see under what conditions numbers were made. It is circumstance,
+and outside every digest. The host name, the user, a path or the command line is never in it, unless
+asked for. Reading it starts no accelerator, imports nothing of torch, sets no switch and moves no
+generator.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ _VARIABLES: Tuple[Tuple[str, re.Pattern[str]], ...] = (
 class Environment:
     """Named facts about the process: str, int, bool, or None where there is none.
 
-    Circumstance, never content: two runs that are equal number for number may have been made in
-    different environments.
+    An environment is circumstance and never content: two runs that are equal number for number may
+    have been made in different environments.
 
     Attributes:
         IS_CONTENT: False, for the ledger's digest.
@@ -84,7 +83,7 @@ def _inductor(name: str) -> Optional[bool]:
 def _cudnn_version() -> Optional[int]:
     """Return cuDNN's version, also before CUDA runs.
 
-    Not through ``torch.backends.cudnn.version``: in torch 2.13.0 it asks every GPU for its
+    ``torch.backends.cudnn.version`` is not asked: in torch 2.13.0 it asks every GPU for its
     capability, which starts CUDA (``_init`` in torch/backends/cudnn/__init__.py).
     """
     module = getattr(torch._C, "_cudnn", None)
@@ -106,15 +105,15 @@ def _gpus() -> str:
     """
     if not _cuda_runs():
         return NOT_INITIALISED
-    runs: List[Tuple[str, int]] = []
+    groups: List[Tuple[str, int]] = []
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         name = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
-        if runs and runs[-1][0] == name:
-            runs[-1] = (name, runs[-1][1] + 1)
+        if groups and groups[-1][0] == name:
+            groups[-1] = (name, groups[-1][1] + 1)
         else:
-            runs.append((name, 1))
-    return ", ".join(f"{count} x {name}" for name, count in runs)
+            groups.append((name, 1))
+    return ", ".join(f"{count} x {name}" for name, count in groups)
 
 
 # --- the allow-list -------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class _Named(Protocol):
 class QualifiedId(NamedTuple):
     """A stream among those of several registries, such as a registry and its children.
 
-    Master seed, purpose, instance id.
+    It adds the registry's master seed to the purpose and the instance id.
     """
 
     master_seed: int
@@ -89,7 +89,7 @@ def show_mismatches(
 ) -> str:
     """Return a piece of a message that shows both values for each name.
 
-    ``batch_size is 4 in the state and 8 here``.
+    It reads ``batch_size is 4 in the state and 8 here``, and goes on so for the other names.
 
     Args:
         names: what :func:`mismatches` returned.

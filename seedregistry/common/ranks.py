@@ -26,10 +26,9 @@ def rank() -> int:
 def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[str]]:
     """Return the path under which this process writes what every rank writes.
 
-    Rank 0 as it is, others with their rank.
-
-    ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before a process group is there, the rank is
-    that which the launcher set: ``RANK``, of ``torchrun``.
+    Rank 0 writes to the path as it is. For every other rank the name tells the rank:
+    ``ledger.jsonl`` becomes ``ledger.rank1.jsonl``. Before there is a process group, the rank is
+    what the launcher says in ``RANK``, as ``torchrun`` does.
     """
     number = rank()
     told = os.environ.get("RANK", "")
@@ -37,6 +36,7 @@ def path_of_rank(path: Union[str, os.PathLike[str]]) -> Union[str, os.PathLike[s
         number = int(told)
     if not number:
         return path
+
     try:
         whole = Path(path)
     except TypeError:  # no path at all: whoever opens it will say so

@@ -9,14 +9,14 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a tensor in row-major order.
 
     A sparse tensor counts as the dense one, a quantised one as its integers, and a lazy conjugate
-    or negative as what it stands for. Without a copy where the tensor is dense, contiguous and on
-    the CPU: what is returned then changes with the tensor.
+    or negative as what it stands for. Nothing is copied where the tensor is dense, contiguous and
+    on the CPU: what is returned then changes with the tensor.
 
     Args:
         tensor: of any dtype, shape and device but ``meta``, which holds no bytes.
 
     Returns:
-        One-dimensional, of unsigned bytes.
+        The bytes, one-dimensional, each from 0 to 255.
     """
     dense = tensor.detach()
     if dense.layout is not torch.strided:

@@ -31,6 +31,13 @@ class Handouts:
 
     A name is (purpose, tagged instance id, kind, how many of these came before). Lives as long as
     its registry; not pickled.
+
+    Example:
+        >>> from seedregistry import rng
+        >>> handouts, generator = rng.Handouts(), rng.make_plain_generator("cpu", 7)
+        >>> handouts.add("noise", "null", "cpu", generator)
+        >>> list(handouts.alive())
+        ['handed:noise|null|cpu|0']
     """
 
     def __init__(self) -> None:
@@ -63,12 +70,12 @@ def _words(entry: Entry, name: str, field: str = "words") -> np.ndarray[Any, Any
         or tensor.dtype != torch.uint8
         or tensor.shape != (4 * _MT_WORDS,)
     ):
-        raise _bad(name, f"'{field}' must be a uint8 tensor of {4 * _MT_WORDS} bytes")
+        raise _entry_error(name, f"'{field}' must be a uint8 tensor of {4 * _MT_WORDS} bytes")
     words: np.ndarray[Any, Any] = tensor.cpu().numpy().copy().view("<u4")
     return words
 
 
-def _bad(name: str, what: str) -> RngStateError:
+def _entry_error(name: str, what: str) -> RngStateError:
     return RngStateError(
         f"Entry '{name}' of the RNG state is corrupt: {what}. Nothing was changed.", entries=(name,)
     )
@@ -89,7 +96,10 @@ def _digest(entry: Mapping[str, Any]) -> str:
     return sha.hexdigest()
 
 
-# --- one encoder and one decoder a kind; a decoder checks, and returns the call that applies
+# --- an encoder and a decoder for each kind -------------------------------------------------------
+
+# A decoder checks everything that can be wrong with an entry and changes nothing. It returns the
+# call that applies the entry, so that load_state has all of these calls before it makes the first.
 
 
 def _encode_python(generator: Any) -> Entry:
@@ -105,17 +115,14 @@ def _encode_python(generator: Any) -> Entry:
 
 def _decode_python(entry: Entry, name: str, generator: Any) -> Callable[[], object]:
     if entry["version"] != _PYTHON_VERSION:
-        raise _bad(
-            name,
-            (
-                f"version {entry['version']!r} of python's state is unknown; expected "
-                f"{_PYTHON_VERSION}"
-            ),
-        )
+        version = entry["version"]
+        what = f"version {version!r} of python's state is unknown; expected {_PYTHON_VERSION}"
+        raise _entry_error(name, what)
+
     words = tuple(int(word) for word in _words(entry, name))
     position = entry["position"]
     if not 0 <= position <= _MT_WORDS:
-        raise _bad(name, f"position {position!r} is outside 0..{_MT_WORDS}")
+        raise _entry_error(name, f"position {position!r} is outside 0..{_MT_WORDS}")
     gauss = float.fromhex(entry["gauss"]) if entry["gauss"] else None
     return lambda: generator.setstate((_PYTHON_VERSION, (*words, position), gauss))
 
@@ -142,7 +149,7 @@ def _decode_numpy_legacy(entry: Entry, name: str) -> Callable[[], object]:
     words = _words(entry, name)
     position = entry["position"]
     if not 0 <= position <= _MT_WORDS:
-        raise _bad(name, f"position {position!r} is outside 0..{_MT_WORDS}")
+        raise _entry_error(name, f"position {position!r} is outside 0..{_MT_WORDS}")
     state = ("MT19937", words, position, entry["has_gauss"], float.fromhex(entry["gauss"]))
     return lambda: np.random.set_state(state)
 
@@ -161,7 +168,7 @@ def _encode_numpy(generator: np.random.Generator) -> Entry:
 
 def _decode_numpy(entry: Entry, name: str, generator: np.random.Generator) -> Callable[[], object]:
     if entry["bit_generator"] != "PCG64":
-        raise _bad(name, f"bit generator {entry['bit_generator']!r}; expected 'PCG64'")
+        raise _entry_error(name, f"bit generator {entry['bit_generator']!r}; expected 'PCG64'")
     state = {
         "bit_generator": "PCG64",
         "state": {"state": int(entry["state"]), "inc": int(entry["inc"])},
@@ -181,21 +188,20 @@ def _encode_torch(generator: torch.Generator) -> Entry:
 
 def _decode_torch(entry: Entry, name: str, generator: torch.Generator) -> Callable[[], object]:
     if entry["device"] != generator.device.type:
-        raise _bad(
-            name,
-            (
-                f"it was saved on '{entry['device']}' and the generator is on "
-                f"'{generator.device.type}'"
-            ),
+        here = generator.device.type
+        raise _entry_error(
+            name, f"it was saved on '{entry['device']}' and the generator is on '{here}'"
         )
+
     state = entry["state"]
     expected = generator.get_state().shape
     if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.shape != expected:
-        raise _bad(name, f"'state' must be a uint8 tensor of {expected.numel()} bytes")
+        raise _entry_error(name, f"'state' must be a uint8 tensor of {expected.numel()} bytes")
+
     private = state.cpu().clone()
-    torch.Generator(device=generator.device).set_state(
-        private
-    )  # torch's own checks, on a generator nobody uses
+    # A state that torch refuses is refused now, by a generator that nobody uses: a refusal while
+    # the states are applied would come too late.
+    torch.Generator(device=generator.device).set_state(private)
     return lambda: generator.set_state(private)
 
 
@@ -222,6 +228,15 @@ def _encode_handed(generator: AnyGenerator) -> Entry:
 def save_state(handouts: Handouts) -> Dict[str, Entry]:
     """Return an entry for every default generator and every handed-out one that is held.
 
+    Example:
+        >>> from seedregistry import rng
+        >>> entries = rng.save_state(rng.Handouts())
+        >>> entries["torch:cpu"]["kind"]
+        'torch'
+
+    Args:
+        handouts: the generators handed out in this process.
+
     Raises:
         RngStateError: NumPy's global bit generator is not an MT19937.
     """
@@ -247,15 +262,15 @@ _FIELDS = {
 
 def _check_entry(name: str, entry: object, kind: str) -> Entry:
     if not isinstance(entry, dict):
-        raise _bad(name, f"it is a {type(entry).__name__}, not a dict")
+        raise _entry_error(name, f"it is a {type(entry).__name__}, not a dict")
     if entry.get("kind") != kind:
-        raise _bad(name, f"it is of kind {entry.get('kind')!r}; expected {kind!r}")
+        raise _entry_error(name, f"it is of kind {entry.get('kind')!r}; expected {kind!r}")
     if set(entry) != _FIELDS[kind]:
-        raise _bad(
+        raise _entry_error(
             name, f"its fields are {sorted(map(str, entry))}; expected {sorted(_FIELDS[kind])}"
         )
     if _digest(entry) != entry["sha256"]:
-        raise _bad(name, "its SHA-256 does not match its content")
+        raise _entry_error(name, "its SHA-256 does not match its content")
     return entry
 
 
@@ -279,11 +294,22 @@ def _plan(name: str, entry: object, generator: Any) -> Callable[[], object]:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         if isinstance(error, RngStateError):
             raise
-        raise _bad(name, str(error)) from error
+        raise _entry_error(name, str(error)) from error
 
 
 def load_state(entries: object, handouts: Handouts) -> None:
     """Set every generator from its entry: all of them, or none.
+
+    Example:
+        >>> import random
+        >>> from seedregistry import rng
+        >>> handouts = rng.Handouts()
+        >>> before = rng.save_state(handouts)
+        >>> first = random.random()
+        >>> rng.load_state(before, handouts)
+        >>> random.random() == first
+        True
+        >>> rng.load_state(before, handouts)
 
     Args:
         entries: what :func:`save_state` returned, here or in another process.
@@ -300,23 +326,29 @@ def load_state(entries: object, handouts: Handouts) -> None:
             f"'generators' must be a dict of entries; got {type(entries).__name__}. Nothing was "
             "changed."
         )
+
+    # An accelerator that has not started has no generators to compare the entries with.
     _start_accelerators([str(name) for name in entries])
     targets: Dict[str, Any] = {"python": random, "numpy": np.random}
     targets.update(_torch_defaults())
     targets.update(handouts.alive())
+
     missing = sorted(set(targets) - set(entries))
     foreign = sorted(str(name) for name in set(entries) - set(targets))
     if missing or foreign:
-        parts = []
+        reasons = []
         if missing:
-            parts.append(f"it has no entry for {', '.join(missing)}")
+            reasons.append(f"it has no entry for {', '.join(missing)}")
         if foreign:
-            parts.append(f"nothing here goes by {', '.join(foreign)}")
+            reasons.append(f"nothing here goes by {', '.join(foreign)}")
         message = (
-            f"The RNG state does not fit this process: {'; '.join(parts)}. Hand out the same "
+            f"The RNG state does not fit this process: {'; '.join(reasons)}. Hand out the same "
             "generators, on the same devices, before loading. Nothing was changed."
         )
         raise RngStateError(message, entries=tuple(missing + foreign))
+
+    # All entries are checked before the first is applied, and what is there is saved: a call that
+    # fails all the same, or an interrupt, leaves every generator as it was.
     plan = [_plan(name, entries[name], targets[name]) for name in sorted(targets)]
     undo = save_state(handouts)
     try:

@@ -68,7 +68,7 @@ def _check_cpu_layout() -> None:
 class FullState:
     """A state of torch's CPU generator with all 624 words from a key.
 
-    It may be filled again: generators copy it.
+    It may be filled again: a generator copies the state that it is given.
 
     Raises:
         RngStateError: this torch keeps the state in a layout that is not known.
@@ -86,8 +86,11 @@ class FullState:
     def fill(self, key: bytes, seed: int) -> torch.Tensor:
         """Return the state of a key, for ``Generator.set_state``.
 
-        ``initial_seed`` will say ``seed``.
+        The generator's ``initial_seed`` will say ``seed``. The tensor is the same object at each
+        call, and the next call fills it anew.
         """
+        # left = 1 and next = 0: torch mixes the words before it hands out the first, as it does
+        # after manual_seed. So no word of the key's hash is ever a draw.
         _HEADER.pack_into(self._bytes, 0, seed, 1, 1, 0)
         self._words[:] = np.frombuffer(derivation.mt19937_words(key), dtype="<u4")
         return self._tensor
@@ -223,6 +226,12 @@ def make_plain_generator(device: Union[str, torch.device], seed: int) -> torch.G
 
 def make_generator(device: Union[str, torch.device], source: SeedSource) -> torch.Generator:
     """Return a new generator on a device, set to the start of a stream or position.
+
+    Example:
+        >>> from seedregistry import SeedRegistry, rng
+        >>> stream = SeedRegistry(42).stream("noise")
+        >>> rng.make_generator("cpu", stream).initial_seed() == stream.seed
+        True
 
     Args:
         device: a torch device or its name; ``"cuda"`` without an index is the current device.

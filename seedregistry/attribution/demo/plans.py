@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, Tuple, Union
+from typing import TYPE_CHECKING, Any, Mapping, Optional, Tuple, Union
 
 import attrs
 import torch
@@ -26,20 +26,20 @@ class Plan:
     """What a demonstration trains and asks.
 
     Attributes:
-        recipe: the training run.
+        recipe: the training.
         train: training inputs and targets.
         test: test inputs and targets.
         targets: number of test examples whose losses are attributed, the first ones.
         fractions: shares of the training examples that retrainings leave out.
         subsets: retrainings for each fraction.
-        ablation_fractions: those for which retrainings with other seeds are made too.
-        ablation_subsets: retrainings for each of these.
+        ablation_fractions: the fractions for which retrainings with one wrong seed are made too.
+        ablation_subsets: such retrainings for each of these fractions.
         influence_iterations: of the conjugate gradients of the influence function, at most.
         image_shape: shape of an image as (height, width) or (channels, height, width).
 
     Raises:
-        InvalidOptionError: the ablation has no fractions, or one that is not among the others, with
-            which it is compared.
+        InvalidOptionError: the ablation has no fractions, or a fraction that is not among
+            ``fractions``, with whose retrainings it is compared.
     """
 
     recipe: Recipe
@@ -62,34 +62,51 @@ class Plan:
             raise InvalidOptionError(message)
 
 
+def _describe_training(
+    rate: float,
+    optimizer_options: Mapping[str, Any],
+    scheduler_options: Optional[Mapping[str, Any]] = None,
+    **options: Any,
+) -> Recipe:
+    """Return a recipe of 20 epochs of SGD, with a rate that rises to ``rate`` and falls again."""
+    return Recipe(
+        epochs=20,
+        drop_last=True,
+        optimizer_options={"lr": rate, **optimizer_options},
+        scheduler="OneCycleLR",
+        scheduler_options={
+            "max_lr": rate,
+            "total_steps": "steps",
+            "pct_start": 0.25,
+            "anneal_strategy": "linear",
+            "cycle_momentum": False,
+            **(scheduler_options or {}),
+        },
+        **options,
+    )
+
+
 def digits_plan(registry: SeedRegistry) -> Plan:
-    """Return the plan for the digits.
+    """Return the plan for the digits: 200 steps of SGD with momentum on 1,200 images, in float64.
 
-    1,200 training images, a perceptron with GELU, 200 steps of SGD with momentum, float64.
+    The model is a perceptron with GELU. Images are standardised by mean and deviation of the
+    training images.
 
-    Images are standardised by mean and deviation of the training ones.
+    Args:
+        registry: its stream ("split", "digits") divides the images.
     """
     train, test = load_digits(registry)
     with torch_threads(1):  # sums depend on how many there are, in the last bit
         mean, deviation = train[0].mean(), train[0].std()  # of the training images alone
     train, test = (((inputs - mean) / deviation, targets) for inputs, targets in (train, test))
-    recipe = Recipe(
+
+    recipe = _describe_training(
+        0.02,
+        {"momentum": 0.9, "weight_decay": 1e-3},
+        {"div_factor": 20.0, "final_div_factor": 1.0},
         model=construct_digits_mlp,
         dataset=train,
-        epochs=20,
         batch_size=120,
-        drop_last=True,
-        optimizer_options={"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-3},
-        scheduler="OneCycleLR",
-        scheduler_options={
-            "max_lr": 0.02,
-            "total_steps": "steps",
-            "pct_start": 0.25,
-            "anneal_strategy": "linear",
-            "cycle_momentum": False,
-            "div_factor": 20.0,
-            "final_div_factor": 1.0,
-        },
         dtype=torch.float64,
     )
     return Plan(recipe=recipe, train=train, test=test, image_shape=(8, 8))
@@ -103,31 +120,23 @@ def cifar10_plan(
     A step at full width takes more than a second on two cores: a job for a GPU.
 
     Args:
-        registry: for which the plan is made.
+        registry: not used: the images come divided.
         root: as for ``load_cifar10``.
         width: channels of the first layer.
     """
-    del registry  # the data come divided
+    del registry
     data, test = (
         ReloadableTensors(load_cifar10, os.path.abspath(root)),
         load_cifar10(root, train=False),
     )
     train = (data.tensors[0], data.tensors[1])
-    recipe = Recipe(
+
+    recipe = _describe_training(
+        0.085,
+        {"momentum": 0.85, "weight_decay": 5e-4},
         model=functools.partial(construct_rn9, width=width),
         dataset=data,
-        epochs=20,
         batch_size=min(500, len(train[0])),
-        drop_last=True,
-        optimizer_options={"lr": 0.085, "momentum": 0.85, "weight_decay": 5e-4},
-        scheduler="OneCycleLR",
-        scheduler_options={
-            "max_lr": 0.085,
-            "total_steps": "steps",
-            "pct_start": 0.25,
-            "anneal_strategy": "linear",
-            "cycle_momentum": False,
-        },
         threads=torch.get_num_threads(),
     )
     return Plan(

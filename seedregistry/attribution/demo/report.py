@@ -29,7 +29,7 @@ _SHOWN_TARGETS = 4
 _SHOWN_EXAMPLES = 4
 _BLUE, _RED, _GREY = "#2563eb", "#dc2626", "#9ca3af"
 
-_IN_WORDS = {
+_CAPTIONS = {
     "weights": "all seeds shared",
     "own-order": "another order",
     "subset": "the subset's own order",
@@ -41,7 +41,8 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 def render(demo: Demo) -> str:
     """Return the report as HTML that asks for nothing outside itself."""
-    fractions = [f"{100 * one.fraction:g}%" for one in demo.scores["MAGIC"]]
+    magic = demo.scores["MAGIC"]
+    fractions = [f"{100 * score.fraction:g}%" for score in magic]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
     )
@@ -49,22 +50,23 @@ def render(demo: Demo) -> str:
         "steps": demo.attribution.state.step,
         "size": demo.plan.recipe.size,
         "accuracy": demo.test_accuracy,
-        "retrained": sum(one.subsets for one in demo.scores["MAGIC"]),
+        "retrained": sum(score.subsets for score in magic),
         "seed": demo.registry.master_seed,
         "digest": demo.registry.ledger.short_digest,
         "subsets": demo.plan.subsets,
         "targets": demo.plan.targets,
         "fractions": fractions,
         "lds": [
-            (name, [f"{one.mean:.3f}" for one in scored]) for name, scored in demo.scores.items()
+            (name, [f"{score.mean:.3f}" for score in scores])
+            for name, scores in demo.scores.items()
         ],
-        "slopes": [(fraction, one.slope) for fraction, one in zip(fractions, demo.scores["MAGIC"])],
+        "slopes": [(fraction, score.slope) for fraction, score in zip(fractions, magic)],
         "smoothness": demo.smoothness.value,
         "advice": demo.smoothness.advice,
         "ablation_fractions": [f"{100 * fraction:g}%" for fraction in demo.plan.ablation_fractions],
         "ablation": [
-            (PROTOCOLS[name], [f"{one.mean:.3f}" for one in scored])
-            for name, scored in demo.ablation.items()
+            (PROTOCOLS[name], [f"{score.mean:.3f}" for score in scores])
+            for name, scores in demo.ablation.items()
         ],
         "ledger": str(demo.registry.ledger),
         "statement": demo.registry.ledger.statement(),
@@ -76,7 +78,8 @@ def render(demo: Demo) -> str:
 
 
 def _bytes_of(figure: Figure, form: str) -> bytes:
-    """Return a figure as a file. A fixed salt and no date: the same figure is the same bytes."""
+    """Return a figure as the bytes of a file."""
+    # A fixed salt and no date: an equal figure is equal bytes.
     out = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "seedregistry"}):
         figure.savefig(
@@ -90,11 +93,11 @@ def _bytes_of(figure: Figure, form: str) -> bytes:
 
 
 def _address(picture: bytes, kind: str) -> str:
-    """Return a picture as the address of data."""
+    """Return a picture as an address that holds its data."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def _predicted(demo: Demo, retrainings: Retrainings) -> torch.Tensor:
+def _predict(demo: Demo, retrainings: Retrainings) -> torch.Tensor:
     """Return the values that are predicted for each retraining: shape (subsets, targets)."""
     weights = torch.ones(
         len(retrainings.dropped), demo.plan.recipe.size, dtype=demo.attribution.scores.dtype
@@ -109,12 +112,12 @@ def _scatter(demo: Demo) -> str:
         demo.retrainings[-1],
     )
     figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    for axes, one in zip(figure.subplots(1, 3), chosen):
-        predicted = (_predicted(demo, one) - demo.attribution.values).flatten()
-        actual = (one.values - demo.attribution.values).flatten()
+    for axes, retrainings in zip(figure.subplots(1, 3), chosen):
+        predicted = (_predict(demo, retrainings) - demo.attribution.values).flatten()
+        actual = (retrainings.values - demo.attribution.values).flatten()
         axes.axline((0, 0), slope=1, color=_GREY, linewidth=1)
         axes.scatter(predicted, actual, s=4, color=_BLUE, alpha=0.4, linewidths=0, rasterized=True)
-        axes.set_title(f"{100 * one.fraction:g}% left out", fontsize=10)
+        axes.set_title(f"{100 * retrainings.fraction:g}% left out", fontsize=10)
         axes.set_xlabel("predicted change of the loss")
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -125,27 +128,27 @@ def _scatter(demo: Demo) -> str:
 def wrong_seeds(demo: Demo) -> bytes:
     """Return a picture, PNG, of what one wrong seed costs.
 
-    For each protocol the ranks of predicted and actual losses.
-
-    Each point is one test image after one retraining; both ranks are among the retrainings, for
-    that image.
+    It shows, for each protocol, the ranks of predicted and actual losses. Each point is a test
+    image after a retraining; both ranks are among the retrainings, for that image.
     """
-    shared = next(
-        one for one in demo.retrainings if one.fraction == demo.plan.ablation_fractions[0]
-    )
-    shown = {"weights": shared, **{name: found[0] for name, found in demo.wrong.items()}}
-    figure = Figure(figsize=(2.4 * len(shown), 2.9), layout="constrained")
-    for axes, (name, one) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items()):
-        predicted = ranks(_predicted(demo, one).numpy())
+    fraction = demo.plan.ablation_fractions[0]
+    shared = next(each for each in demo.retrainings if each.fraction == fraction)
+    panels = {"weights": shared, **{name: each[0] for name, each in demo.wrong.items()}}
+    figure = Figure(figsize=(2.4 * len(panels), 2.9), layout="constrained")
+
+    for axes, (name, retrainings) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
+    ):
+        predicted = ranks(_predict(demo, retrainings).numpy())
+        actual = ranks(retrainings.values.numpy())
         colour = _BLUE if name == "weights" else _RED
-        axes.scatter(
-            predicted, ranks(one.values.numpy()), s=5, color=colour, alpha=0.25, linewidths=0
-        )
+        axes.scatter(predicted, actual, s=5, color=colour, alpha=0.25, linewidths=0)
         axes.set_title(f"{demo.ablation[name][0].mean:.3f}", fontsize=20, color=colour)
-        axes.set_xlabel(_IN_WORDS[name], fontsize=9)
+        axes.set_xlabel(_CAPTIONS[name], fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_aspect("equal")
+
     figure.axes[0].set_ylabel("rank of the actual loss", fontsize=9)
     figure.supxlabel("rank of the predicted loss", fontsize=9)
     return _bytes_of(figure, "png")
@@ -156,6 +159,7 @@ def _examples(demo: Demo) -> str:
     rows = min(_SHOWN_TARGETS, demo.plan.targets)
     figure = Figure(figsize=(9.5, 1.25 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
+
     for row, target in enumerate(_hardest(demo, rows)):
         scores = demo.attribution.scores[target]
         helpful, harmful = (
@@ -171,9 +175,8 @@ def _examples(demo: Demo) -> str:
                 for index in indices.tolist()
             ]
         for axes, (image, label, colour) in zip(grid[row], images):
-            axes.imshow(
-                _as_image(image, demo.plan.image_shape), cmap="gray_r"
-            )  # the map is for images without channels
+            # The map of colours is for images without channels; others have colours.
+            axes.imshow(_as_image(image, demo.plan.image_shape), cmap="gray_r")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(str(label), fontsize=9, color=colour, pad=2)
@@ -183,7 +186,7 @@ def _examples(demo: Demo) -> str:
 
 
 def _hardest(demo: Demo, count: int) -> List[int]:
-    """Return the targets with the highest losses: there is most to explain."""
+    """Return the targets with the highest losses, of which there is most to explain."""
     hardest: List[int] = demo.attribution.values.argsort(descending=True)[:count].tolist()
     return hardest
 

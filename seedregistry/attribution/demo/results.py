@@ -1,4 +1,4 @@
-"""What a demonstration found: the figures, and what they were made from."""
+"""What came out of a demonstration: the figures, and what they were made from."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Demo:
-    """What a demonstration found.
+    """What came out of a demonstration.
 
     Attributes:
-        registry: with the ledger.
-        plan: what was done.
+        registry: the registry, with the ledger.
+        plan: what was trained and asked.
         attribution: MAGIC's scores.
         scores: for each method, MAGIC first, its score for each fraction.
-        retrainings: for each fraction.
+        retrainings: those that share all seeds with the training, for each fraction.
         wrong: for each protocol with a wrong seed, the retrainings for each of the ablation's
             fractions.
-        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of these fractions.
-        smoothness: of the training.
+        ablation: for each protocol, ``"weights"`` first, MAGIC's score for each of the ablation's
+            fractions.
+        smoothness: the metasmoothness of the training.
         test_accuracy: share of the test examples that the trained model gets right.
-        seconds: how long each part took.
+        seconds: how long each step took, by name.
     """
 
     registry: SeedRegistry
@@ -47,20 +48,20 @@ class Demo:
     def results(self) -> Dict[str, Any]:
         """Return the figures as plain data: what ``results.json`` holds."""
 
-        def means(scored: Sequence[LdsScore]) -> Dict[str, float]:
-            return {repr(one.fraction): one.mean for one in scored}
+        def means(scores: Sequence[LdsScore]) -> Dict[str, float]:
+            return {repr(score.fraction): score.mean for score in scores}
 
         lds = self.scores["MAGIC"]
         return {
             "seed": self.registry.master_seed,
             "digest": self.registry.ledger.digest,
             "lds": means(lds),
-            "lds_interval": {repr(one.fraction): list(one.interval) for one in lds},
-            "lds_slope": {repr(one.fraction): one.slope for one in lds},
+            "lds_interval": {repr(score.fraction): list(score.interval) for score in lds},
+            "lds_slope": {repr(score.fraction): score.slope for score in lds},
             "baselines": {
-                name: means(scored) for name, scored in self.scores.items() if name != "MAGIC"
+                name: means(scores) for name, scores in self.scores.items() if name != "MAGIC"
             },
-            "ablation": {name: means(scored) for name, scored in self.ablation.items()},
+            "ablation": {name: means(scores) for name, scores in self.ablation.items()},
             "metasmoothness": self.smoothness.value,
             "test_accuracy": self.test_accuracy,
             "seconds": self.seconds,

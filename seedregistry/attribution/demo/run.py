@@ -1,8 +1,6 @@
-"""The demonstration on real data.
+"""The demonstration on real data: train, attribute, retrain on subsets, score, write it down.
 
-Train, attribute, retrain on subsets, score, and write down what was found.
-
-Everything random comes from one registry; run twice, with whatever number of processes, it gives
+Everything random comes from one registry. Run twice, with whatever number of processes, it gives
 the same numbers and one digest.
 """
 
@@ -31,8 +29,8 @@ from seedregistry.attribution.retraining import Retrainings, retrain
 from seedregistry.attribution.scoring import score
 from seedregistry.attribution.smoothness import metasmoothness
 from seedregistry.attribution.training import Training
+from seedregistry.common.options import check_choice
 from seedregistry.determinism import torch_threads
-from seedregistry.errors import InvalidOptionError
 from seedregistry.registry import SeedRegistry
 
 if TYPE_CHECKING:
@@ -52,16 +50,16 @@ def _tell_nobody(what: str, done: int, total: int) -> None:
 
 
 class _Clock:
-    """Measures the parts of the job."""
+    """Measures how long each step of the demonstration takes, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: Dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
-        found = work()
+        result = work()
         self.seconds[name] = round(time.perf_counter() - started, 3)
-        return found
+        return result
 
 
 def run_demo(
@@ -87,53 +85,56 @@ def run_demo(
         seed: master seed.
         plan: ``"digits"``, ``"cifar10"``, or a function from a registry to a ``Plan``.
         root: where CIFAR-10 is.
-        workers: as for ``retrain``.
+        workers: number of processes that retrain, or an executor, as for ``retrain``.
         bridges: score dattri's influence function and traker's TRAK too. Their streams are in the
             ledger, and so in its digest.
         device: where it trains, such as ``"cuda"``; None is where the plan says.
-        progress: told what is being done.
+        progress: told what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        What came out, as the files have it.
 
     Raises:
+        ImportError: matplotlib or jinja2 is not installed.
         RecipeError: dattri or traker is asked for and not installed.
         InvalidOptionError: no plan goes by that name, or ``workers`` is no number of processes.
     """
-    importlib.import_module("seedregistry.attribution.demo.report")  # its packages may be missing
-
+    # Before the work: what the report needs may not be installed.
+    importlib.import_module("seedregistry.attribution.demo.report")
     plans: Dict[str, Callable[[SeedRegistry], Plan]] = {
         "digits": digits_plan,
         "cifar10": lambda registry: cifar10_plan(registry, root),
     }
-    make = plans.get(plan) if isinstance(plan, str) else plan
-    if make is None:
-        raise InvalidOptionError(
-            f"The plan must be one of {', '.join(map(repr, plans))}; got {plan!r}."
-        )
+    if not callable(plan):
+        check_choice(plan, "plan", plans, hint=", or a function from a registry to a Plan")
+        plan = plans[plan]
     check_workers(workers)
     if bridges:
         require()
+
     folder = Path(out)
-    kept = folder / "progress"
-    kept.mkdir(parents=True, exist_ok=True)
-    tell: Progress = progress or _tell_nobody
+    unfinished = folder / "progress"
+    unfinished.mkdir(parents=True, exist_ok=True)
     registry = SeedRegistry(seed)
-    made = make(registry)
+    task = plan(registry)
     if device is not None:
-        made = attrs.evolve(made, recipe=attrs.evolve(made.recipe, device=device))
+        task = attrs.evolve(task, recipe=attrs.evolve(task.recipe, device=device))
+
     with contextlib.ExitStack() as stack:
         if isinstance(workers, int) and workers > 1:
-            workers = stack.enter_context(
-                process_pool(workers)
-            )  # one for all parts: processes are slow to start
-        demo = _carry_out(registry, made, kept, workers, tell, bridges=bridges)
+            # The same pool for all retrainings: processes are slow to start.
+            workers = stack.enter_context(process_pool(workers))
+        tell: Progress = progress or _tell_nobody
+        demo = _carry_out(registry, task, unfinished, workers, tell, bridges=bridges)
     _write(demo, folder)
-    shutil.rmtree(kept)
+    shutil.rmtree(unfinished)
     return demo
 
 
 def _carry_out(
     registry: SeedRegistry,
     plan: Plan,
-    kept: Path,
+    unfinished: Path,
     workers: Union[int, concurrent.futures.Executor],
     tell: Progress,
     *,
@@ -143,6 +144,7 @@ def _carry_out(
     training = Training(registry, plan.recipe)
     targets = slice(0, plan.targets)
     measurement = losses_of(plan.test[0][targets], plan.test[1][targets])
+
     with registry.audit():
         final = clock.time(
             "train", lambda: training.train(progress=lambda done, total: tell("train", done, total))
@@ -152,7 +154,7 @@ def _carry_out(
         lambda: magic(
             training,
             measurement,
-            resume=kept / "magic.pt",
+            resume=unfinished / "magic.pt",
             progress=lambda done, total: tell("attribute", done, total),
         ),
     )
@@ -164,7 +166,7 @@ def _carry_out(
             fractions=plan.fractions,
             subsets=plan.subsets,
             workers=workers,
-            store=kept / "retrain",
+            store=unfinished / "retrain",
             progress=lambda done, total: tell("retrain", done, total),
         ),
     )
@@ -178,9 +180,13 @@ def _carry_out(
         ),
     }
     wrong = clock.time(
-        "ablation", lambda: _ablate(training, measurement, plan, kept, workers, tell)
+        "ablation", lambda: _ablate(training, measurement, plan, unfinished, workers, tell)
     )
-    shared = tuple(one for one in retrainings if one.fraction in plan.ablation_fractions)
+    compared = {
+        "weights": tuple(each for each in retrainings if each.fraction in plan.ablation_fractions),
+        **wrong,
+    }
+
     with torch.no_grad(), torch_threads(plan.recipe.threads):
         outputs = training.outputs(final, plan.test[0]).cpu()
     return Demo(
@@ -188,19 +194,18 @@ def _carry_out(
         plan=plan,
         attribution=attribution,
         scores={
+            # Only MAGIC's has an interval: the stream of its draws has the fraction's name alone.
             name: tuple(
-                score(one, given, registry=_if_magic(registry, name)) for one in retrainings
+                score(each, values, registry=registry if name == "MAGIC" else None)
+                for each in retrainings
             )
-            for name, given in scores.items()
+            for name, values in scores.items()
         },
         retrainings=retrainings,
         wrong=wrong,
         ablation={
-            "weights": tuple(score(one, attribution.scores) for one in shared),
-            **{
-                name: tuple(score(one, attribution.scores) for one in found)
-                for name, found in wrong.items()
-            },
+            name: tuple(score(each, attribution.scores) for each in group)
+            for name, group in compared.items()
         },
         smoothness=clock.time(
             "metasmoothness", lambda: metasmoothness(training, measurement, progress=False)
@@ -208,10 +213,6 @@ def _carry_out(
         test_accuracy=float((outputs.argmax(1) == plan.test[1]).to(torch.float64).mean()),
         seconds=clock.seconds,
     )
-
-
-def _if_magic(registry: SeedRegistry, name: str) -> Optional[SeedRegistry]:
-    return registry if name == "MAGIC" else None
 
 
 def _baselines(
@@ -244,26 +245,26 @@ def _ablate(
     training: Training,
     measurement: Any,
     plan: Plan,
-    kept: Path,
+    unfinished: Path,
     workers: Union[int, concurrent.futures.Executor],
     tell: Progress,
 ) -> Dict[str, Tuple[Retrainings, ...]]:
-    """Retrain with one wrong seed each."""
-    found = {}
+    """Retrain with one wrong seed, for each protocol that has one."""
+    wrong = {}
     for protocol in _ABLATION:
-        found[protocol] = retrain(
+        wrong[protocol] = retrain(
             training,
             measurement,
             fractions=plan.ablation_fractions,
             subsets=plan.ablation_subsets,
             protocol=protocol,
             workers=workers,
-            store=kept / "retrain",
+            store=unfinished / "retrain",
             progress=lambda done, total, protocol=protocol: tell(
                 f"retrain ({protocol})", done, total
             ),  # type: ignore[misc]
         )
-    return found
+    return wrong
 
 
 def _write(demo: Demo, folder: Path) -> None:
@@ -279,9 +280,9 @@ def _write(demo: Demo, folder: Path) -> None:
         "scores": demo.attribution.scores.numpy(),
         "values": demo.attribution.values.numpy(),
     }
-    for one in demo.retrainings:
-        arrays[f"dropped_{one.fraction!r}"] = one.dropped.numpy()
-        arrays[f"retrained_{one.fraction!r}"] = one.values.numpy()
+    for each in demo.retrainings:
+        arrays[f"dropped_{each.fraction!r}"] = each.dropped.numpy()
+        arrays[f"retrained_{each.fraction!r}"] = each.values.numpy()
     np.savez(folder / "scores.npz", **arrays)  # type: ignore[arg-type]
     (folder / "wrong_seeds.png").write_bytes(report.wrong_seeds(demo))
     (folder / "report.html").write_text(report.render(demo), encoding="utf-8")
