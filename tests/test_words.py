@@ -88,9 +88,7 @@ def sources() -> dict:
     return {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in paths}
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in sorted(sources()) if not module.startswith("attribution/")]
-)
+@pytest.mark.parametrize("module", sorted(sources()))
 def test_no_name_that_was_given_up(module):
     """No identifier is one that was given up, and no function is named by a participle."""
     assert offences(sources()[module].read_text(encoding="utf-8"), module) == []

@@ -1,7 +1,4 @@
-"""The ledger: records of every derivation and of what was built from it, in memory and on disk.
-
-Without torch.
-"""
+"""The ledger: records of what was derived and built, in memory and on disk, without torch."""
 
 from typing import TYPE_CHECKING
 

@@ -7,10 +7,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Set, Tuple
 
-from seedregistry import derivation, rng
+from seedregistry import rng
 from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import Ledger, records
-from seedregistry.ledger.claims import Splits
+from seedregistry.ledger.claims import Splits, claims_of
 from seedregistry.registry.guard import Guard
 
 if TYPE_CHECKING:
@@ -49,12 +49,7 @@ class Shared:
         Raises:
             SeedCollisionError: two of them have one seed.
         """
-        refusing = {
-            name for name, scheme in derivation.SCHEMES.items() if scheme.refuses_shared_seeds
-        }
-        self._claim(
-            record for record in ledger.find(records.Derivation) if record.scheme in refusing
-        )
+        self._claim(claims_of(ledger))
         self.ledger = ledger
         self.guard.ledger = ledger
         ledger.on_merge = self._claim
