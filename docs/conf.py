@@ -56,8 +56,9 @@ _NAMES = (
     "list object optional str tuple type"
 )
 _ALIASES = (
-    "AnyGenerator Coordinate Cursor Entry Indices InstanceId LateSeed MasterSeed Measurement NotGiven "
-    "Order P Pair Progress ProgressOption SeedSource Shard StreamHost T Value data.sampler.EpochSampler"
+    "AnyGenerator Coordinate Cursor Entry Indices InstanceId LateSeed MasterSeed Measurement "
+    "NotGiven Order P Pair Progress ProgressOption SeedSource Shard StreamHost T Value "
+    "data.sampler.EpochSampler"
 )
 
 
