@@ -46,6 +46,7 @@ from seedregistry.attribution import (
     retrain,
     score,
 )
+from seedregistry.common.files import seal, unseal
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError, SeedCollisionError
 from seedregistry.ledger import Derivation, Note
 
@@ -525,7 +526,7 @@ def test_a_store_of_another_run_is_refused(training, tmp_path):
             store=tmp_path,
         )
     path = next(tmp_path.glob("*.json"))
-    assert json.loads(path.read_text())["format"] == "seedregistry.lds/1"
+    assert json.loads(unseal(path.read_bytes()))["format"] == "seedregistry.lds/2"
 
 
 def test_a_store_of_another_measurement_or_other_data_is_refused(tmp_path):
@@ -584,7 +585,13 @@ def test_datasets_that_draw(training):
 
 def made(values: torch.Tensor, dropped: torch.Tensor, size: int = 10) -> Retrainings:
     return Retrainings(
-        fraction=0.1, protocol="weights", dropped=dropped, values=values, size=size, fingerprint=""
+        fraction=0.1,
+        protocol="weights",
+        dropped=dropped,
+        values=values,
+        size=size,
+        fingerprint="",
+        measurement="",
     )
 
 
@@ -723,3 +730,49 @@ def test_noise_ceiling(training):
     (other,) = retrain(training, TESTS, fractions=(0.1,), subsets=12)
     with pytest.raises(RecipeError, match="other examples"):
         noise_ceiling(shared[0], other)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_in_a_store_is_done_again(training, tmp_path, caplog):
+    """A kept result of which a bit has changed is not taken: it is done again, and said."""
+    expected = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)[0].values
+    paths = sorted(tmp_path.iterdir())
+    whole = [path.read_bytes() for path in paths]
+    for position in range(0, len(whole[0]), 97):
+        flipped = bytearray(whole[0])
+        flipped[position] ^= 1
+        paths[0].write_bytes(bytes(flipped))
+        with caplog.at_level("WARNING", logger="seedregistry"):
+            (again,) = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+        assert torch.equal(again.values, expected)
+        assert "is damaged and is done again" in caplog.text
+        caplog.clear()
+        assert [path.read_bytes() for path in paths] == whole
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"{", b'{"values": [NaN]}', seal(b"null")]
+)
+def test_what_is_no_result_of_a_store_is_refused_or_done_again(training, tmp_path, content):
+    """A file in a store that holds something else never gives values."""
+    expected = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)[0].values
+    first = min(tmp_path.iterdir())
+    first.write_bytes(content)
+    try:
+        (again,) = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=tmp_path)
+    except ReplayError:
+        return
+    assert torch.equal(again.values, expected)
+
+
+@pytest.mark.parametrize("instance_id", ["a/b", "n" * 300, "with\nlines", "..", "ünï"])
+def test_instance_ids_that_are_no_file_names(tmp_path, instance_id):
+    """Results are kept for every instance id, and go on."""
+    training = Training(SeedRegistry(42), recipe(epochs=1, instance_id=instance_id))
+    store = tmp_path / "store"
+    first = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=store)
+    assert len(list(tmp_path.rglob("*.json"))) == len(list(store.iterdir())) == 2
+    again = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=store)
+    assert torch.equal(first[0].values, again[0].values)

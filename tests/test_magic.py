@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from kill import run_until
@@ -16,6 +17,7 @@ from torch import nn
 
 from seedregistry import SeedRegistry
 from seedregistry.attribution import (
+    Attribution,
     State,
     Training,
     losses_of,
@@ -26,6 +28,7 @@ from seedregistry.attribution import (
     optimizers,
 )
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError
+from seedregistry.ledger import Note
 
 TESTS = losses_of(*held_out())
 EXAMPLES = (0, 7, 23, 41, 59)
@@ -225,7 +228,9 @@ def test_progress_of_another_training_is_refused(tmp_path):
         with pytest.raises(ReplayError, match=r"another training.*fingerprint is .* in the file"):
             magic(other, measurement, resume=path)
     assert path.read_bytes() == before
-    for damaged in (before[: len(before) // 2], b"hello", b""):
+    flipped = bytearray(before)
+    flipped[-100] ^= 1
+    for damaged in (before[: len(before) // 2], bytes(flipped), b"hello", b""):
         (tmp_path / "damaged.pt").write_bytes(damaged)
         with pytest.raises(ReplayError, match="damaged"):
             magic(training, TESTS, resume=tmp_path / "damaged.pt")
@@ -244,11 +249,15 @@ def test_the_ledger_notes_what_was_attributed():
     registry = SeedRegistry(42)
     training = Training(registry, recipe(epochs=1))
     attribution = magic(training, TESTS)
-    assert attribution.fingerprint == training.fingerprint(0)
-    assert (
-        f"note magic training: run {training.initial_state().fingerprint()[:12]}, targets 5"
-        in str(registry.ledger)
-    )
+    assert attribution.fingerprint == training.whole_fingerprint()
+    assert f"run {training.initial_state().fingerprint()[:12]}, targets 5" in str(registry.ledger)
+    assert "note training training: " in str(registry.ledger)
+    digest = registry.ledger.digest
+    assert len(registry.ledger.find(Note)) == 2
+    training.history.state_dict()
+    magic(Training(registry, training.recipe), TESTS)
+    assert len(registry.ledger.find(Note)) == 3  # what the training is made of is there already
+    assert registry.ledger.digest != digest
 
 
 def test_a_layer_that_cannot_be_done_for_all_targets_is_said(caplog):
@@ -355,3 +364,44 @@ def test_targets_that_do_not_fit_into_memory(monkeypatch, caplog):
     most = 0
     with pytest.raises(torch.cuda.OutOfMemoryError):
         magic(training, TESTS)
+
+
+def test_a_kept_state_of_which_a_bit_has_changed(tmp_path, monkeypatch):
+    """A state that was spilled, and comes back as another, ends the walk by name."""
+    training = Training(SeedRegistry(42), recipe(epochs=2))
+    load = torch.load
+
+    def damaged(path, **options):
+        tensors = load(path, **options)
+        tensors[0].view(-1)[0] += 1e-12
+        return tensors
+
+    monkeypatch.setattr(torch, "load", damaged)
+    with pytest.raises(ReplayError, match=r"kept state.* is damaged: it holds another state"):
+        magic(training, TESTS, spill=tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_go_through_a_file(tmp_path):
+    """Scores that were written are read back with what they are of; a damaged file, one of another
+    kind and one that does not say of what its scores are, are refused by name."""
+    training = Training(SeedRegistry(42), recipe(epochs=1))
+    attribution = magic(training, TESTS)
+    path = tmp_path / "scores"
+    attribution.save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["scores"]
+    again = Attribution.load(path)
+    assert torch.equal(again.scores, attribution.scores)
+    assert torch.equal(again.values, attribution.values)
+    assert (again.fingerprint, again.measurement) == (
+        attribution.fingerprint,
+        attribution.measurement,
+    )
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:-30], whole[:200] + b"\x00" + whole[201:]):
+        path.write_bytes(content)
+        with pytest.raises(ReplayError, match="no file of scores, or damaged"):
+            Attribution.load(path)
+    np.savez(tmp_path / "old.npz", scores=np.zeros((5, 60)), values=np.zeros(5), run="a" * 64)
+    with pytest.raises(ReplayError, match="does not say of which training"):
+        Attribution.load(tmp_path / "old.npz")

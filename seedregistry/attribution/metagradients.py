@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional, Sequence, Tuple, Union
 
 import attrs
+import numpy as np
 import torch
 from torch.cuda import OutOfMemoryError
 
+from seedregistry.attribution.description import describe_measurement, note_training
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
@@ -72,7 +74,7 @@ class Attribution:
             training are told by it.
         measurement: digest of the measurement, 64 hexadecimal digits; retrainings that measured
             something else are told by it.
-        state: the final state of the training.
+        state: the final state of the training; None where the scores were read from a file.
         states_kept: the largest number of states that were kept at the same time, besides the first
             and the one at work.
     """
@@ -81,8 +83,8 @@ class Attribution:
     values: torch.Tensor
     fingerprint: str
     measurement: str
-    state: State
-    states_kept: int
+    state: Optional[State] = None
+    states_kept: int = 0
 
     def predict(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the measurements that the scores predict for other weights, to first order.
@@ -94,6 +96,50 @@ class Attribution:
             Shape (..., targets), in the dtype of the scores.
         """
         return self.values + (weights.to(self.scores.dtype) - 1) @ self.scores.T
+
+    def save(self, path: Union[str, os.PathLike[str]]) -> None:
+        """Write scores, values and digests to a file that ``numpy.load`` reads: whole, or not.
+
+        Raises:
+            OSError: the file system refused.
+        """
+        content = io.BytesIO()
+        np.savez(
+            content,
+            scores=self.scores.numpy(),
+            values=self.values.numpy(),
+            fingerprint=np.array(self.fingerprint),
+            measurement=np.array(self.measurement),
+        )
+        write_atomically(path, content.getvalue())
+
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> Attribution:
+        """Return what :meth:`save` wrote, without the final state.
+
+        Raises:
+            ReplayError: the file is no such file, is damaged, or does not say of which training and
+                measurement its scores are.
+        """
+        try:
+            content = io.BytesIO(Path(path).read_bytes())
+            with np.load(content, allow_pickle=False) as saved:
+                scores, values = (torch.from_numpy(saved[name]) for name in ("scores", "values"))
+                digests = [
+                    str(saved[name]) for name in ("fingerprint", "measurement") if name in saved
+                ]
+        except Exception as error:
+            raise ReplayError(
+                f"{str(path)!r} is no file of scores, or damaged: {error}."
+            ) from error
+        if len(digests) < 2:  # noqa: PLR2004 - both
+            message = (
+                f"{str(path)!r} does not say of which training and measurement its scores are. "
+                "Files of early versions do not: attribute again."
+            )
+            raise ReplayError(message)
+        fingerprint, measurement = digests
+        return cls(scores=scores, values=values, fingerprint=fingerprint, measurement=measurement)
 
 
 def magic(
@@ -170,7 +216,12 @@ def magic(
 
     # The ledger's digest is that of the experiment on whatever machine, so nothing is noted that
     # arithmetic went into: the state before the first step, and not the scores.
-    facts = {"run": training.initial_state().fingerprint(), "targets": identity.targets}
+    facts = {
+        "run": training.initial_state().fingerprint(),
+        "targets": identity.targets,
+        "measurement": describe_measurement(measurement),
+    }
+    note_training(training)
     training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
     return Attribution(
         scores=scores,

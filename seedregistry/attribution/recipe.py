@@ -5,7 +5,7 @@ It has everything that training, retraining and attribution need to know, and no
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
 
 import attrs
 import torch
@@ -183,3 +183,18 @@ class Recipe:
             if isinstance(value, torch.Tensor) and value.is_floating_point()
             else value
         )
+
+
+def split_examples(examples: Any) -> Tuple[Any, Any]:
+    """Return the inputs and the targets of a batch."""
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - a pair
+        count = (
+            f"{len(examples)} parts"
+            if isinstance(examples, (tuple, list))
+            else f"a {type(examples).__name__}"
+        )
+        raise RecipeError(
+            f"The dataset must give pairs (input, target); a batch of it has {count}."
+        )
+    inputs, targets = examples
+    return inputs, targets

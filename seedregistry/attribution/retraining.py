@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import re
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -24,6 +26,7 @@ import attrs
 import torch
 
 from seedregistry import determinism
+from seedregistry.attribution.description import describe_measurement, note_training
 from seedregistry.attribution.jobs import (
     Chunk,
     Job,
@@ -34,7 +37,7 @@ from seedregistry.attribution.jobs import (
 )
 from seedregistry.attribution.measurements import Measurement, identify
 from seedregistry.attribution.progress import ProgressOption, show_progress
-from seedregistry.common.files import write_atomically
+from seedregistry.common.files import seal, unseal, write_atomically
 from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.common.options import check_choice, check_count
 from seedregistry.errors import RecipeError, ReplayError
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
 
     from seedregistry.attribution.training import Training
     from seedregistry.registry import SeedRegistry
+
+_log = logging.getLogger(__name__)
 
 PROTOCOLS: Dict[str, str] = {
     "weights": "the training with weights of zero: initial parameters, order and draws shared",
@@ -68,7 +73,10 @@ _SEPARATE_PURPOSES = {
 Under the other protocols there are none.
 """
 
-_FORMAT = "seedregistry.lds/1"
+_FORMAT = "seedregistry.lds/2"
+
+_FILE_NAME = re.compile(r"[\w.\-]{1,100}", re.ASCII)
+"""Names of tasks that can be a part of a file's name on every system."""
 
 _DIGITS = 12
 """Characters of a digest, or of a list of indices, that a message shows."""
@@ -101,7 +109,8 @@ class Retrainings:
         dropped: indices of the examples that were left out: int64, shape (subsets, dropped).
         values: measured after each: float64, shape (subsets, targets).
         size: number of training examples.
-        fingerprint: of the training before its first step.
+        fingerprint: of the training as it went, 64 hexadecimal digits.
+        measurement: digest of the measurement, 64 hexadecimal digits.
     """
 
     fraction: float
@@ -110,6 +119,7 @@ class Retrainings:
     values: torch.Tensor
     size: int
     fingerprint: str
+    measurement: str
 
 
 def _as_python(fraction: Any) -> Any:
@@ -272,8 +282,17 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
     title = f"lds {recipe.instance_id} {protocol}" + (f" {replicate}" if replicate else "")
     _note(title, training, job, dropped, subsets)
 
-    identity = {"format": _FORMAT, "protocol": protocol, "replicate": str(replicate)}
-    results_store = _Store(store, {**identity, **job.handshake, "measurement": measured.digest})
+    # The training itself, where it was not done yet: what it did tells it from others.
+    fingerprint = training.whole_fingerprint()
+    identity = {
+        "format": _FORMAT,
+        "protocol": protocol,
+        "replicate": str(replicate),
+        **job.handshake,
+        "fingerprint": fingerprint,
+        "measurement": measured.digest,
+    }
+    results_store = _Store(store, identity)
     with show_progress(progress, "retrain") as tell:
         results = _carry_out(job, training, dropped, tasks, results_store, workers, at_once, tell)
 
@@ -295,7 +314,8 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
                 device="cpu",
             ),
             size=training.size,
-            fingerprint=training.fingerprint(0),
+            fingerprint=fingerprint,
+            measurement=measured.digest,
         )
         for fraction, indices in dropped.items()
     )
@@ -348,7 +368,9 @@ def _note(
         **({"replicate": job.replicate} if job.replicate else {}),
         "streams": streams,
         "subsets_digest": digest,
+        "measurement": describe_measurement(job.measurement),
     }
+    note_training(training)
     training.registry.note(**{title: facts})
 
 
@@ -411,10 +433,13 @@ class _Store:
             return None
         # Protocol and replicate are in the name, so that one folder serves several calls.
         prefix = f"{self._identity['protocol']}-{self._identity['replicate']}"
+        # An instance id may hold what no file name may, and may be longer than one.
+        if not _FILE_NAME.fullmatch(name):
+            name = hashlib.sha256(name.encode()).hexdigest()
         return self._folder / f"{prefix}-{name}-{index}.json"
 
     def load(self, name: str, index: int, dropped: torch.Tensor) -> Optional[Outcome]:
-        """Return an outcome, or None where there is none.
+        """Return an outcome, or None where there is none, or one that is damaged.
 
         Raises:
             ReplayError: it is of another training, measurement or subset.
@@ -423,11 +448,12 @@ class _Store:
         if path is None or not path.exists():
             return None
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            return None  # cut short when the machine went down: done again
+            saved = dict(json.loads(unseal(path.read_bytes())))
+        except (TypeError, ValueError) as error:
+            _log.warning("%s is damaged and is done again: %s.", path, error)
+            return None
 
-        expected = {**self._identity, "dropped": dropped.tolist()}
+        expected = {**self._identity, "name": name, "dropped": dropped.tolist()}
         different = mismatches(saved, expected)
         if different:
             values = show_mismatches(
@@ -448,8 +474,9 @@ class _Store:
         values, started = outcome
         content = {
             **self._identity,
+            "name": name,
             "dropped": dropped.tolist(),
             "values": values,
             "started": started,
         }
-        write_atomically(path, json.dumps(content).encode())
+        write_atomically(path, seal(json.dumps(content).encode()))

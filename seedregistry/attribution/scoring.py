@@ -5,7 +5,7 @@ Source: S. M. Park and others, TRAK: Attributing Model Behavior at Scale, 2023, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Union
 
 import attrs
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from seedregistry.attribution.measurements import identify
 from seedregistry.attribution.metagradients import Attribution
 from seedregistry.attribution.retraining import Retrainings, retrain
+from seedregistry.common.identities import mismatches, show_mismatches
 from seedregistry.errors import RecipeError, ReplayError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
 _BOOTSTRAPS = 1000
+
+_DIGITS = 12
+"""Characters of a digest that a message shows."""
 """Resamples behind an interval."""
 
 
@@ -107,9 +111,13 @@ def lds(
         InvalidOptionError, ReplayError: as for ``retrain`` and :func:`score`.
     """
     # Before hours of retraining, not after them.
-    targets = identify(training, measurement, is_differentiated=False).targets
-    fingerprint = training.fingerprint(0) if isinstance(scores, Attribution) else ""
-    _check_scores(scores, targets, training.size, fingerprint)
+    identity = identify(training, measurement, is_differentiated=False)
+    expected = {"measurement": identity.digest}
+    if isinstance(scores, Attribution):
+        mismatched = scores.measurement != identity.digest
+        # The fingerprint takes a training.
+        expected["fingerprint"] = "" if mismatched else training.whole_fingerprint()
+    _check_scores(scores, identity.targets, training.size, expected)
 
     return tuple(
         score(retrainings, scores, registry=training.registry)
@@ -118,22 +126,23 @@ def lds(
 
 
 def _check_scores(
-    scores: Union[torch.Tensor, Attribution], targets: int, size: int, fingerprint: str
+    scores: Union[torch.Tensor, Attribution], targets: int, size: int, expected: Mapping[str, str]
 ) -> torch.Tensor:
     """Return scores as a float64 tensor on the CPU.
 
+    Args:
+        scores: of an attribution, or plain.
+        targets: how many there must be.
+        size: number of training examples.
+        expected: fingerprint and measurement of the retrainings.
+
     Raises:
         RecipeError: they have another shape, or are not finite.
-        ReplayError: they are of another training.
+        ReplayError: they are of another training or measurement.
     """
     if isinstance(scores, Attribution):
-        if scores.fingerprint != fingerprint:
-            message = (
-                "The scores are of another training: its fingerprint is "
-                f"{scores.fingerprint[:12]}, and that of the one that is retrained "
-                f"{fingerprint[:12]}. Attribute this one."
-            )
-            raise ReplayError(message)
+        actual = {"fingerprint": scores.fingerprint, "measurement": scores.measurement}
+        _refuse_others("The scores are", actual, expected, "Attribute this one.")
         scores = scores.scores
     if scores.shape != (targets, size):
         raise RecipeError(
@@ -143,6 +152,23 @@ def _check_scores(
     if not bool(torch.isfinite(scores).all()):
         raise RecipeError("scores must be finite numbers.")
     return scores.detach().to("cpu", torch.float64)
+
+
+def _refuse_others(
+    what: str, actual: Mapping[str, str], expected: Mapping[str, str], way_out: str
+) -> None:
+    """Refuse results of another training, or of one that measured something else.
+
+    Raises:
+        ReplayError: shows the digests of both.
+    """
+    different = mismatches(actual, expected)
+    if different:
+        thing = "measurement" if different == ["measurement"] else "training"
+        values = show_mismatches(
+            different, actual, expected, there="of them", here="here", longest=_DIGITS
+        )
+        raise ReplayError(f"{what} of another {thing}: {values}. {way_out}")
 
 
 def score(
@@ -158,7 +184,8 @@ def score(
         >>> from seedregistry.attribution import Retrainings, score
         >>> dropped = torch.tensor([[0, 1], [2, 3], [4, 5]])
         >>> values = torch.tensor([[3.0], [2.0], [1.0]])
-        >>> made = {"protocol": "weights", "fraction": 0.25, "size": 8, "fingerprint": ""}
+        >>> made = {"protocol": "weights", "fraction": 0.25, "size": 8}
+        >>> made.update(fingerprint="", measurement="")
         >>> retrainings = Retrainings(dropped=dropped, values=values, **made)
         >>> effects = torch.arange(8.0)[None]
         >>> score(retrainings, effects).mean
@@ -174,10 +201,10 @@ def score(
 
     Raises:
         RecipeError: the scores have another shape, or are not finite.
-        ReplayError: the scores are of another training.
+        ReplayError: the scores are of another training, or of other measurements.
     """
     scores = _check_scores(
-        scores, retrainings.values.shape[1], retrainings.size, retrainings.fingerprint
+        scores, retrainings.values.shape[1], retrainings.size, _identity_of(retrainings)
     )
     # Minus: an example that is left out takes its effect away.
     predicted = -torch.stack([scores[:, dropped].sum(1) for dropped in retrainings.dropped]).numpy()
@@ -232,13 +259,24 @@ def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
 
     Raises:
         RecipeError: the two have not left out the same examples.
+        ReplayError: they are of two trainings, or of two measurements.
     """
+    _refuse_others(
+        "The first retrainings are",
+        _identity_of(first),
+        _identity_of(second),
+        "Compare two replicates of one.",
+    )
     if first.values.shape != second.values.shape or not torch.equal(first.dropped, second.dropped):
         raise RecipeError(
             "A noise ceiling compares two replicates of one retraining: these left other "
             "examples out."
         )
     return _mean(_correlations(ranks(first.values.numpy()), ranks(second.values.numpy())))
+
+
+def _identity_of(retrainings: Retrainings) -> Dict[str, str]:
+    return {"fingerprint": retrainings.fingerprint, "measurement": retrainings.measurement}
 
 
 def _mean(values: np.ndarray) -> float:

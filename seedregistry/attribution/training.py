@@ -29,12 +29,20 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.data import TensorDataset
 
 from seedregistry import rng
+from seedregistry.attribution.description import describe_recipe
 from seedregistry.attribution.history import History
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
-from seedregistry.attribution.recipe import cross_entropy
+from seedregistry.attribution.recipe import split_examples
 from seedregistry.attribution.states import Batch, State, add_tensors
+from seedregistry.attribution.trials import (
+    bytes_of,
+    check_data,
+    check_gradients,
+    describe_batch,
+    explain_loss,
+    refuse_running_statistics,
+)
 from seedregistry.common import environment
-from seedregistry.common.tensors import tensor_bytes
 from seedregistry.determinism import torch_threads
 from seedregistry.errors import RecipeError
 from seedregistry.version import __version__
@@ -57,9 +65,6 @@ _COMPUTES = (
     "mkldnn.enabled",
 )
 """Facts of the environment that may change the bits of a training."""
-
-_SHOWN = 5
-"""Examples that a message names at most."""
 
 
 class Training:
@@ -114,7 +119,7 @@ class Training:
         )
         self._model = model.to(self._device, recipe.dtype)
         self._model.train()
-        _refuse_running_statistics(self._model)
+        refuse_running_statistics(self._model)
         named = list(self._model.named_parameters())
         self._names = [
             parameter_name for parameter_name, parameter in named if parameter.requires_grad
@@ -294,7 +299,7 @@ class Training:
         """
         epoch, step_in_epoch = self.position(step)
         if self._tensors is None:
-            inputs, targets = _pair(self._loader.batch(epoch, step_in_epoch))
+            inputs, targets = split_examples(self._loader.batch(epoch, step_in_epoch))
             return Batch(
                 inputs=self.place(inputs),
                 targets=self.place(targets),
@@ -412,10 +417,10 @@ class Training:
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, (RecipeError, OutOfMemoryError)):
                 raise
-            shapes = f"inputs {_describe(batch.inputs)}, targets {_describe(batch.targets)}"
-            raise RecipeError(
-                f"Model or loss failed at step {state.step} on {shapes}: {error}"
-            ) from error
+            message = (
+                f"Model or loss failed at step {state.step} on {describe_batch(batch)}: {error}"
+            )
+            raise RecipeError(message) from error
 
         if losses.shape != (len(batch.indices),):
             message = (
@@ -499,7 +504,7 @@ class Training:
             size = weights.sum().clamp(min=1) if cuts else len(batch.indices)
             loss = (weights * losses).sum() / size
             if not torch.isfinite(loss):
-                raise RecipeError(_why_not_finite(state.step, loss.item(), batch, losses))
+                raise RecipeError(explain_loss(state.step, loss.item(), batch, losses))
             gradients = torch.autograd.grad(
                 loss, parameters, create_graph=create_graph, allow_unused=True
             )
@@ -588,13 +593,14 @@ class Training:
                 data have a number that is not finite, or a class that the model has no output for.
         """
         with torch_threads(self.recipe.threads):
-            self._check_data()
+            if self._tensors is not None:
+                check_data(self, *self._tensors)
 
             # The batch before the step: a dataset that draws outside the streams would show in the
             # step too, but as a fault of the model.
             batches = [self.batch(0) for _ in range(2)]
             first, second = (
-                _bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches
+                bytes_of([batch.inputs, batch.targets, batch.indices]) for batch in batches
             )
             if first != second:
                 message = (
@@ -620,70 +626,7 @@ class Training:
             steps = [(initial, batches[0])]
             if self.steps > 1:
                 steps.append((states[0], self.batch(1)))
-            self._check_gradients(steps)
-
-    def _check_gradients(self, steps: Sequence[Tuple[State, Batch]]) -> None:
-        """Compare the gradients of steps with those of a plain loop over a copy of the model.
-
-        In the plain loop the parameters are the model's own, and ``loss.backward()`` is called. In
-        the first step a model that computes a part of itself from its own parameters, and not from
-        those of the state, cannot be told from others: these are the same there.
-
-        Raises:
-            RecipeError: a gradient is another one.
-        """
-        model = self.copy_model(self.initial_state()).train()
-        parameters = dict(model.named_parameters())
-        for state, batch in steps:
-            model.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for name, parameter in zip(self._names, state.parameters):
-                    parameters[name].copy_(parameter)
-            with torch.enable_grad(), self._dropout.scope(*self.position(state.step), rank=None):
-                losses = self.recipe.loss(model(batch.inputs), batch.targets)
-                (losses.sum() / len(batch.indices)).backward()  # type: ignore[no-untyped-call]
-
-            gradients = self.gradients(state, self.ones(len(batch.indices)), batch)
-            for name, gradient in zip(self._names, gradients):
-                if not _is_same(gradient, parameters[name].grad):
-                    message = (
-                        f"In step {state.step} the gradient of {name} is not that of a plain "
-                        "training loop over the model. The model, or a layer of it, computes "
-                        "something from other parameters than those of the step: a copy that it "
-                        "keeps, or a recomputation that is not torch.utils.checkpoint's."
-                    )
-                    raise RecipeError(message)
-
-    def _check_data(self) -> None:
-        """Refuse data with examples that would end the training, where they are tensors."""
-        if self._tensors is None:
-            return
-
-        inputs, targets = self._tensors
-        if inputs.is_floating_point():
-            wrong = (~torch.isfinite(inputs).reshape(len(inputs), -1).all(1)).nonzero().flatten()
-            if len(wrong):
-                raise RecipeError(
-                    f"The inputs of {len(wrong)} examples are not finite; the first is example "
-                    f"{int(wrong[0])}."
-                )
-
-        if self.recipe.loss is cross_entropy and not targets.is_floating_point():
-            try:
-                with torch.no_grad():
-                    classes = self.outputs(self.initial_state(), inputs[:1]).shape[1]
-            except (IndexError, RuntimeError, TypeError, ValueError):
-                return  # the first step says what is wrong with the model
-
-            wrong = ((targets < 0) | (targets >= classes)).flatten().nonzero().flatten()
-            if len(wrong):
-                first = int(wrong[0])
-                message = (
-                    f"The targets of {len(wrong)} examples are no classes: the model has "
-                    f"{classes} outputs, and the target of example {first} is "
-                    f"{int(targets.flatten()[first])}."
-                )
-                raise RecipeError(message)
+            check_gradients(self, self._names, self._dropout, steps)
 
     def train(
         self,
@@ -793,6 +736,10 @@ class Training:
         sha.update(self._hash_data())
         return sha.hexdigest()
 
+    def describe(self) -> Dict[str, Any]:
+        """Return what the training is made of, as plain data: options, and digests of the rest."""
+        return describe_recipe(self.recipe, self._model, self._tensors, lambda: self.batch(0))
+
     def whole_fingerprint(self) -> str:
         """Return SHA-256 over the recipe and over what the whole training did with it.
 
@@ -849,89 +796,3 @@ class Training:
             for name, parameter in zip(self._names, state.parameters):
                 parameters[name].copy_(parameter)
         return model.eval()
-
-
-def _is_same(gradient: Optional[torch.Tensor], expected: Optional[torch.Tensor]) -> bool:
-    """Return whether two gradients are equal: bit for bit on the CPU, else but for rounding."""
-    if gradient is None or expected is None:
-        return gradient is expected
-    if gradient.device.type == "cpu":
-        return torch.equal(gradient, expected)
-    tolerance = torch.finfo(gradient.dtype).eps ** 0.5
-    return torch.allclose(
-        gradient, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
-    )
-
-
-def _bytes_of(values: Sequence[Any]) -> List[bytes]:
-    """Return the bytes of those values of a batch that are tensors."""
-    return [tensor_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
-
-
-def _pair(examples: Any) -> Tuple[Any, Any]:
-    """Return the inputs and the targets of a batch."""
-    if not isinstance(examples, (tuple, list)) or len(examples) != 2:  # noqa: PLR2004 - a pair
-        count = (
-            f"{len(examples)} parts"
-            if isinstance(examples, (tuple, list))
-            else f"a {type(examples).__name__}"
-        )
-        raise RecipeError(
-            f"The dataset must give pairs (input, target); a batch of it has {count}."
-        )
-    inputs, targets = examples
-    return inputs, targets
-
-
-def _why_not_finite(step: int, loss: float, batch: Batch, losses: torch.Tensor) -> str:
-    """Return which examples a loss that is not finite comes from, and what to do."""
-    wrong = batch.indices[(~torch.isfinite(losses.detach())).cpu()].tolist()
-    shown = ", ".join(map(str, wrong[:_SHOWN])) + (" and more" if len(wrong) > _SHOWN else "")
-    return (
-        f"The loss of step {step} is {loss}{f', from examples {shown}' if wrong else ''}. Where "
-        "they are many the training diverged: lower the learning rate. Where they are few look "
-        "at their inputs and targets."
-    )
-
-
-def _describe(value: Any) -> str:
-    return (
-        f"of shape {tuple(value.shape)}"
-        if isinstance(value, torch.Tensor)
-        else f"of type {type(value).__name__}"
-    )
-
-
-def _refuse_running_statistics(model: nn.Module) -> None:
-    """Refuse layers that carry statistics from batch to batch, and warn of those within a batch.
-
-    Statistics that are carried are no part of a state. An example of weight zero enters them, so
-    its removal could not be predicted either. A layer that the model keeps in evaluation mode
-    changes nothing and normalises by what it has.
-
-    Args:
-        model: in training mode.
-    """
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
-    ]
-    names = [
-        f"{name} ({type(module).__name__})" for name, module in layers if module.track_running_stats
-    ]
-    unsaid = [
-        name for name, module in layers if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    if unsaid and not names:
-        _log.warning(
-            "The model normalises over the batch (%s): an example of weight 0 still enters its "
-            "statistics, so a weight of 0 is not quite a removal. Use GroupNorm or LayerNorm.",
-            ", ".join(unsaid),
-        )
-    if names:
-        message = (
-            f"The model carries batch statistics from step to step: {', '.join(names)}. An "
-            "example of weight 0 still enters them. Use GroupNorm or LayerNorm."
-        )
-        raise RecipeError(message)

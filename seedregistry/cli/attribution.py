@@ -189,8 +189,6 @@ def magic_command(
 
     Killed and run again, it goes on.
     """
-    import numpy as np
-
     from seedregistry.attribution import magic
 
     _make_folders(out, ledger)
@@ -206,13 +204,7 @@ def magic_command(
             resume=out.with_name(f".{out.name}.progress"),
             progress=lambda done, total: progress("attribute", done, total),
         )
-    with out.open("wb") as file:  # under this very name: NumPy would add a suffix
-        np.savez(
-            file,
-            scores=attribution.scores.numpy(),
-            values=attribution.values.numpy(),
-            fingerprint=np.array(attribution.fingerprint),
-        )
+    attribution.save(out)
     if ledger is not None:
         registry.ledger.save(ledger)
 
@@ -281,29 +273,16 @@ def lds_command(  # noqa: PLR0913 - options of a command
 
     MODULE:FUNCTION as for `magic`.
     """
-    import numpy as np
-    import torch
-
-    from seedregistry.attribution import lds
+    from seedregistry.attribution import Attribution, lds
+    from seedregistry.errors import ReplayError
 
     _make_folders(ledger)
     training, measurement = _load(recipe, seed, scheme)
     registry = training.registry
     try:
-        with np.load(scores, allow_pickle=False) as saved:
-            given = torch.from_numpy(saved["scores"])
-            # Called "run" in the files of early versions.
-            fingerprints = [str(saved[name]) for name in ("fingerprint", "run") if name in saved]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise click.BadParameter(
-            f"{str(scores)!r} is no file of scores: {error}.", param_hint="--scores"
-        ) from error
-    if fingerprints and fingerprints[0] != training.fingerprint(0):
-        message = (
-            f"{str(scores)!r} has scores of another training: another seed, scheme, recipe "
-            "or environment than this one."
-        )
-        raise click.BadParameter(message, param_hint="--scores")
+        given = Attribution.load(scores)
+    except ReplayError as error:
+        raise click.BadParameter(str(error), param_hint="--scores") from error
 
     with _show_progress() as progress:
         results = lds(

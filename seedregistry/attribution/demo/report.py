@@ -46,8 +46,9 @@ def render(demo: Demo) -> str:
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         _TEMPLATE.read_text(encoding="utf-8")
     )
+    state = demo.attribution.state
     facts: Dict[str, Any] = {
-        "steps": demo.attribution.state.step,
+        "steps": 0 if state is None else state.step,
         "size": demo.plan.recipe.size,
         "accuracy": demo.test_accuracy,
         "retrained": sum(score.subsets for score in magic),

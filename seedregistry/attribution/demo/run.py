@@ -279,6 +279,8 @@ def _write(demo: Demo, folder: Path) -> None:
     arrays: Dict[str, np.ndarray] = {
         "scores": demo.attribution.scores.numpy(),
         "values": demo.attribution.values.numpy(),
+        "fingerprint": np.array(demo.attribution.fingerprint),
+        "measurement": np.array(demo.attribution.measurement),
     }
     for each in demo.retrainings:
         arrays[f"dropped_{each.fraction!r}"] = each.dropped.numpy()
