@@ -23,12 +23,14 @@ class History:
 
     Args:
         steps: of the training.
-        is_exact: a step that is done again has the same losses bit for bit, as on a CPU.
+        device: of the training. On a CPU a step that is done again has the same losses bit for bit.
+        by_index: the indices say what was fetched, as of tensors, whose digest somebody else keeps.
     """
 
-    def __init__(self, steps: int, *, is_exact: bool) -> None:
+    def __init__(self, steps: int, device: torch.device, *, by_index: bool) -> None:
         self._steps = steps
-        self._is_exact = is_exact
+        self._is_exact = device.type == "cpu"
+        self._by_index = by_index
         self._digests: Dict[int, Tuple[str, str]] = {}
         self._end: Optional[str] = None
 
@@ -48,7 +50,7 @@ class History:
         Raises:
             ReplayError: it fetched or computed something else than the first time.
         """
-        digests = digest_batch(batch), hashlib.sha256(tensor_bytes(losses)).hexdigest()
+        digests = self._digest(batch), hashlib.sha256(tensor_bytes(losses)).hexdigest()
         before = self._digests.setdefault(step, digests)
         if before[0] != digests[0] or (self._is_exact and before[1] != digests[1]):
             what = "fetched other examples" if before[0] != digests[0] else "had other losses"
@@ -58,6 +60,11 @@ class History:
                 "stream sets."
             )
             raise ReplayError(message)
+
+    def _digest(self, batch: Batch) -> str:
+        if self._by_index:
+            return hashlib.sha256(batch.indices.numpy().tobytes()).hexdigest()
+        return digest_batch(batch)
 
     def end(self, state: State) -> None:
         """Take notice of the state after the last step."""
@@ -69,7 +76,7 @@ class History:
         Raises:
             ReplayError: it is something else.
         """
-        if digest_batch(batch) != self._digests[step][0]:
+        if self._digest(batch) != self._digests[step][0]:
             raise ReplayError(
                 f"Step {step} fetches other examples than it did before the walk was interrupted: "
                 "the data have changed since."

@@ -156,7 +156,7 @@ class Training:
         self._epoch_length = len(self._loader)
         self.steps = recipe.epochs * self._epoch_length
         self._dropout = registry.stream("dropout", name)
-        self.history = History(self.steps, is_exact=self._device.type == "cpu")
+        self.history = History(self.steps, self._device, by_index=self._tensors is not None)
         self._orders: Dict[int, torch.Tensor] = {}
         self._group_of, self._hyper = self._schedule()
 
