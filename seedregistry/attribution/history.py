@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from seedregistry.attribution.states import Batch, State
 
 
+_OF_NUMPY = (torch.float32, torch.float64)
+
+
 class History:
     """Digests of what each step of a training fetched and computed, with every weight 1.
 
@@ -50,7 +53,10 @@ class History:
         Raises:
             ReplayError: it fetched or computed something else than the first time.
         """
-        digests = self._digest(batch), hashlib.sha256(tensor_bytes(losses)).hexdigest()
+        plain = losses.numpy() if losses.dtype in _OF_NUMPY and losses.is_cpu else None
+        sha = hashlib.sha256(batch.indices.numpy())  # type: ignore[arg-type]  # NumPy's stubs
+        sha.update(tensor_bytes(losses) if plain is None else plain)  # type: ignore[arg-type]
+        digests = "" if self._by_index else digest_batch(batch), sha.hexdigest()
         before = self._digests.setdefault(step, digests)
         if before[0] != digests[0] or (self._is_exact and before[1] != digests[1]):
             what = "fetched other examples" if before[0] != digests[0] else "had other losses"
@@ -60,11 +66,6 @@ class History:
                 "stream sets."
             )
             raise ReplayError(message)
-
-    def _digest(self, batch: Batch) -> str:
-        if self._by_index:
-            return hashlib.sha256(batch.indices.numpy().tobytes()).hexdigest()
-        return digest_batch(batch)
 
     def end(self, state: State) -> None:
         """Take notice of the state after the last step."""
@@ -76,7 +77,7 @@ class History:
         Raises:
             ReplayError: it is something else.
         """
-        if self._digest(batch) != self._digests[step][0]:
+        if not self._by_index and digest_batch(batch) != self._digests[step][0]:
             raise ReplayError(
                 f"Step {step} fetches other examples than it did before the walk was interrupted: "
                 "the data have changed since."
