@@ -24,7 +24,7 @@ DOORS = [
     f"seedregistry.{name}"
     for name in (
         *("attribution", "audit", "components", "data", "derivation", "determinism", "errors"),
-        *("ledger", "registry", "stream"),
+        *("ledger", "registry", "rng", "stream"),
     )
 ]
 """The doors whose classes show how they are used."""

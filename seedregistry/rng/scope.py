@@ -353,7 +353,20 @@ class Scope:
     Restored on return, on any exception (``KeyboardInterrupt`` and ``GeneratorExit`` too), nested
     to any depth, to the byte. One object is one block: it cannot be entered twice, but as a
     decorator it opens a new block at every call. Threads: one thread at a time; another waits up to
-    ``timeout_s``. Fork: a child begins with a free lock.
+    ``timeout_s``. Tasks and generators that take turns are refused. Fork: a child begins with a
+    free lock.
+
+    An interrupt may come at any moment. A scope that nobody can leave any more is closed by the
+    next that is entered.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry, rng
+        >>> before = torch.get_rng_state()
+        >>> with rng.Scope(SeedRegistry(42).stream("noise").at(3), "noise"):
+        ...     draw = torch.rand(1)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
 
     Args:
         source: the stream, position or plain seed that the generators are set from.

@@ -58,6 +58,16 @@ class Captured:
 
     Made by one thread, restored at most once by each holder.
 
+    Example:
+        >>> import random
+        >>> from seedregistry import rng
+        >>> captured = rng.Captured()
+        >>> first = random.random()
+        >>> captured.restore()
+        >>> random.random() == first
+        True
+        >>> captured.restore()
+
     Attributes:
         torch_only: python's and NumPy's generators were left out.
     """
@@ -232,6 +242,15 @@ class Movement:
     """What shows, after a scope's body, which libraries drew in it.
 
     For the ledger: most optimizers draw nothing.
+
+    Example:
+        >>> import torch
+        >>> from seedregistry import SeedRegistry, rng
+        >>> stream = SeedRegistry(42).stream("noise")
+        >>> with rng.Scope(stream, "noise", watch=True) as scope:
+        ...     draw = torch.rand(1)
+        >>> scope.movement.drew()
+        ('torch',)
 
     Taken before the state is restored, from the next word of python's and NumPy's generators and
     the state of torch's (1 us); compared only when somebody asks, with new generators set from the
