@@ -273,6 +273,7 @@ def one_rank():
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators")  # torch 2.2
 def test_a_sharded_model_is_built(one_rank):
     """A factory that returns DTensors builds a model, whose entry counts its parameters and says
     why it has no digest; nothing is gathered."""

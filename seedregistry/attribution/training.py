@@ -720,7 +720,7 @@ class Training:
         # Saved scores and stores of retrainings hold this digest: what is hashed, and its order,
         # cannot change.
         name = getattr(recipe.loss, "__qualname__", type(recipe.loss).__qualname__)
-        loss = f"{recipe.loss.__module__}.{name}"
+        loss = f"{getattr(recipe.loss, '__module__', type(recipe.loss).__module__)}.{name}"
         named = (
             self.steps,
             self.size,

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, final
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from seedregistry.common.digest import PiecesDigest
 from seedregistry.common.tensors import tensor_bytes
@@ -13,8 +14,6 @@ from seedregistry.components.base import Component
 
 if TYPE_CHECKING:
     from seedregistry.stream import Stream
-
-_UNINITIALIZED = (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)
 
 
 def model_digest(model: torch.nn.Module) -> Optional[str]:
@@ -45,7 +44,7 @@ def model_digest(model: torch.nn.Module) -> Optional[str]:
         ("buffer", model.named_buffers()),
     ):
         for name, tensor in sorted(named):
-            if isinstance(tensor, _UNINITIALIZED) or tensor.is_meta or _stands_for_others(tensor):
+            if is_lazy(tensor) or tensor.is_meta or _stands_for_others(tensor):
                 return None
             digest.add(f"{kind}:{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
             digest.add(tensor_bytes(tensor))
@@ -92,8 +91,7 @@ class ModelComponent(Component):
 
         # A lazy parameter has no size before the first batch.
         sizes = (
-            0 if isinstance(parameter, _UNINITIALIZED) else parameter.numel()
-            for parameter in product.parameters()
+            0 if is_lazy(parameter) else parameter.numel() for parameter in product.parameters()
         )
         description.update(parameters=sum(sizes), digest=model_digest(product))
         tensors = chain(product.parameters(), product.buffers())
