@@ -15,6 +15,7 @@ from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import InvalidNameError, InvalidSeedError
 from seedregistry.ledger import records
 from seedregistry.ledger.claims import Families, Owners, Splits
+from seedregistry.ledger.sessions import Sessions
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
@@ -42,8 +43,9 @@ class Fault:
             that ``save`` would write.
         code: ``"chain"``, ``"header"``, ``"seal"``, ``"line"`` (not a line of this format),
             ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
-            ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
-            ``"contradiction"``.
+            ``"seed"``, ``"stream"`` (used and never derived), ``"collision"``,
+            ``"contradiction"`` or ``"changed"`` (a journal went on with one more value of
+            something that had several).
         message: what is wrong, in words.
     """
 
@@ -53,8 +55,8 @@ class Fault:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether evidence is damaged: all but an entry that was never finished."""
-        return self.code != "torn"
+        """Whether evidence is damaged: by all but an unfinished entry or one more value."""
+        return self.code not in {"torn", "changed"}
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.code}: {self.message}"
@@ -75,8 +77,8 @@ class Verification:
         verified: 2 entries, 1 seed derived again, digest 15ecc88a895a, not sealed
 
     Attributes:
-        faults: what does not hold, in the order of lines; a torn last line of a journal is among
-            them and damages nothing.
+        faults: what does not hold, in the order of lines. A torn last line of a journal and a
+            changed value are among them and damage nothing.
         entries: number of entries looked at.
         seeds: number of seeds and master seeds of children that were derived again.
         digest: digest of the content, 64 hexadecimal digits.
@@ -135,6 +137,12 @@ class Checker:
         self._named: Dict[Tuple[int, str], int] = {}
         self._claims: List[Tuple[int, Tuple[int, str, InstanceId], int]] = []
         self._splits = Splits()
+        self._origins: Dict[str, Dict[int, List[Tuple[int, Record]]]] = {}
+        self.begin("0", 0)
+
+    def begin(self, origin: str, session: int) -> None:
+        """Say where the entries that are looked at next come from."""
+        self._said = self._origins.setdefault(origin, {}).setdefault(session, [])
 
     def fault(self, line: int, code: str, message: str) -> None:
         """Note a fault."""
@@ -150,10 +158,14 @@ class Checker:
             self._check_run(record, line)
         elif isinstance(record, records.LateSeeded):
             self._late.append((line, record))
+        elif isinstance(record, records.Note):
+            self._said.append((line, record))
         elif isinstance(record, records.FROM_STREAMS):
             stream = QualifiedId.of(record)
             self._used.setdefault(stream, line)
-            if isinstance(record, records.Split):
+            if isinstance(record, records.Built):
+                self._said.append((line, record))
+            elif isinstance(record, records.Split):
                 self._check_split(record, stream, line)
 
     def check_derivation(self, stream: QualifiedId, scheme: str, seed: int, line: int) -> None:
@@ -271,6 +283,7 @@ class Checker:
                 message = f"{name} of {stream.master_seed} is used and was never derived"
                 self.fault(line, "stream", message)
         self._find_collisions()
+        self._find_changes()
         self.faults.sort(key=lambda fault: fault.line)
 
     def _find_collisions(self) -> None:
@@ -283,6 +296,21 @@ class Checker:
                 self.fault(
                     line, "collision", f"{both} have one seed, {seed}: they draw the same numbers"
                 )
+
+    def _find_changes(self) -> None:
+        """Look for builds and notes to which a later session of a journal gives another value."""
+        for said in self._origins.values():
+            if len(said) == 1:
+                continue
+            sessions = Sessions()
+            for session in sorted(said):
+                sessions.begin()
+                for line, record in said[session]:
+                    change = sessions.change(record)
+                    if change is not None:
+                        code = "contradiction" if change.is_contradiction else "changed"
+                        self.fault(line, code, change.message)
+                    sessions.add(record)
 
 
 def _show(purpose: object, instance_id: Optional[object]) -> str:

@@ -33,6 +33,7 @@ from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent
 from seedregistry.errors import (
     InvalidOptionError,
+    LedgerError,
     LedgerIntegrityError,
 )
 from seedregistry.ledger import Ledger, records
@@ -461,8 +462,8 @@ class SeedRegistry(Builders):
 
         Raises:
             ComponentCreationError: the lengths do not fit the dataset.
-            LedgerIntegrityError: a split that was made before has other indices now, as another
-                version of torch might give it.
+            LedgerIntegrityError: a split that was made before, here or in the journal, has other
+                indices now, as another version of torch might give it.
             StreamReuseError: the stream was used before for something else and ``on_reuse`` forbids
                 it.
         """
@@ -488,11 +489,14 @@ class SeedRegistry(Builders):
                 )
                 raise LedgerIntegrityError(message)
             if is_first:
-                shared.ledger.append(
-                    records.Split(
-                        **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
-                    )
+                record = records.Split(
+                    **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
                 )
+                try:
+                    shared.ledger.append(record)
+                except LedgerError:
+                    del shared.splits[identity, counts]  # not recorded, so not made
+                    raise
         return subsets
 
     # --- the state of the process -----------------------------------------------------------------
@@ -579,6 +583,7 @@ class SeedRegistry(Builders):
 
         Raises:
             InvalidOptionError: a value of another type; nothing was recorded.
+            LedgerIntegrityError: a journal that goes on has another value; nothing was recorded.
         """
         # All are checked before one is recorded.
         for name, value in config.items():
@@ -590,8 +595,9 @@ class SeedRegistry(Builders):
                 )
                 raise InvalidOptionError(message)
 
-        for name, value in config.items():
-            self._shared.ledger.append(records.Note(name=name, value=records.freeze(value)))
+        self._shared.ledger.extend(
+            records.Note(name=name, value=records.freeze(value)) for name, value in config.items()
+        )
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the state of the generators, for code that draws outside scopes.
