@@ -582,7 +582,7 @@ class Ledger:
         """
         from seedregistry.ledger import tables
 
-        return tables.build(*count(self._snapshot()), every_stream=every_stream)
+        return tables.build(self._snapshot(), every_stream=every_stream)
 
     def __str__(self) -> str:
         from seedregistry.ledger import tables

@@ -14,7 +14,7 @@ from seedregistry import derivation
 from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import InvalidNameError, InvalidSeedError
 from seedregistry.ledger import records
-from seedregistry.ledger.claims import Families, Owners, Splits
+from seedregistry.ledger.claims import Families, Owners, Schemes, Splits
 from seedregistry.ledger.sessions import Sessions
 
 if TYPE_CHECKING:
@@ -136,13 +136,16 @@ class Checker:
         self._used: Dict[QualifiedId, int] = {}
         self._named: Dict[Tuple[int, str], int] = {}
         self._claims: List[Tuple[int, Tuple[int, str, InstanceId], int]] = []
-        self._splits = Splits()
+        self._scheme_at = Schemes()
+        self._splits: List[Tuple[str, int, records.Split]] = []
         self._origins: Dict[str, Dict[int, List[Tuple[int, Record]]]] = {}
         self.begin("0", 0)
 
     def begin(self, origin: str, session: int) -> None:
         """Say where the entries that are looked at next come from."""
+        self._origin = origin
         self._said = self._origins.setdefault(origin, {}).setdefault(session, [])
+        self._named_here: Set[Tuple[int, str]] = set()
 
     def fault(self, line: int, code: str, message: str) -> None:
         """Note a fault."""
@@ -166,17 +169,19 @@ class Checker:
             if isinstance(record, records.Built):
                 self._said.append((line, record))
             elif isinstance(record, records.Split):
-                self._check_split(record, stream, line)
+                self._splits.append((self._origin, line, record))
 
     def check_derivation(self, stream: QualifiedId, scheme: str, seed: int, line: int) -> None:
         """Look at a derivation: derive it again."""
         self.entries += 1
         master_seed, purpose, instance_id = stream
         # Once for each registry, not once for each stream: a ledger may have millions of streams.
-        if (master_seed, scheme) not in self._named:
+        if (master_seed, scheme) not in self._named_here:
             if not self._is_master_seed(master_seed, line):
                 return
-            self._named[master_seed, scheme] = line
+            self._named_here.add((master_seed, scheme))
+            self._named.setdefault((master_seed, scheme), line)
+            self._scheme_at.add(self._origin, master_seed, scheme)
         rule = derivation.SCHEMES.get(scheme)
         if rule is None:
             self.fault(
@@ -218,6 +223,7 @@ class Checker:
         if not self._is_master_seed(run.master_seed, line):
             return
         self._schemes.setdefault((run.master_seed, run.scheme), line)
+        self._scheme_at.add(self._origin, run.master_seed, run.scheme)
         if run.scheme not in derivation.SCHEMES:
             self.fault(line, "run", f"scheme {run.scheme!r} is unknown to this version")
         if run.parent is None:
@@ -244,15 +250,19 @@ class Checker:
             )
         self._families.add(run.master_seed, run.parent)
 
-    def _check_split(self, split: records.Split, stream: QualifiedId, line: int) -> None:
-        earlier = self._splits.claim((stream, split.lengths), split.indices_digest)
-        if earlier is not None:
-            name = _show(split.purpose, split.instance_id)
-            message = (
-                f"split {name} into {split.lengths} has indices "
-                f"{split.indices_digest[:12]} here and {earlier[:12]} before"
-            )
-            self.fault(line, "contradiction", message)
+    def _check_splits(self) -> None:
+        """Look for a split of one stream, under one scheme, that has two sets of indices."""
+        splits = Splits()
+        for origin, line, split in self._splits:
+            scheme = self._scheme_at.find(origin, split.master_seed)
+            earlier = splits.claim_split(scheme, split)
+            if earlier is not None:
+                name = _show(split.purpose, split.instance_id)
+                message = (
+                    f"split {name} into {split.lengths} has indices "
+                    f"{split.indices_digest[:12]} here and {earlier[:12]} before"
+                )
+                self.fault(line, "contradiction", message)
 
     def finish(self) -> None:
         """Look at what only the whole ledger shows; call it once, after the last entry."""
@@ -282,6 +292,7 @@ class Checker:
                 name = _show(*stream.stream_id)
                 message = f"{name} of {stream.master_seed} is used and was never derived"
                 self.fault(line, "stream", message)
+        self._check_splits()
         self._find_collisions()
         self._find_changes()
         self.faults.sort(key=lambda fault: fault.line)

@@ -477,11 +477,12 @@ class SeedRegistry(Builders):
         shared = self._shared
         identity = QualifiedId.of(stream)
         with shared.lock:
-            is_first = (identity, counts) not in shared.splits
+            key = (identity, counts, self.scheme)
+            is_first = key not in shared.splits
             if is_first:
                 shared.guard.check_use(stream, site)
                 shared.guard.mark_use(stream, site)
-            earlier = shared.splits.claim((identity, counts), digest)
+            earlier = shared.splits.claim(key, digest)
             if earlier is not None:
                 message = (
                     f"Split '{stream.label}' into {counts} has indices {digest[:12]} now "
@@ -495,7 +496,7 @@ class SeedRegistry(Builders):
                 try:
                     shared.ledger.append(record)
                 except LedgerError:
-                    del shared.splits[identity, counts]  # not recorded, so not made
+                    del shared.splits[key]  # not recorded, so not made
                     raise
         return subsets
 
