@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledgers import codes, derivation, ledger_of, small_ledger
@@ -134,6 +135,127 @@ def test_the_seeds_of_a_resumed_journal_are_claimed(path):
     with pytest.raises(SeedCollisionError):
         registry.seed("model_a", "b")
     assert registry.seed("model", "a_b") == SeedRegistry(42).seed("model", "a_b")
+
+
+# --- the same run ---------------------------------------------------------------------------------
+
+
+plain = nn.Identity()
+plain.weight, plain.bias = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+
+def trained(registry, lr=0.1, size=4, data=10, **notes):
+    """What a training puts into its ledger."""
+    registry.note(**{"lr": lr, **notes})
+    model = registry.model(nn.Linear, 3, size, instance_id="training")
+    registry.optimizer(torch.optim.SGD, model.parameters(), instance_id="training", lr=lr)
+    registry.split(list(range(data)), [0.5, 0.5], instance_id="x")
+
+
+def ended(journal, **changes) -> str:
+    """The digest of a journal after a run that ended."""
+    registry = SeedRegistry(42, journal=journal)
+    trained(registry, **changes)
+    registry.ledger.close()
+    return registry.ledger.digest
+
+
+@pytest.mark.parametrize(
+    ("step", "which", "values"),
+    [
+        (lambda registry: registry.note(epochs=3, lr=0.2), "note 'lr'", ("0.1", "0.2")),
+        (
+            lambda registry: registry.optimizer(
+                torch.optim.SGD, plain.parameters(), instance_id="training", lr=0.2
+            ),
+            "('optimizer', 'training')",
+            ("groups lr", "0.1", "0.2"),
+        ),
+        (
+            lambda registry: registry.optimizer(
+                torch.optim.Adam, plain.parameters(), instance_id="training"
+            ),
+            "('optimizer', 'training')",
+            ("torch.optim.sgd.SGD", "torch.optim.adam.Adam"),
+        ),
+        (
+            lambda registry: registry.model(nn.Linear, 3, 5, instance_id="training"),
+            "('model', 'training')",
+            ("parameters", "16", "20"),
+        ),
+        (
+            lambda registry: registry.split([*range(5), *range(5)], [5, 5], instance_id="x"),
+            "split ('split', 'x')",
+            ("indices",),
+        ),
+    ],
+)
+def test_a_journal_goes_on_with_the_same_run(path, monkeypatch, step, which, values):
+    """Another value of a setting, of what is built or of a split is refused by name, with both
+    values, before it is recorded; the run itself goes on."""
+    digest = ended(path)
+    registry = SeedRegistry(42, journal=path)
+    if which.startswith("split"):
+        monkeypatch.setattr(
+            "seedregistry.data.split.split_dataset",
+            lambda dataset, lengths, generator: ([dataset[:5], dataset[5:]], "5" * 64),
+        )
+    with pytest.raises(LedgerIntegrityError) as refused:
+        step(registry)
+    monkeypatch.undo()
+    for text in (which, str(path), *values):
+        assert text in str(refused.value)
+    assert registry.ledger.find(Note) == (Note(name="lr", value=0.1),)
+    trained(registry)
+    assert registry.ledger.digest == digest
+    assert registry.ledger.verify()
+    assert verify_file(path).faults == ()
+
+
+def test_a_run_that_says_several_values_goes_on(path):
+    """A search that was killed goes on, from its beginning or from the next trial; what it says
+    besides is another digest, and verify tells of a trial that only the later session has."""
+    whole = SeedRegistry(42)
+    for lr in (0.1, 0.2, 0.3):
+        whole.note(lr=lr)
+    killed = SeedRegistry(42, journal=path)
+    killed.note(lr=0.1)
+    killed.note(lr=0.2)
+    killed.ledger.close()
+
+    again = SeedRegistry(42, journal=path)
+    for lr in (0.1, 0.2, 0.3):
+        again.note(lr=lr)
+    again.ledger.close()
+    assert again.ledger.digest == whole.ledger.digest
+    assert again.ledger.verify().faults == ()
+
+    further = SeedRegistry(42, journal=path)
+    further.note(lr=0.4)
+    report = verify_file(path)
+    assert report.ok
+    assert [fault.code for fault in report.faults] == ["changed"]
+    assert "note 'lr' is 0.4 here and 0.1, 0.2, 0.3 before" in str(report)
+    assert report.faults == Ledger.load(path).verify().faults
+    assert [fault.code for fault in further.ledger.verify().faults] == ["changed"]
+    alone = SeedRegistry(42)
+    alone.note(lr=0.4)
+    assert further.ledger.digest not in {whole.ledger.digest, alone.ledger.digest}
+
+
+def test_verify_tells_a_journal_of_two_runs(path):
+    """A journal that an earlier version let go on with another setting does not verify."""
+    trained(SeedRegistry(42, journal=path))
+    gc.collect()
+    registry = SeedRegistry(42, journal=path)
+    registry.ledger._sessions = None  # as that version
+    trained(registry, lr=0.2)
+    report = verify_file(path)
+    assert not report
+    assert [fault.code for fault in report.faults] == ["contradiction", "contradiction"]
+    assert "note 'lr' is 0.2 here and 0.1 before" in str(report)
+    assert "groups lr 0.2 here and 0.1 before" in str(report)
+    assert codes(registry.ledger.verify()) == codes(report)
 
 
 # --- one writer -----------------------------------------------------------------------------------

@@ -266,13 +266,22 @@ def test_the_statement_has_the_facts():
 
 
 def test_the_statement_does_not_say_every_without_an_audit():
-    """Only a completed audit that found nothing lets the statement say that every draw came from
-    the streams."""
+    """Only a completed audit that found nothing lets the statement say that every draw that was
+    seen came from the streams; it names what the audit cannot see."""
     ledger = experiment().ledger
     assert "No audit was made" in ledger.statement()
     assert "every draw" not in ledger.statement()
     ledger.append(Audited(mode="error", undeclared=0, completed=True))
     assert "In 1 audited block of the run, every draw" in ledger.statement()
+    for unseen in (
+        "every draw that was seen",
+        "generators that the program makes itself",
+        "random.SystemRandom",
+        "set anew inside a scope or a factory",
+        "other processes",
+        "compiled code",
+    ):
+        assert unseen in ledger.statement()
     ledger.append(Audited(mode="warn", undeclared=2, completed=False))
     text = ledger.statement()
     assert "every draw" not in text

@@ -18,7 +18,7 @@ from torch import nn
 
 from seedregistry import Ledger, SeedRegistry
 from seedregistry.errors import LedgerError, LedgerIntegrityError, SeedCollisionError
-from seedregistry.ledger import Built, Derivation, HandedOut, Note, Run, records, verify_file
+from seedregistry.ledger import Built, Derivation, HandedOut, Note, Run, Split, records, verify_file
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
 
@@ -315,3 +315,52 @@ def test_merging_while_others_write():
     assert ids == list(range(len(ids)))
     assert len(registry.ledger.find(Built)) == 1 + 6
     assert registry.ledger.verify().ok
+
+
+# --- two schemes ----------------------------------------------------------------------------------
+
+
+def experiment_under(scheme: str, data: int = 10, **options) -> SeedRegistry:
+    registry = SeedRegistry(42, scheme=scheme, **options)
+    registry.model(nn.Linear, 2, 2, instance_id="training")
+    registry.split(range(data), [0.5, 0.5])
+    registry.child("fold", 0).seed("model")
+    return registry
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_one_master_seed_under_two_schemes(swapped):
+    """The table of both has a section for each scheme, with its seeds and uses; equal splits
+    have other indices and are no contradiction."""
+    schemes = ("sha256-256", "sha256-31") if swapped else ("sha256-31", "sha256-256")
+    registries = [experiment_under(scheme) for scheme in schemes]
+    alone = [registry.ledger.table(every_stream=True).sections for registry in registries]
+    registries[1].model(nn.Linear, 2, 2, instance_id="training")  # a use that the other has not
+    alone[1] = registries[1].ledger.table(every_stream=True).sections
+    merged = Ledger().merge(*[registry.ledger for registry in registries])
+
+    assert merged.verify()
+    sections = merged.table(every_stream=True).sections
+    assert {(section.scheme, section.name): section.rows for section in sections} == {
+        (section.scheme, section.name): section.rows for side in alone for section in side
+    }
+    assert len(sections) == 4
+
+
+def test_two_schemes_hide_no_contradiction():
+    """Beside another scheme, a split of one scheme with two sets of indices is refused, and does
+    not verify."""
+    narrow, wide = experiment_under("sha256-31"), experiment_under("sha256-256")
+    other = experiment_under("sha256-256")
+    [split] = other.ledger.find(Split)
+    changed = ledger_of(
+        attrs.evolve(record, indices_digest="5" * 64) if record == split else record
+        for record in other.ledger
+    )
+    merged = Ledger().merge(narrow.ledger, wide.ledger)
+    with pytest.raises(LedgerIntegrityError, match="datasets or the versions"):
+        merged.merge(changed)
+    forged = Ledger()
+    for ledger in (merged, changed):
+        forged._stretches.extend(ledger._snapshot())
+    assert [fault.code for fault in forged.verify().faults] == ["contradiction"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, Iterable, Iterator, Optional, Tuple, TypeVar
+from typing import TYPE_CHECKING, Dict, Iterable, Iterator, Optional, Set, Tuple, TypeVar
 
 from seedregistry import derivation
 from seedregistry.common.identities import QualifiedId
@@ -11,6 +11,7 @@ from seedregistry.ledger import records
 if TYPE_CHECKING:
     from seedregistry.derivation import InstanceId
     from seedregistry.ledger.records import Record
+    from seedregistry.ledger.stretches import Stretch
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -44,12 +45,64 @@ class Owners(_Claims[int, Tuple[int, str, "InstanceId"]]):
     """
 
 
-class Splits(_Claims[Tuple[QualifiedId, Tuple[int, ...]], str]):
-    """The digest of the indices of each split, by its stream and its lengths.
+class Schemes:
+    """Under which scheme each origin derives the streams of a master seed.
+
+    The record of a use does not say so, and one ledger may hold a master seed under two schemes:
+    after a merge, where each origin has its scheme.
+    """
+
+    def __init__(self) -> None:
+        self._at: Dict[Tuple[str, int], Set[str]] = {}
+        self._of: Dict[int, Set[str]] = {}
+
+    def add(self, origin: str, master_seed: int, scheme: str) -> None:
+        """Say that an origin has a run, or a stream, of a master seed under a scheme."""
+        self._at.setdefault((origin, master_seed), set()).add(scheme)
+        self._of.setdefault(master_seed, set()).add(scheme)
+
+    def find(self, origin: str, master_seed: int) -> Optional[str]:
+        """Return the scheme of a use: ``""`` where none is recorded, None where two may be it."""
+        here = self._at.get((origin, master_seed), set())
+        # A worker may use streams that the process which it was copied from has derived.
+        schemes = here if len(here) == 1 else self._of.get(master_seed, {""})
+        return next(iter(schemes)) if len(schemes) == 1 else None
+
+
+def schemes_of(stretches: Iterable[Stretch]) -> Schemes:
+    """Return the schemes of the origins of a ledger."""
+    schemes = Schemes()
+    for stretch in stretches:
+        of_origin = {
+            (record.master_seed, record.scheme)
+            for record in stretch.entries
+            if isinstance(record, (records.Derivation, records.Run))
+        }
+        for master_seed, scheme in of_origin:
+            schemes.add(stretch.origin, master_seed, scheme)
+    return schemes
+
+
+class Splits(_Claims[Tuple[QualifiedId, Tuple[int, ...], str], str]):
+    """The digest of the indices of each split, by its stream, its lengths and its scheme.
 
     A stream cuts a dataset into the same lengths in one way. Another digest comes from another
     dataset, or from a torch that draws otherwise.
     """
+
+    def claim_split(self, scheme: Optional[str], split: records.Split) -> Optional[str]:
+        """Claim the indices of a recorded split; of two schemes each may have its cut.
+
+        Args:
+            scheme: the split's; None where it cannot be told, and nothing is claimed.
+            split: the record.
+
+        Returns:
+            The other digest that is here; None where there is none.
+        """
+        if scheme is None:
+            return None
+        return self.claim((QualifiedId.of(split), split.lengths, scheme), split.indices_digest)
 
 
 class Families:

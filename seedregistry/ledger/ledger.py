@@ -13,6 +13,7 @@ from typing import (
     Any,
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Optional,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from seedregistry.common.files import PathLike
     from seedregistry.ledger import diff, tables
     from seedregistry.ledger.journal import Journal
+    from seedregistry.ledger.sessions import Sessions
     from seedregistry.ledger.verification import Fault, Verification
     from seedregistry.ledger.writer import Lines
 
@@ -80,6 +82,7 @@ class Ledger:
         self._stretches = stretches
         self._lock = threading.RLock()
         self._journal = journal
+        self._sessions: Optional[Sessions] = None
         self._faults: Tuple[Fault, ...] = ()
         self._is_sealed = False
         self.on_merge: Optional[Callable[[List[records.Derivation]], None]] = None
@@ -113,10 +116,12 @@ class Ledger:
                 recorded.
         """
         from seedregistry.ledger.journal import open_journal
+        from seedregistry.ledger.sessions import sessions_before
 
         ledger = cls.__new__(cls)
         journal, stretches, current = open_journal(path, durable=durable, run=run)
         ledger._begin(list(stretches), current, journal)
+        ledger._sessions = sessions_before(stretches, current.origin)
         return ledger
 
     # --- adding -----------------------------------------------------------------------------------
@@ -125,21 +130,56 @@ class Ledger:
         """Add a record. In a journal it is on disk when the call returns.
 
         Raises:
-            LedgerError: not a record of a known kind, or the journal could not be written; nothing
-                was added.
+            LedgerError: not a record of a known kind, longer than a line of a ledger may be, or the
+                journal could not be written; nothing was added.
+            LedgerIntegrityError: it is another value of what the sessions of the journal before
+                this one agree on; nothing was added.
         """
-        if type(record) not in _CLASSES:
-            message = (
-                f"A ledger takes records of its own kinds ({', '.join(codec.KINDS)}); got "
-                f"{type(record).__name__}."
-            )
-            raise LedgerError(message)
+        self.extend((record,))
+
+    def extend(self, entries: Iterable[Record]) -> None:
+        """Add several records as :meth:`append` does, all of them or none.
+
+        Raises:
+            LedgerError, LedgerIntegrityError: as for :meth:`append`.
+        """
+        added = list(entries)
+        for record in added:
+            if type(record) not in _CLASSES:
+                message = (
+                    f"A ledger takes records of its own kinds ({', '.join(codec.KINDS)}); got "
+                    f"{type(record).__name__}."
+                )
+                raise LedgerError(message)
+
         journal = self._journal
-        if journal is None:
-            self._records.append(record)
+        if journal is None or not added:
+            self._records.extend(added)
             return
-        body = codec.encode_line(record)[0]
-        journal.write(lambda lines: lines.entry(body), self._records, [record])
+        bodies = [codec.encode_line(record)[0] for record in added]
+        with journal.lock:
+            self._refuse_changes(added, journal)
+            journal.write(lambda lines: b"".join(map(lines.entry, bodies)), self._records, added)
+
+    def _refuse_changes(self, added: Iterable[Record], journal: Journal) -> None:
+        """Refuse another value of what the sessions before this one agree on.
+
+        Raises:
+            LedgerIntegrityError: says of what, with both values.
+        """
+        if self._sessions is None:
+            return
+        self._sessions.catch_up(self._records)
+        for record in added:
+            change = self._sessions.change(record)
+            if change is not None and change.is_contradiction:
+                message = (
+                    f"The journal {str(journal.path)!r} is that of another run: {change.message}. "
+                    "Its digest would be that of neither. Go on with the value before, or give "
+                    "what has changed a journal of its own; if one run has both, give the second "
+                    "another instance id, or the note another name."
+                )
+                raise LedgerIntegrityError(message)
 
     def append_later(self, make: Callable[..., Record], *args: Any) -> None:
         """Add a record that is made when the ledger is first read.
@@ -325,6 +365,7 @@ class Ledger:
         stretches = self._snapshot()
         for stretch in stretches:
             line += 1  # of the stretch
+            checker.begin(*stretch.place)
             for record, record_line in zip(
                 stretch.entries, stretch.lines or range(line + 1, line + 1 + len(stretch.entries))
             ):
@@ -541,7 +582,7 @@ class Ledger:
         """
         from seedregistry.ledger import tables
 
-        return tables.build(*count(self._snapshot()), every_stream=every_stream)
+        return tables.build(self._snapshot(), every_stream=every_stream)
 
     def __str__(self) -> str:
         from seedregistry.ledger import tables

@@ -8,7 +8,7 @@ from typing import DefaultDict, Dict, Iterable, Iterator, List, Sequence, Tuple
 from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerIntegrityError, SeedCollisionError
 from seedregistry.ledger import codec, records
-from seedregistry.ledger.claims import Families, Owners, Splits, claims_of
+from seedregistry.ledger.claims import Families, Owners, Splits, claims_of, schemes_of
 from seedregistry.ledger.stretches import Place, Stretch, entries_of
 
 Overlap = Tuple[Stretch, Stretch]
@@ -106,11 +106,14 @@ def refuse_contradictions(
     _refuse_other_indices([*ours, *fresh])
 
 
-def _refuse_other_indices(stretches: Iterable[Stretch]) -> None:
+def _refuse_other_indices(stretches: Sequence[Stretch]) -> None:
     """Refuse two splits of one stream into equal lengths that have different indices."""
-    splits = Splits()
-    for split in records.select(entries_of(stretches), records.Split):
-        earlier = splits.claim((QualifiedId.of(split), split.lengths), split.indices_digest)
+    splits, schemes = Splits(), schemes_of(stretches)
+    entries = ((stretch.origin, entry) for stretch in stretches for entry in stretch.entries)
+    for origin, split in entries:
+        if not isinstance(split, records.Split):
+            continue
+        earlier = splits.claim_split(schemes.find(origin, split.master_seed), split)
         if earlier is not None:
             name = f"({split.purpose!r}, {split.instance_id!r}) into {split.lengths}"
             message = (

@@ -312,6 +312,7 @@ class Reader:
             self.checker.fault(self._line, "origin", message)
         self._place, self._serial = place, start
         self.contents.begin(origin, session)
+        self.checker.begin(origin, session)
         self.origin(origin, session, start)
 
     def _read_seal(self, data: Any) -> None:

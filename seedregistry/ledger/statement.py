@@ -104,7 +104,13 @@ def _audits(entries: Sequence[Record]) -> Iterator[str]:
         )
     elif completed:
         audited = f"{plural(completed, 'audited block')} of the run"
-        yield f"In {audited}, every draw that torch, NumPy and Python made came from these streams."
+        yield (
+            f"In {audited}, every draw that was seen came from these streams: the audit sees "
+            "operators of torch and the default generators of torch, NumPy and Python. It does "
+            "not see generators that the program makes itself, the operating system's "
+            "(random.SystemRandom), a seed that is set anew inside a scope or a factory, other "
+            "processes, or compiled code that leaves the default generators alone."
+        )
     if broken:
         yield f"{plural(broken, 'audit')} ended with an exception, and cannot tell."
 

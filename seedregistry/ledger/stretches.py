@@ -107,7 +107,13 @@ def entries_of(stretches: Iterable[Stretch]) -> Iterator[Record]:
 
 
 def count(stretches: Iterable[Stretch]) -> Tuple[List[Record], str]:
-    """Return the records that count, and the digest of their content.
+    """Return the records that count, and the digest of their content."""
+    entries, digest = count_with_origins(stretches)
+    return [record for _, record in entries], digest
+
+
+def count_with_origins(stretches: Iterable[Stretch]) -> Tuple[List[Tuple[str, Record]], str]:
+    """Return the records that count, each after its origin, and the digest of their content.
 
     What a resumed journal, or two processes, have said again does not count twice; circumstance
     always counts.
@@ -119,5 +125,5 @@ def count(stretches: Iterable[Stretch]) -> Tuple[List[Record], str]:
         for record in stretch.entries:
             content = codec.content(record)
             if content is None or contents.add(codec.kind_of(record), content):
-                entries.append(record)
+                entries.append((stretch.origin, record))
     return entries, contents.digest()

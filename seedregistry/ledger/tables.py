@@ -13,9 +13,14 @@ import attrs
 from seedregistry.common import digest
 from seedregistry.common.identities import QualifiedId
 from seedregistry.ledger import records
+from seedregistry.ledger.claims import schemes_of
+from seedregistry.ledger.stretches import count_with_origins
 
 if TYPE_CHECKING:
-    from seedregistry.ledger.records import InstanceId, Record
+    from seedregistry.ledger.records import InstanceId
+    from seedregistry.ledger.stretches import Stretch
+
+    _Name = Tuple[str, QualifiedId]
 
 HEADER = ("registry", "purpose", "instance", "streams", "seed", "uses", "built")
 """The columns of an export."""
@@ -117,23 +122,29 @@ def show_id(instance_id: Optional[object], width: int = _ID_WIDTH) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool = False) -> Table:
-    """Return the table of a ledger's entries."""
+def build(stretches: Sequence[Stretch], *, every_stream: bool = False) -> Table:
+    """Return the table of a ledger."""
+    entries, content_digest = count_with_origins(stretches)
+    schemes = schemes_of(stretches)
     runs: Dict[Tuple[int, str], records.Run] = {}
-    streams: Dict[int, Dict[str, Dict[InstanceId, records.Derivation]]] = {}
-    uses: Counter[QualifiedId] = Counter()
-    built: Dict[QualifiedId, Counter[str]] = {}
+    streams: Dict[Tuple[int, str], Dict[str, Dict[InstanceId, records.Derivation]]] = {}
+    uses: Counter[_Name] = Counter()
+    built: Dict[_Name, Counter[str]] = {}
     notes: Dict[Tuple[str, str], None] = {}
-    for record in entries:
+    for origin, record in entries:
         if isinstance(record, records.Derivation):
-            of_purpose = streams.setdefault(record.master_seed, {}).setdefault(record.purpose, {})
+            of_registry = streams.setdefault((record.master_seed, record.scheme), {})
+            of_purpose = of_registry.setdefault(record.purpose, {})
             of_purpose.setdefault(record.instance_id, record)
         elif isinstance(record, records.Note):
             notes[record.name, show_value(record.value)] = None
         elif isinstance(record, records.Run):
             runs.setdefault((record.master_seed, record.scheme), record)
         elif isinstance(record, records.USES):
-            stream = QualifiedId.of(record)
+            scheme = schemes.find(origin, record.master_seed)
+            if scheme is None:  # of a worker, and either may be it: the first, and never both
+                scheme = next((name for number, name in runs if number == record.master_seed), "")
+            stream = scheme, QualifiedId.of(record)
             uses[stream] += 1
             if isinstance(record, records.Built):
                 product = _show_built(record, in_full=every_stream)
@@ -141,7 +152,7 @@ def build(entries: Sequence[Record], content_digest: str, *, every_stream: bool 
 
     sections = []
     for run in sorted(runs.values(), key=lambda run: run.parent is not None):
-        purposes = streams.get(run.master_seed, {})
+        purposes = streams.get((run.master_seed, run.scheme), {})
         rows = [
             _row(list(group), uses, built)
             for streams_of in purposes.values()
@@ -193,14 +204,14 @@ def _show_built(record: records.Built, *, in_full: bool) -> str:
 
 def _row(
     group: List[records.Derivation],
-    uses: Counter[QualifiedId],
-    built: Dict[QualifiedId, Counter[str]],
+    uses: Counter[_Name],
+    built: Dict[_Name, Counter[str]],
 ) -> Row:
     first, last = group[0], group[-1]
     names: Counter[str] = Counter()
     count = 0
     for derivation in group:
-        stream = QualifiedId.of(derivation)
+        stream = derivation.scheme, QualifiedId.of(derivation)
         count += uses[stream]
         names.update(built.get(stream, {}))
     shown = [name if times == 1 else f"{times} x {name}" for name, times in names.items()]

@@ -14,7 +14,8 @@ from seedregistry import derivation
 from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import InvalidNameError, InvalidSeedError
 from seedregistry.ledger import records
-from seedregistry.ledger.claims import Families, Owners, Splits
+from seedregistry.ledger.claims import Families, Owners, Schemes, Splits
+from seedregistry.ledger.sessions import Sessions
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import InstanceId, Record
@@ -42,8 +43,9 @@ class Fault:
             that ``save`` would write.
         code: ``"chain"``, ``"header"``, ``"seal"``, ``"line"`` (not a line of this format),
             ``"origin"``, ``"torn"`` (the last line of a journal was never finished), ``"run"``,
-            ``"seed"``, ``"stream"`` (used and never derived), ``"collision"`` or
-            ``"contradiction"``.
+            ``"seed"``, ``"stream"`` (used and never derived), ``"collision"``,
+            ``"contradiction"`` or ``"changed"`` (a journal went on with one more value of
+            something that had several).
         message: what is wrong, in words.
     """
 
@@ -53,8 +55,8 @@ class Fault:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether evidence is damaged: all but an entry that was never finished."""
-        return self.code != "torn"
+        """Whether evidence is damaged: by all but an unfinished entry or one more value."""
+        return self.code not in {"torn", "changed"}
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.code}: {self.message}"
@@ -75,8 +77,8 @@ class Verification:
         verified: 2 entries, 1 seed derived again, digest 15ecc88a895a, not sealed
 
     Attributes:
-        faults: what does not hold, in the order of lines; a torn last line of a journal is among
-            them and damages nothing.
+        faults: what does not hold, in the order of lines. A torn last line of a journal and a
+            changed value are among them and damage nothing.
         entries: number of entries looked at.
         seeds: number of seeds and master seeds of children that were derived again.
         digest: digest of the content, 64 hexadecimal digits.
@@ -134,7 +136,16 @@ class Checker:
         self._used: Dict[QualifiedId, int] = {}
         self._named: Dict[Tuple[int, str], int] = {}
         self._claims: List[Tuple[int, Tuple[int, str, InstanceId], int]] = []
-        self._splits = Splits()
+        self._scheme_at = Schemes()
+        self._splits: List[Tuple[str, int, records.Split]] = []
+        self._origins: Dict[str, Dict[int, List[Tuple[int, Record]]]] = {}
+        self.begin("0", 0)
+
+    def begin(self, origin: str, session: int) -> None:
+        """Say where the entries that are looked at next come from."""
+        self._origin = origin
+        self._said = self._origins.setdefault(origin, {}).setdefault(session, [])
+        self._named_here: Set[Tuple[int, str]] = set()
 
     def fault(self, line: int, code: str, message: str) -> None:
         """Note a fault."""
@@ -150,21 +161,27 @@ class Checker:
             self._check_run(record, line)
         elif isinstance(record, records.LateSeeded):
             self._late.append((line, record))
+        elif isinstance(record, records.Note):
+            self._said.append((line, record))
         elif isinstance(record, records.FROM_STREAMS):
             stream = QualifiedId.of(record)
             self._used.setdefault(stream, line)
-            if isinstance(record, records.Split):
-                self._check_split(record, stream, line)
+            if isinstance(record, records.Built):
+                self._said.append((line, record))
+            elif isinstance(record, records.Split):
+                self._splits.append((self._origin, line, record))
 
     def check_derivation(self, stream: QualifiedId, scheme: str, seed: int, line: int) -> None:
         """Look at a derivation: derive it again."""
         self.entries += 1
         master_seed, purpose, instance_id = stream
         # Once for each registry, not once for each stream: a ledger may have millions of streams.
-        if (master_seed, scheme) not in self._named:
+        if (master_seed, scheme) not in self._named_here:
             if not self._is_master_seed(master_seed, line):
                 return
-            self._named[master_seed, scheme] = line
+            self._named_here.add((master_seed, scheme))
+            self._named.setdefault((master_seed, scheme), line)
+            self._scheme_at.add(self._origin, master_seed, scheme)
         rule = derivation.SCHEMES.get(scheme)
         if rule is None:
             self.fault(
@@ -206,6 +223,7 @@ class Checker:
         if not self._is_master_seed(run.master_seed, line):
             return
         self._schemes.setdefault((run.master_seed, run.scheme), line)
+        self._scheme_at.add(self._origin, run.master_seed, run.scheme)
         if run.scheme not in derivation.SCHEMES:
             self.fault(line, "run", f"scheme {run.scheme!r} is unknown to this version")
         if run.parent is None:
@@ -232,15 +250,19 @@ class Checker:
             )
         self._families.add(run.master_seed, run.parent)
 
-    def _check_split(self, split: records.Split, stream: QualifiedId, line: int) -> None:
-        earlier = self._splits.claim((stream, split.lengths), split.indices_digest)
-        if earlier is not None:
-            name = _show(split.purpose, split.instance_id)
-            message = (
-                f"split {name} into {split.lengths} has indices "
-                f"{split.indices_digest[:12]} here and {earlier[:12]} before"
-            )
-            self.fault(line, "contradiction", message)
+    def _check_splits(self) -> None:
+        """Look for a split of one stream, under one scheme, that has two sets of indices."""
+        splits = Splits()
+        for origin, line, split in self._splits:
+            scheme = self._scheme_at.find(origin, split.master_seed)
+            earlier = splits.claim_split(scheme, split)
+            if earlier is not None:
+                name = _show(split.purpose, split.instance_id)
+                message = (
+                    f"split {name} into {split.lengths} has indices "
+                    f"{split.indices_digest[:12]} here and {earlier[:12]} before"
+                )
+                self.fault(line, "contradiction", message)
 
     def finish(self) -> None:
         """Look at what only the whole ledger shows; call it once, after the last entry."""
@@ -270,7 +292,9 @@ class Checker:
                 name = _show(*stream.stream_id)
                 message = f"{name} of {stream.master_seed} is used and was never derived"
                 self.fault(line, "stream", message)
+        self._check_splits()
         self._find_collisions()
+        self._find_changes()
         self.faults.sort(key=lambda fault: fault.line)
 
     def _find_collisions(self) -> None:
@@ -283,6 +307,21 @@ class Checker:
                 self.fault(
                     line, "collision", f"{both} have one seed, {seed}: they draw the same numbers"
                 )
+
+    def _find_changes(self) -> None:
+        """Look for builds and notes to which a later session of a journal gives another value."""
+        for said in self._origins.values():
+            if len(said) == 1:
+                continue
+            sessions = Sessions()
+            for session in sorted(said):
+                sessions.begin()
+                for line, record in said[session]:
+                    change = sessions.change(record)
+                    if change is not None:
+                        code = "contradiction" if change.is_contradiction else "changed"
+                        self.fault(line, code, change.message)
+                    sessions.add(record)
 
 
 def _show(purpose: object, instance_id: Optional[object]) -> str:

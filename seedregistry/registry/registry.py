@@ -33,6 +33,7 @@ from seedregistry.components.optimizer import OptimizerComponent
 from seedregistry.components.scheduler import SchedulerComponent
 from seedregistry.errors import (
     InvalidOptionError,
+    LedgerError,
     LedgerIntegrityError,
 )
 from seedregistry.ledger import Ledger, records
@@ -461,8 +462,8 @@ class SeedRegistry(Builders):
 
         Raises:
             ComponentCreationError: the lengths do not fit the dataset.
-            LedgerIntegrityError: a split that was made before has other indices now, as another
-                version of torch might give it.
+            LedgerIntegrityError: a split that was made before, here or in the journal, has other
+                indices now, as another version of torch might give it.
             StreamReuseError: the stream was used before for something else and ``on_reuse`` forbids
                 it.
         """
@@ -476,11 +477,12 @@ class SeedRegistry(Builders):
         shared = self._shared
         identity = QualifiedId.of(stream)
         with shared.lock:
-            is_first = (identity, counts) not in shared.splits
+            key = (identity, counts, self.scheme)
+            is_first = key not in shared.splits
             if is_first:
                 shared.guard.check_use(stream, site)
                 shared.guard.mark_use(stream, site)
-            earlier = shared.splits.claim((identity, counts), digest)
+            earlier = shared.splits.claim(key, digest)
             if earlier is not None:
                 message = (
                     f"Split '{stream.label}' into {counts} has indices {digest[:12]} now "
@@ -488,11 +490,14 @@ class SeedRegistry(Builders):
                 )
                 raise LedgerIntegrityError(message)
             if is_first:
-                shared.ledger.append(
-                    records.Split(
-                        **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
-                    )
+                record = records.Split(
+                    **identity._asdict(), lengths=counts, indices_digest=digest, call_site=site
                 )
+                try:
+                    shared.ledger.append(record)
+                except LedgerError:
+                    del shared.splits[key]  # not recorded, so not made
+                    raise
         return subsets
 
     # --- the state of the process -----------------------------------------------------------------
@@ -579,6 +584,7 @@ class SeedRegistry(Builders):
 
         Raises:
             InvalidOptionError: a value of another type; nothing was recorded.
+            LedgerIntegrityError: a journal that goes on has another value; nothing was recorded.
         """
         # All are checked before one is recorded.
         for name, value in config.items():
@@ -590,8 +596,9 @@ class SeedRegistry(Builders):
                 )
                 raise InvalidOptionError(message)
 
-        for name, value in config.items():
-            self._shared.ledger.append(records.Note(name=name, value=records.freeze(value)))
+        self._shared.ledger.extend(
+            records.Note(name=name, value=records.freeze(value)) for name, value in config.items()
+        )
 
     def state_dict(self) -> Dict[str, Any]:
         """Return the state of the generators, for code that draws outside scopes.

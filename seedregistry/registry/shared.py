@@ -27,7 +27,7 @@ class Shared:
         ledger: the records.
         guard: what was derived and used.
         components: by purpose.
-        splits: (stream, lengths) to the digest of the split's indices.
+        splits: (stream, lengths, scheme) to the digest of the split's indices.
         epochs: (stream, epoch, digest of its indices) of every epoch that was recorded.
         has_environment: whether the environment is in the ledger.
         lock: held for every change; its holder may take it again.
