@@ -26,6 +26,7 @@ from recipes import (
     data,
     held_out,
     mlp,
+    mlp_with_dropout,
     recipe,
 )
 from torch import nn
@@ -705,3 +706,15 @@ def test_out_of_memory_is_not_the_models_fault():
     training = Training(SeedRegistry(42), recipe(loss=forgetful))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         training.train()
+
+
+def test_what_is_called_for_evaluation_is_in_its_mode():
+    """Inside evaluating() the model is in evaluation mode for every call, and outside it is not."""
+    training = Training(SeedRegistry(42), recipe(model=mlp_with_dropout))
+    state, (inputs, _) = training.initial_state(), training.examples()
+    expected = training.outputs(state, inputs)
+    with training.evaluating():
+        for _ in range(2):
+            assert torch.equal(training.call(state.parameters, inputs), expected)
+    with SeedRegistry(42).stream("x").scope(0):
+        assert not torch.equal(training.call(state.parameters, inputs), expected)

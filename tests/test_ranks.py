@@ -213,7 +213,8 @@ def test_positions(samples, per_rank, world, tail):
 
 
 def test_a_rank_by_hand():
-    """shard=(rank, world size) needs no process group, and the state says which world it is of."""
+    """shard=(rank, world size) needs no process group, and a state of a global batch is of no
+    number of ranks."""
     loaders = [
         SeedRegistry(42).dataloader(
             Augmented(22),
@@ -227,7 +228,9 @@ def test_a_rank_by_hand():
     got = torch.cat([torch.cat(list(loader)) for loader in loaders])
     assert len(got) == 24
     assert loaders[0].batch_size == 4
-    assert loaders[0].state_dict()["world_size"] == 2
+    assert "world_size" not in loaders[0].state_dict()
+    alone = SeedRegistry(42).dataloader(Augmented(22), instance_id="a", shard=(1, 2))
+    assert alone.state_dict()["world_size"] == 2
     assert (loaders[1].sampler.rank, loaders[1].sampler.num_replicas) == (1, 2)
     state = loaders[0].state_dict()
     loaders[1].load_state_dict(state)  # a state is of all ranks

@@ -129,6 +129,7 @@ class Training:
                 "The model has no parameter that requires a gradient: there is nothing to train."
             )
         self._put_in: Optional[ContextManager[None]] = None
+        self._is_evaluating = False
         self._buffers = dict(self._model.named_buffers())
         # torch counts the changes in place of each tensor: `call` finds a model that makes one.
         self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
@@ -266,12 +267,13 @@ class Training:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Put the model into evaluation mode for a block, and back also when the block raises."""
+        self._is_evaluating = True
         self._take_out()
-        self._model.eval()
         try:
             yield
         finally:
-            self._model.train()
+            self._is_evaluating = False
+            self._take_out()
 
     def place(self, value: Any) -> Any:
         """Return a tensor on the recipe's device, and anything else as it is.
@@ -376,12 +378,12 @@ class Training:
         return outputs
 
     def _take_out(self) -> None:
-        """Give the model its own parameters back."""
+        """Give the model its own parameters back, and the mode that it is called in."""
         context, self._put_in = self._put_in, None
         if context is not None:
             context.__exit__(None, None, None)
-        if not self._model.training:
-            self._model.train()
+        if self._model.training == self._is_evaluating:
+            self._model.train(not self._is_evaluating)
 
     def _refuse_changed_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
         changed = [
