@@ -718,3 +718,47 @@ def test_what_is_called_for_evaluation_is_in_its_mode():
             assert torch.equal(training.call(state.parameters, inputs), expected)
     with SeedRegistry(42).stream("x").scope(0):
         assert not torch.equal(training.call(state.parameters, inputs), expected)
+
+
+PAIRS = [(inputs, int(target)) for inputs, target in zip(*data())]
+
+
+def test_a_list_of_pairs_is_a_dataset():
+    """A list of pairs trains as the tensors that it holds."""
+    lists, tensors = (
+        Training(SeedRegistry(42), recipe(dataset=dataset)) for dataset in (PAIRS, data())
+    )
+    assert lists.train().fingerprint() == tensors.train().fingerprint()
+
+
+class Output:
+    """What models of some libraries return."""
+
+    def __init__(self, logits) -> None:
+        self.logits = logits
+
+
+class ReturnsOutput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, inputs):
+        return Output(self.layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": [{"x": x, "y": y} for x, y in PAIRS]}, r"pairs \(input, target\).*a dict"),
+        ({"dataset": [(x, y, 1) for x, y in PAIRS]}, r"pairs \(input, target\).*3 parts"),
+        ({"dataset": [({"x": x}, y) for x, y in PAIRS]}, "Model or loss failed at step 0"),
+        ({"model": ReturnsOutput}, "Model or loss failed at step 0"),
+        ({"loss": lambda outputs, targets: outputs.logits}, "Model or loss failed at step 0"),
+        ({"loss": lambda outputs, targets: {}["loss"]}, "Model or loss failed at step 0"),
+    ],
+)
+def test_data_and_models_of_other_forms_are_refused(changes, message):
+    """Dicts, triples and outputs that are no tensors are a RecipeError, never a raw one."""
+    with pytest.raises(RecipeError, match=message):
+        Training(SeedRegistry(42), recipe(**changes)).check()

@@ -9,8 +9,10 @@ import math
 import os
 import pickle
 import re
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -50,6 +52,7 @@ from seedregistry.common.files import seal, unseal
 from seedregistry.errors import InvalidOptionError, RecipeError, ReplayError, SeedCollisionError
 from seedregistry.ledger import Derivation, Note
 
+HERE = Path(__file__).parent
 TESTS = losses_of(*held_out())
 
 
@@ -776,3 +779,30 @@ def test_instance_ids_that_are_no_file_names(tmp_path, instance_id):
     assert len(list(tmp_path.rglob("*.json"))) == len(list(store.iterdir())) == 2
     again = retrain(training, TESTS, fractions=(0.1,), subsets=2, store=store)
     assert torch.equal(first[0].values, again[0].values)
+
+
+UNGUARDED = """
+import torch
+from seedregistry import SeedRegistry
+from seedregistry.attribution import Training, losses_of, retrain
+from recipes import held_out, recipe
+training = Training(SeedRegistry(42), recipe(epochs=1))
+retrain(training, losses_of(*held_out()), fractions=(0.1,), subsets=2, workers=2, progress=False)
+"""
+
+
+def test_a_script_without_a_guard(tmp_path):
+    """A script that starts processes outside `if __name__ == '__main__':` is told to write that."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+        timeout=100,
+    )
+    assert run.returncode != 0
+    assert "Put what it does below `if __name__ == '__main__':`" in run.stderr
+    assert "An attempt has been made to start a new process" not in run.stderr

@@ -208,7 +208,17 @@ def check_workers(workers: object) -> None:
 
 
 def process_pool(workers: int, payload: bytes = b"") -> concurrent.futures.ProcessPoolExecutor:
-    """Return a pool of spawned processes, each with a job that its tasks need not bring."""
+    """Return a pool of spawned processes, each with a job that its tasks need not bring.
+
+    Raises:
+        RecipeError: called while a process of such a pool imports the user's script.
+    """
+    # multiprocessing's own mark of a process that imports the script it was started from.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RecipeError(
+            "This script starts processes each time it is imported, and each of its processes "
+            "imports it. Put what it does below `if __name__ == '__main__':`."
+        )
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(
         workers, context, initializer=_receive, initargs=(payload,)

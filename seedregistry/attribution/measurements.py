@@ -8,7 +8,7 @@ from typing import Any, Callable
 import attrs
 import torch
 
-from seedregistry.attribution.states import State
+from seedregistry.attribution.states import FAILURES, State
 from seedregistry.attribution.training import Training
 from seedregistry.common.tensors import tensor_bytes
 from seedregistry.determinism import torch_threads
@@ -89,7 +89,7 @@ def measure(
     try:
         with torch.set_grad_enabled(is_differentiated):
             values = measurement(training, state)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except FAILURES as error:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(

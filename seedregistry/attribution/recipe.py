@@ -168,7 +168,7 @@ class Recipe:
 
     def as_dataset(self) -> Dataset[Any]:
         """Return the data as a dataset; floating tensors are in the recipe's dtype."""
-        if isinstance(self.dataset, (tuple, list)):
+        if isinstance(self.dataset, (tuple, list)) and isinstance(self.dataset[0], torch.Tensor):
             inputs, targets = self.dataset
             return TensorDataset(self.cast(inputs), self.cast(targets))
         if type(self.dataset) in {TensorDataset, ReloadableTensors}:
@@ -194,7 +194,9 @@ def split_examples(examples: Any) -> Tuple[Any, Any]:
             else f"a {type(examples).__name__}"
         )
         raise RecipeError(
-            f"The dataset must give pairs (input, target); a batch of it has {count}."
+            f"The dataset must give pairs (input, target); a batch of it has {count}. Wrap it in "
+            "a dataset whose __getitem__ returns a pair. The input may be a dict, if the model "
+            "takes one."
         )
     inputs, targets = examples
     return inputs, targets

@@ -103,9 +103,8 @@ def metasmoothness(
         for count in range(3):
             state = training.train(1 + count * step * direction)
             with torch_threads(training.recipe.threads):
-                values.append(
-                    measure(training, measurement, state, is_differentiated=False).to(torch.float64)
-                )
+                measured = measure(training, measurement, state, is_differentiated=False)
+                values.append(measured.cpu().to(torch.float64))  # MPS has no float64
             if not bool(torch.isfinite(values[-1]).all()):
                 raise RecipeError(
                     f"The measurement is not finite after a training: {values[-1].tolist()[:5]} ..."

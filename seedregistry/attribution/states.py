@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model, a loss or a measurement of the user's may fail with."""
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class State:
     """What a step starts from: all that training carries from step to step.

@@ -33,8 +33,10 @@ from seedregistry.attribution.description import describe_recipe
 from seedregistry.attribution.history import History
 from seedregistry.attribution.optimizers import OPTIMIZERS, apply_clip, check_options, slot_names
 from seedregistry.attribution.recipe import split_examples
-from seedregistry.attribution.states import Batch, State, add_tensors
+from seedregistry.attribution.states import FAILURES, Batch, State, add_tensors
 from seedregistry.attribution.trials import (
+    COMPUTES,
+    advise_determinism,
     bytes_of,
     check_data,
     check_gradients,
@@ -52,19 +54,6 @@ if TYPE_CHECKING:
     from seedregistry.registry import SeedRegistry
 
 _log = logging.getLogger(__name__)
-
-_COMPUTES = (
-    "machine",
-    "numpy",
-    "torch",
-    "torch.cuda",
-    "torch.num_threads",
-    "torch.float32_matmul_precision",
-    "cuda.matmul.allow_tf32",
-    "cudnn.allow_tf32",
-    "mkldnn.enabled",
-)
-"""Facts of the environment that may change the bits of a training."""
 
 
 class Training:
@@ -416,7 +405,7 @@ class Training:
             with self._dropout.scope(epoch, step_in_epoch, rank=None):
                 outputs = self._run(state.parameters, batch.inputs, is_training=True)
                 losses = self.recipe.loss(outputs, batch.targets)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        except FAILURES as error:
             if isinstance(error, (RecipeError, OutOfMemoryError)):
                 raise
             message = (
@@ -623,7 +612,7 @@ class Training:
                     "draws from something that no stream sets, such as a generator of its own, "
                     "or an operator is not deterministic. Draw from the default generators."
                 )
-                raise RecipeError(message)
+                raise RecipeError(message + advise_determinism(self._device))
 
             steps = [(initial, batches[0])]
             if self.steps > 1:
@@ -779,7 +768,7 @@ class Training:
         with torch_threads(self.recipe.threads):
             facts = dict(environment.snapshot().values)
         return {
-            **{name: str(facts[name]) for name in _COMPUTES},
+            **{name: str(facts.get(name)) for name in COMPUTES},
             "seedregistry": __version__,
             "dtype": str(self.recipe.dtype),
             "fingerprint": self.fingerprint(),

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, List, Optional, Sequence, Tuple
 import torch
 from torch import nn
 
+from seedregistry import determinism
 from seedregistry.attribution.recipe import cross_entropy
+from seedregistry.attribution.states import FAILURES
 from seedregistry.common.tensors import tensor_bytes
 from seedregistry.errors import RecipeError
 
@@ -18,6 +20,21 @@ if TYPE_CHECKING:
     from seedregistry.stream import Stream
 
 _log = logging.getLogger(__name__)
+
+COMPUTES = (
+    "machine",
+    "numpy",
+    "torch",
+    "torch.cuda",
+    "torch.num_threads",
+    "torch.float32_matmul_precision",
+    "cuda.matmul.allow_tf32",
+    "cudnn.allow_tf32",
+    "mkldnn.enabled",
+    *("torch.hip", "torch.cudnn", "torch.fp32_precision"),
+    *("cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision"),
+)
+"""Facts of the environment that may change the bits of a training."""
 
 _SHOWN = 5
 """Examples that a message names at most."""
@@ -82,7 +99,7 @@ def check_data(training: Training, inputs: torch.Tensor, targets: torch.Tensor) 
         try:
             with torch.no_grad():
                 classes = training.outputs(training.initial_state(), inputs[:1]).shape[1]
-        except (IndexError, RuntimeError, TypeError, ValueError):
+        except FAILURES:
             return  # the first step says what is wrong with the model
 
         wrong = ((targets < 0) | (targets >= classes)).flatten().nonzero().flatten()
@@ -111,6 +128,16 @@ def _is_same(gradient: Optional[torch.Tensor], expected: Optional[torch.Tensor])
 def bytes_of(values: Sequence[Any]) -> List[bytes]:
     """Return the bytes of those values of a batch that are tensors."""
     return [tensor_bytes(value).tobytes() for value in values if isinstance(value, torch.Tensor)]
+
+
+def advise_determinism(device: torch.device) -> str:
+    """Return what else to do where a step differs, ``""`` for nothing."""
+    if device.type == "cpu" or determinism.current_mode() == "strict":
+        return ""
+    return (
+        f" On {device.type} sums have no fixed order: call registry.set_global_state("
+        "deterministic='strict') first."
+    )
 
 
 def explain_loss(step: int, loss: float, batch: Batch, losses: torch.Tensor) -> str:
