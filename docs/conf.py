@@ -47,13 +47,13 @@ napoleon_use_ivar = True
 # beside them, and the loader's sampler is behind the door.
 _MODULES = (
     "abc accelerate attr attrs builtins collections concurrent contextlib enum fractions functools "
-    "hashlib itertools logging np numpy os pathlib pytest python random sys threading torch types "
-    "typing"
+    "hashlib itertools logging nn np numpy os pathlib pytest python random sys threading torch "
+    "types typing"
 )
 _NAMES = (
     "Accelerator Any Callable DataLoader Dataset Generator Iterable Iterator Mapping None Path "
-    "Random Sequence Subset TracebackType _Model _Optimizer bool bytes callable dict float int "
-    "list object optional str tuple type"
+    "PathLike Random Sequence Subset TracebackType _Model _Optimizer bool bytes callable dict "
+    "float int list object optional str tuple type"
 )
 _ALIASES = (
     "AnyGenerator Coordinate Cursor Entry Indices InstanceId LateSeed MasterSeed Measurement "

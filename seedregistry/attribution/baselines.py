@@ -55,7 +55,7 @@ def gradient_dot_product(
         state: where both gradients are taken, such as the final one.
 
     Returns:
-        Scores of each target and training example, on the CPU: shape (targets, size).
+        Shape (targets, size), on the CPU.
     """
     with torch_threads(training.recipe.threads):
         rows = _flatten(_differentiate(training, measurement, state))
@@ -72,7 +72,7 @@ def tracin(training: Training, measurement: Measurement, states: Sequence[State]
             each.
 
     Returns:
-        Scores of each target and training example, on the CPU: shape (targets, size).
+        Shape (targets, size), on the CPU.
     """
     with torch_threads(training.recipe.threads):
         total = torch.zeros((), device="cpu")
@@ -103,7 +103,7 @@ def influence_function(
         iterations: of the conjugate gradients, at most.
 
     Returns:
-        Scores of each target and training example, on the CPU: shape (targets, size).
+        Shape (targets, size), on the CPU.
 
     Raises:
         RecipeError: the damping is not positive.
@@ -137,7 +137,7 @@ def random_scores(training: Training, targets: int) -> torch.Tensor:
         targets: how many rows.
 
     Returns:
-        Standard normal numbers in the recipe's dtype, on the CPU: shape (targets, size).
+        Shape (targets, size), on the CPU, in the recipe's dtype.
     """
     generator = (
         training.registry.stream("random_scores", training.recipe.instance_id).at(0).generator()

@@ -73,7 +73,7 @@ def dattri_influence(
             converged before.
 
     Returns:
-        Scores of each test and training example, on the CPU: shape (tests, size).
+        Shape (tests, size), on the CPU.
 
     Raises:
         RecipeError: dattri is not installed, the data are no tensors, or the scores are not finite.
@@ -132,7 +132,7 @@ def traker_trak(
         regularization: added to the diagonal of the projected kernel.
 
     Returns:
-        Scores of each test and training example: shape (tests, size).
+        Shape (tests, size).
 
     Raises:
         RecipeError: traker is not installed, or the data are no tensors.

@@ -157,7 +157,7 @@ def drop_sets(
         instance_id: of the training.
 
     Returns:
-        Indices, sorted in each row: int64, shape (subsets, round(fraction * size)).
+        Shape (subsets, round(fraction * size)), int64, sorted in each row.
 
     Raises:
         RecipeError: the fraction leaves out nothing or everything.

@@ -254,8 +254,8 @@ def noise_ceiling(first: Retrainings, second: Retrainings) -> float:
         second: the result for the same fraction of a call with another ``replicate``.
 
     Returns:
-        The mean Spearman correlation, over the targets, of the first values with the second: from
-        -1 to 1, or NaN where all values of each target are equal.
+        Mean Spearman correlation of both over the targets, from -1 to 1; NaN where all values of
+        each target are equal.
 
     Raises:
         RecipeError: the two have not left out the same examples.
