@@ -199,10 +199,11 @@ def retrain(  # noqa: PLR0913 - each is an answer to a question of its own
 ) -> Tuple[Retrainings, ...]:
     """Retrain on subsets, and measure each time.
 
-    The numbers are the same for any executor and any number of workers. Each process first repeats
-    the beginning of the training and compares its fingerprint, versions, threads and dtype with
-    those of the process that called. Streams that are not the training's are in the ledger, derived
-    before anything is trained.
+    The training itself is done once before, unless it was: what it did tells its results from those
+    of another one. The numbers are the same for any executor and any number of workers. Each
+    process first repeats the beginning of the training and compares its fingerprint, versions,
+    threads and dtype with those of the process that called. Streams that are not the training's are
+    in the ledger, derived before anything is trained.
 
     Example:
         >>> import torch
