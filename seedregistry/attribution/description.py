@@ -119,8 +119,11 @@ def _digest_model(model: nn.Module) -> str:
     for name, buffer in model.named_buffers():
         sha.update(name.encode())
         add_tensors(sha, [buffer])
-    # Options that no repr shows, such as the probability of a functional dropout.
+    # Options that no repr shows, such as the probability of a functional dropout. Not those of an
+    # installed package's layers, which have others in other versions.
     for name, module in model.named_modules():
+        if _is_installed(type(module)):
+            continue
         options = {
             key: value
             for key, value in vars(module).items()
@@ -198,11 +201,15 @@ def _parts_of(thing: Any) -> Iterable[Any]:
     return [] if is_code else [value for _, value in sorted(_attributes_of(thing).items())]
 
 
+def _is_installed(subject: Any) -> bool:
+    package = str(getattr(subject, "__module__", "")).partition(".")[0]
+    return package in _INSTALLED or package == "builtins"
+
+
 def _source_of(thing: Any) -> Optional[str]:
     """Return the source of a function, or of the class of an object, unless it is a package's."""
     subject = thing if inspect.isclass(thing) or inspect.isroutine(thing) else type(thing)
-    package = str(getattr(subject, "__module__", "")).partition(".")[0]
-    if package in _INSTALLED or package == "builtins":
+    if _is_installed(subject):
         return None
     try:
         return inspect.getsource(subject)
