@@ -32,6 +32,7 @@ SAMPLE = "sample"
 COLLATE = "collate"
 ITEM = "item"
 _START = "start"
+_LATER = "later"
 _DECLARED = "draws_random_numbers"
 _index_of = itemgetter(3)
 _PLAIN = (list, tuple, range, torch.Tensor, np.ndarray)
@@ -110,11 +111,20 @@ class SeededDataset(_Wrapper, Dataset):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Any, stream: Stream, *, keeps_addresses: bool) -> None:
         self.dataset = dataset
-        self.content_digest = digest_dataset(dataset)
+        # It changes nothing while it is used, so its digest waits until somebody asks.
+        is_plain = type(dataset) is TensorDataset
+        self._content_digest = _LATER if is_plain else digest_dataset(dataset)
         self._stream = stream
         self._keeps_addresses = keeps_addresses
         self._draws = not draws_nothing(dataset)
         self._is_unproven = not self._draws and getattr(dataset, _DECLARED, None) is False
+
+    @property
+    def content_digest(self) -> Optional[str]:  # type: ignore[override]
+        """The digest of what the dataset held when it was given, or None."""
+        if self._content_digest == _LATER:
+            self._content_digest = digest_dataset(self.dataset)
+        return self._content_digest
 
     def _fetch(self, indices: List[Any]) -> Sequence[Any]:
         """Fetch samples as torch's own fetcher does, without a scope."""
