@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import attrs
@@ -29,8 +30,12 @@ from ledgers import (
 )
 
 from seedregistry import Ledger, SeedRegistry
+from seedregistry.common import digest as digests
 from seedregistry.errors import LedgerError, LedgerFormatError, LedgerIntegrityError
 from seedregistry.ledger import Built, Derivation, Note, Unknown, chain, codec, records, verify_file
+from seedregistry.ledger.content import Contents
+from seedregistry.ledger.stretches import Stretch
+from seedregistry.ledger.writer import Lines
 
 DATA = Path(__file__).parent / "data"
 
@@ -656,7 +661,8 @@ def test_saving_keeps_mode_and_link(tmp_path):
 
 def test_an_entry_too_long_for_a_reader_is_not_written(tmp_path):
     """What no reader would take is refused when it is written."""
-    ledger = ledger_of([Note(name="x", value="y" * (1 << 24))])
+    ledger = ledger_of([])
+    ledger._records.append(Note(name="x", value="y" * (1 << 24)))  # as earlier versions took it
     with pytest.raises(LedgerError, match="longer than"):
         ledger.save(tmp_path / "x.jsonl")
     assert list(tmp_path.iterdir()) == []
@@ -688,3 +694,52 @@ def test_origins_are_apart():
         seen.add(ledger._snapshot()[0].origin)
     assert len(seen) == 50
     assert ORIGIN not in seen
+
+
+# --- files that are long in an odd way ------------------------------------------------------------
+
+
+def test_parts_and_seals_are_read_in_one_pass(tmp_path, monkeypatch):
+    """A stretch is looked up and not searched for, and a seal that follows nothing new takes no
+    digest again: the work grows with the file, not with its square."""
+    path, lines, contents = tmp_path / "journal.jsonl", Lines(), Contents()
+    out = [lines.header("journal")]
+    body, content = codec.encode_line(records.Note(name="lr", value=0.1))
+    for session in range(400):
+        out.append(lines.place("0" * 16, session, 0))
+        contents.begin("0" * 16, session)
+        contents.add("note", content)
+        out += [lines.entry(body), lines.seal(session + 1, contents.digest())]
+    path.write_bytes(b"".join(out))
+
+    counts = Counter()
+    place = Stretch.place.fget
+    monkeypatch.setattr(
+        Stretch, "place", property(lambda self: (counts.update(["place"]), place(self))[1])
+    )
+    sort = digests.digest_sorted
+    monkeypatch.setattr(
+        digests, "digest_sorted", lambda *args: (counts.update(["digest"]), sort(*args))[1]
+    )
+    ledger = Ledger.load(path)
+    assert not ledger.verify().faults
+    ledger.save(tmp_path / "saved.jsonl")
+    assert counts["place"] < 400 * 20
+    assert counts["digest"] < 10
+
+
+def test_empty_lines_in_a_row_are_a_single_fault(tmp_path):
+    """A file of empty lines is refused or reported as quickly as it is read."""
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"\n" * 100_000)
+    with pytest.raises(LedgerFormatError, match="no line of a ledger"):
+        Ledger.load(path)
+    small_ledger().save(path)
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, b"\n" * 1000, second, b"\n", *rest]))
+    report = verify_file(path)
+    assert [(line, code) for line, code in codes(report) if code == "line"] == [
+        (2, "line"),
+        (1003, "line"),
+    ]
+    assert codes(Ledger.load(path).verify()) == codes(report)

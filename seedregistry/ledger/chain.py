@@ -24,6 +24,9 @@ from seedregistry.errors import LedgerFormatError
 FORMAT = "seedregistry.ledger/1"
 """The name of the file format."""
 
+LONGEST_LINE = 1 << 24
+"""Bytes: a longer line is refused when it is made, and before it is read whole."""
+
 _LINE_TAG = f"{FORMAT}/line".encode()
 _SEAL_TAG = f"{FORMAT}/seal".encode()
 

@@ -13,7 +13,7 @@ Computer Programming, volume 2, section 4.6.3, exercise 19.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
 from seedregistry.common import digest
 from seedregistry.ledger import codec
@@ -48,6 +48,11 @@ class Contents:
 
     def __init__(self) -> None:
         self._groups: Dict[str, _Group] = {_FACTS: _Group()}
+        # What counts, in order up to the last digest. A file may hold thousands of seals, each with
+        # a digest of everything before it: sorting is then nearly done, and no content is built
+        # into a digest twice where a seal follows nothing new.
+        self._pieces: List[bytes] = []
+        self._digest = ""
         self.begin("0", 0)
 
     def begin(self, origin: str, session: int) -> None:
@@ -64,16 +69,18 @@ class Contents:
         counter = group.at(self._place)
         count = counter.get(content, 0) + 1
         counter[content] = count
-        if counter is group.counts:
-            return True
-        counts = count > group.counts.get(content, 0)
+        counts = counter is group.counts or count > group.counts.get(content, 0)
         if counts:
             group.counts[content] = count
+            self._pieces.append(content)
+            self._digest = ""
         return counts
 
     def digest(self) -> str:
         """Return the digest of all contents so far: 64 hexadecimal digits."""
-        # The contents are the pieces, each as often as it counts. Sorting them takes out the order
-        # in which threads, workers and processes recorded.
-        total = (content for group in self._groups.values() for content in group.counts.elements())
-        return digest.digest_sorted(f"{FORMAT}/content", total)
+        if not self._digest:
+            # The contents are the pieces, each as often as it counts. Sorting them takes out the
+            # order in which threads, workers and processes recorded.
+            self._pieces.sort()
+            self._digest = digest.digest_sorted(f"{FORMAT}/content", self._pieces)
+        return self._digest

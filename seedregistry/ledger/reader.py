@@ -1,7 +1,7 @@
 """Reading a ledger file, line by line: what can be read, and a fault with its line for what cannot.
 
 Nothing in a file makes this raise anything but the library's own errors, and no line makes it hold
-more than :data:`LONGEST_LINE` bytes: a file is data from somebody else. Nothing is unpickled.
+more than ``LONGEST_LINE`` bytes: a file is data from somebody else. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 from seedregistry.common.identities import QualifiedId
 from seedregistry.errors import LedgerError, LedgerFormatError
 from seedregistry.ledger import chain, codec, records
+from seedregistry.ledger.chain import LONGEST_LINE
 from seedregistry.ledger.content import Contents
-from seedregistry.ledger.stretches import Stretch, find_last
+from seedregistry.ledger.stretches import Place, Stretch
 from seedregistry.ledger.verification import Checker, Verification
 
 if TYPE_CHECKING:
     from seedregistry.common.files import PathLike
     from seedregistry.ledger.records import Record
-
-LONGEST_LINE = 1 << 24
-"""Bytes: a longer line is refused before it is read whole."""
 
 _LARGEST_COUNT = 1 << 63
 _PROGRESS_BYTES = 1 << 20
@@ -65,6 +63,7 @@ class Reader:
         self.torn = b""
         self._count = 0
         self._line = 0
+        self._empty_until = -1
         self._has_origin = False
         self._place = ("", 0)
         self._serial = 0
@@ -131,7 +130,10 @@ class Reader:
                 self.torn = line
                 break
             self.good_size += len(line)
-            self._read_line(line[:-1], path)
+            if line == b"\n":
+                self._read_empty_line()
+            else:
+                self._read_line(line[:-1], path)
             if progress is not None and self.good_size - told > _PROGRESS_BYTES:
                 told = self.good_size
                 progress(told)
@@ -173,6 +175,16 @@ class Reader:
                 "a saved ledger ends with a seal, and this one does not: its end is missing",
             )
         self.checker.faults.sort(key=lambda fault: fault.line)
+
+    def _read_empty_line(self) -> None:
+        """Take an empty line; of those in a row the first is the fault."""
+        if self._line > self._empty_until + 1:
+            self.checker.fault(
+                self._line, "line", "it is empty (and so may be those right after it)"
+            )
+        self._empty_until = self._line
+        self.head = None
+        self.is_sealed = False
 
     def _read_line(self, line: bytes, path: str) -> None:
         """Check a whole line against the one before, and read its body."""
@@ -367,13 +379,15 @@ class _Loader(Reader):
     def __init__(self) -> None:
         super().__init__(Checker())
         self.stretches: List[Stretch] = []
+        self._last: Dict[Place, Stretch] = {}
         self._interned: dict[Any, Any] = {}  # names that recur are kept once
 
     def origin(self, origin: str, session: int, start: int) -> None:
-        stretch = find_last(self.stretches, (origin, session), start)
-        if stretch is None:
+        stretch = self._last.get((origin, session))
+        if stretch is None or stretch.end != start:
             stretch = Stretch(origin=origin, session=session, start=start, lines=array("L"))
             self.stretches.append(stretch)
+            self._last[origin, session] = stretch
         self._take(stretch)
 
     def _take(self, stretch: Stretch) -> None:

@@ -8,7 +8,7 @@ by its origin, session and serial number, which is why merging a ledger twice is
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import attrs
 
@@ -82,21 +82,17 @@ class Stretch:
         return Stretch(origin=self.origin, session=self.session, start=start, entries=chosen)
 
 
-def find_last(stretches: Sequence[Stretch], place: Place, start: int) -> Optional[Stretch]:
-    """Return the last of the stretches from a place, if it ends just before ``start``."""
-    last = next((stretch for stretch in reversed(stretches) if stretch.place == place), None)
-    return last if last is not None and last.end == start else None
-
-
 def join(stretches: Iterable[Stretch]) -> List[Stretch]:
     """Return the stretches as a file holds them: what goes on from another is one with it."""
     whole: List[Stretch] = []
+    last: Dict[Place, Stretch] = {}
     for stretch in stretches:
-        before = find_last(whole, stretch.place, stretch.start)
-        if before is not None:
+        before = last.get(stretch.place)
+        if before is not None and before.end == stretch.start:
             before.entries.extend(stretch.entries)
         else:
-            whole.append(attrs.evolve(stretch, entries=list(stretch.entries)))
+            last[stretch.place] = attrs.evolve(stretch, entries=list(stretch.entries))
+            whole.append(last[stretch.place])
     return whole
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Iterable, Iterator
 from seedregistry.common.files import PathLike, write_atomically
 from seedregistry.errors import LedgerError
 from seedregistry.ledger import chain, codec
+from seedregistry.ledger.chain import LONGEST_LINE
 from seedregistry.ledger.content import Contents
-from seedregistry.ledger.reader import LONGEST_LINE
 
 if TYPE_CHECKING:
     from seedregistry.ledger.stretches import Stretch
