@@ -19,6 +19,10 @@ EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "digits.py"
 
 @pytest.fixture(scope="module")
 def digits():
+    # The first training in a process imports it, and the environment says whether it is there:
+    # between two runs of one process, that must be no difference.
+    import torch._inductor.config  # noqa: F401
+
     spec = importlib.util.spec_from_file_location("digits_example", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
