@@ -79,13 +79,14 @@ def test_a_row_for_each_stream():
 
 
 def test_csv_keeps_any_text():
-    """Commas, quotes, line ends and any script come back from the CSV as they went in."""
+    """Commas, quotes, line ends and any script come back from the CSV as they went in; a formula
+    comes back as text."""
     registry = SeedRegistry(42, scheme="sha256-256")
     words = ["a,b", 'quote"', "line\nend", "Zoë 模", "=1+1", "-"]
     for word in words:
         registry.seed("p", word)
     rows = list(csv.DictReader(io.StringIO(registry.ledger.to_csv(every_stream=True), newline="")))
-    assert [row["instance"] for row in rows] == words
+    assert [row["instance"] for row in rows] == [*words[:-2], "'=1+1", "-"]
 
 
 def test_latex_is_a_booktabs_table():
@@ -324,3 +325,28 @@ def test_the_statement_of_a_forged_ledger():
     text = ledger.statement()
     assert "THE LEDGER DOES NOT VERIFY: 1 fault, the first at line 4 (seed)." in text
     assert "derived again" not in text
+
+
+def test_no_cell_is_a_formula():
+    """A text that a spreadsheet would compute has an apostrophe before it in every text column;
+    numbers, and the dash of a stream without an instance id, are as they were."""
+    formulas = ("=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", "-x")
+    registry = SeedRegistry(42)
+    for text in formulas:
+        registry.seed(text, text)
+        registry.child(text).seed("model", text)
+    registry.seed("plain", -5)
+    registry.seed("none")
+    registry.seed("range", -7)
+    registry.seed("range", -6)
+    for every_stream in (False, True):
+        text = registry.ledger.to_csv(every_stream=every_stream)
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        cells = [cell for row in rows for cell in row]
+        assert {f"'{text}" for text in formulas} <= set(cells)
+        starts = ("=", "+", "-", "@", "\t", "\r")
+        assert {cell for cell in cells if cell.startswith(starts)} == (
+            {"-", "-5", "-6", "-7"} if every_stream else {"-", "-5"}
+        )
+        assert every_stream or "'-7 .. -6" in cells
+        assert all(row[0].isdigit() and row[5].isdigit() for row in rows[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Sequence, Tuple
 
 from seedregistry.ledger.tables import HEADER, visible
@@ -37,6 +38,10 @@ _LATEX: Dict[str, str] = {
     "]": "{]}",
     "*": "{*}",
 }
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile("-[0-9]*")
+"""An instance id below zero, or the dash of a stream without one."""
+
 _LATIN = frozenset(map(chr, range(0xC0, 0x180))) - set(
     # Signs, and letters that pdfLaTeX does not know, at least not in its first encoding, OT1.
     "\u00d7\u00f7\u00d0\u00f0\u00de\u00fe\u0104\u0105\u0110\u0111\u0118\u0119\u0126\u0127\u012e\u012f\u0138\u013f\u0140\u0149\u014a\u014b"
@@ -111,7 +116,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return comma-separated values with a header, all columns, lines ended by CR LF (RFC 4180)."""
+    """Return comma-separated values; see :meth:`seedregistry.Ledger.to_csv`."""
     out = io.StringIO()
     writer = csv.writer(out)
     names = ("master_seed", "scheme", *HEADER)
@@ -127,8 +132,19 @@ def to_csv(table: Table) -> str:
                 row.uses,
                 row.built,
             )
-            writer.writerow((section.master_seed, section.scheme, *cells))
+            row_cells = (section.master_seed, section.scheme, *cells)
+            writer.writerow([_defuse(cell) for cell in row_cells])
     return out.getvalue()
+
+
+def _defuse(cell: object) -> object:
+    """Return a cell with an apostrophe before what a spreadsheet would take for a formula.
+
+    Source: https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def _columns(table: Table) -> Tuple[List[int], Iterator[List[str]]]:
