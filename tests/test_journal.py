@@ -498,6 +498,33 @@ def test_an_entry_that_is_too_long_is_refused(path):
     assert verify_file(path).ok
 
 
+@posix
+@pytest.mark.parametrize("how", ["removed", "replaced", "renamed"])
+def test_a_journal_that_leaves_its_name_is_missed(path, tmp_path, how):
+    """Removed, renamed or replaced on the disk, a journal takes no more entries; the entries so
+    far are in memory and can be saved, and back under its name the journal goes on."""
+    registry = SeedRegistry(42, journal=path)
+    registry.seed("a")
+    aside = tmp_path / "aside.jsonl"
+    path.rename(aside)
+    if how == "removed":
+        aside.unlink()
+    elif how == "replaced":
+        path.write_bytes(aside.read_bytes())
+    digest = registry.ledger.digest
+    for entry in (lambda: registry.seed("b"), lambda: registry.note(lr=0.1), registry.ledger.close):
+        with pytest.raises(LedgerError, match="replaced" if how == "replaced" else "removed"):
+            entry()
+    assert ("b", None) not in registry
+    assert registry.ledger.digest == digest
+    registry.ledger.save(tmp_path / "saved.jsonl")
+    assert Ledger.load(tmp_path / "saved.jsonl").digest == digest
+    if how == "renamed":
+        aside.rename(path)
+        registry.seed("b")
+        assert Ledger.load(path).digest == registry.ledger.digest != digest
+
+
 def test_durable_flushes_every_entry(path, monkeypatch):
     """durable=True flushes to the disk before the call returns; without it nothing waits for the
     disk."""
@@ -702,7 +729,8 @@ def test_a_merge_takes_all_or_nothing(path):
     """Of several parts of which one cannot be written, none is taken, on disk or in memory."""
     registry = SeedRegistry(42, journal=path)
     good = ledger_of([Note(name="x", value=1)], origin="0" * 16)
-    bad = ledger_of([Note(name="x", value="y" * (17 << 20))], origin="f" * 16)
+    bad = ledger_of([], origin="f" * 16)
+    bad._records.append(Note(name="x", value="y" * (17 << 20)))  # as earlier versions took it
     with pytest.raises(LedgerError, match="longer than"):
         registry.ledger.merge(good, bad)
     assert len(registry.ledger) == verify_file(path).entries == 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import copy
+import dataclasses
 import json
 import pickle
 import threading
+import types
 
 import attrs
 import numpy as np
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from seedregistry import Ledger, SeedRegistry
+from seedregistry.components import Component
 from seedregistry.errors import InvalidOptionError, LedgerError
 from seedregistry.ledger import (
     Built,
@@ -259,6 +264,169 @@ def test_notes():
         with pytest.raises(InvalidOptionError):
             registry.note(good=1, bad=bad)
     assert len(registry.ledger.find(Note)) == 6
+
+
+class Mapped:
+    """A mapping by what it can do, as those of configuration libraries are."""
+
+    def __init__(self, **entries):
+        self._entries = entries
+
+    def keys(self):
+        return self._entries.keys()
+
+    def __getitem__(self, key):
+        return self._entries[key]
+
+
+class Listed:
+    """A sequence by what it can do."""
+
+    def __init__(self, *items):
+        self._items = items
+
+    def __len__(self):
+        return len(self._items)
+
+    def __getitem__(self, index):
+        return self._items[index]
+
+    def __iter__(self):
+        return iter(self._items)
+
+    def index(self, item):
+        return self._items.index(item)
+
+    def count(self, item):
+        return self._items.count(item)
+
+
+@dataclasses.dataclass
+class Options:
+    lr: float
+    betas: tuple = (0.9, 0.999)
+
+
+def test_notes_of_configurations():
+    """A configuration's mappings and sequences, a namespace and a dataclass are noted as the
+    dicts and lists that they are like; what cannot be read is refused by name."""
+    plain = {"model": {"width": 8, "layers": [1, [2, 3]]}, "lr": 0.1}
+    config = Mapped(model=Mapped(width=8, layers=Listed(1, Listed(2, 3))), lr=0.1)
+    space = argparse.Namespace(model={"width": 8, "layers": collections.deque([1, [2, 3]])}, lr=0.1)
+    first, second, third = (SeedRegistry(42) for _ in range(3))
+    first.note(**plain)
+    second.note(**config)
+    third.note(**vars(space))
+    assert first.ledger.digest == second.ledger.digest == third.ledger.digest
+    for alike in (config, space, types.MappingProxyType(plain)):
+        registry = SeedRegistry(42)
+        registry.note(config=alike, options=Options(0.1))
+        assert registry.ledger.find(Note) == (
+            Note(name="config", value=records.freeze(plain)),
+            Note(name="options", value=records.freeze({"lr": 0.1, "betas": (0.9, 0.999)})),
+        )
+
+    class Broken(Mapped):
+        def __getitem__(self, key):
+            raise LookupError(f"missing mandatory value: {key}")
+
+    registry = SeedRegistry(42)
+    for bad in (Mapped(a=torch.zeros(3)), Listed(object()), Options, Broken(lr=1), Options({1})):
+        with pytest.raises(InvalidOptionError, match=r"note\(bad=...\)"):
+            registry.note(good=1, bad=bad)
+    assert registry.ledger.find(Note) == ()
+
+
+@given(
+    st.recursive(
+        st.sampled_from(["list", "a", 1]),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["list", "a"]), inner)
+        ),
+    ),
+    st.data(),
+)
+def test_notes_tell_sequences_from_mappings(value, data):
+    """Sequences and mappings that differ are noted differently, all but the empty ones; what is
+    no sequence of pairs is noted as it always was."""
+
+    def noted(value):
+        registry = SeedRegistry(42)
+        registry.note(x=value)
+        return registry.ledger.find(Note)[0].value
+
+    def as_pairs(value):
+        """The value with mappings for lists of pairs, chosen at random, and the other way."""
+        if isinstance(value, dict):
+            items = [(key, as_pairs(item)) for key, item in value.items()]
+            return sorted(items, key=repr) if data.draw(st.booleans()) else dict(items)
+        return [as_pairs(item) for item in value] if isinstance(value, list) else value
+
+    def normal(value):
+        if isinstance(value, dict):
+            return ("mapping", sorted((k, normal(v)) for k, v in value.items())) if value else ()
+        if isinstance(value, (list, tuple)):
+            return ("sequence", [normal(item) for item in value]) if value else ()
+        return value
+
+    other = as_pairs(value)
+    assert (noted(value) == noted(other)) == (repr(normal(value)) == repr(normal(other)))
+
+
+def test_a_note_of_pairs_is_not_the_mapping():
+    """One digest is not that of two settings; the mapping's is as it always was."""
+    notes = [{"a": 1}, [("a", 1)], [["list", ("a", 1)]], ["list", ("a", 1)], {"list": {"a": 1}}]
+    digests = set()
+    for value in notes:
+        registry = SeedRegistry(42)
+        registry.note(x=value)
+        digests.add(registry.ledger.digest)
+    assert len(digests) == len(notes)
+    for value in ({"a": 1}, [1, "a"], [[0.9, 0.999]], [("a", 1), 2], [], ["list"], [{"a": 1}]):
+        registry = SeedRegistry(42)
+        registry.note(x=value)
+        assert registry.ledger.find(Note)[0].value == records.freeze(value)
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_what_no_file_could_hold_is_refused_when_it_is_made(tmp_path, journal):
+    """An entry that is longer than a line may be is refused by name when it is made, alone or
+    among others, and the ledger can be saved."""
+    registry = SeedRegistry(42, journal=tmp_path / "journal.jsonl" if journal else None)
+    long = "x" * (1 << 24)
+
+    class Chatty(Component):
+        purpose = "noise"
+
+        def build(self, stream, factory, /, *args, **kwargs):
+            return factory()
+
+        def describe(self, product):
+            return {"text": product}
+
+    registry.register(Chatty())
+    for make, about in (
+        (lambda: registry.note(lr=0.1, text=long), "note 'text'"),
+        (lambda: registry.note(lr=0.1, text=[["\x00" * (1 << 22)]]), "note 'text'"),
+        (lambda: registry.seed(long), f"derivation '{long[:40]}…'"),
+        (lambda: registry.reserve("model", [1, long]), f"derivation 'model' '{long[:40]}…'"),
+        (lambda: registry.create("noise", lambda: long, instance_id="x"), "built 'noise' 'x'"),
+        (
+            lambda: registry.ledger.append(
+                Unknown(kind="k", body=f'{{"content":{{"a":"{long}"}},"kind":"k"}}')
+            ),
+            "record k has",
+        ),
+    ):
+        with pytest.raises(LedgerError, match="longer than the 16777216") as refused:
+            make()
+        assert about in str(refused.value)
+    assert list(registry) == [("noise", "x")]
+    assert registry.ledger.find((Note, Built, Unknown)) == ()
+    registry.note(text=["x" * (1 << 20)] * 15)
+    registry.note(text="\x00" * (1 << 20))
+    registry.ledger.save(tmp_path / "ledger.jsonl")
+    assert Ledger.load(tmp_path / "ledger.jsonl").digest == registry.ledger.digest
 
 
 def test_whatever_a_product_says_can_be_written():

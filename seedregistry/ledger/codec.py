@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple, Type
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Optional, Tuple, Type
 
 import attrs
 
-from seedregistry.errors import LedgerFormatError
-from seedregistry.ledger import records
+from seedregistry.errors import LedgerError, LedgerFormatError
+from seedregistry.ledger import chain, records
 
 if TYPE_CHECKING:
     from seedregistry.ledger.records import Record
@@ -50,6 +50,11 @@ it: a reader takes a kind that it does not know for an event.
 """
 
 _DEEPEST = 64
+
+_ROOM_FOR_NAMES = 4096
+_LONGEST_ESCAPE = 6
+_LONGEST_NUMBER = 32
+_SHOWN_NAME = 40
 
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
 
@@ -272,6 +277,50 @@ def encode_line(record: Record) -> Tuple[bytes, Optional[bytes]]:
         content_text = f'"content":{{{fields}}},'
     tail = f'{content_text}"kind":"{_KIND_OF[type(record)]}"}}'
     return _encode_text("{" + before + tail), _encode_text("{" + tail) if content else None
+
+
+def may_be_long(values: Iterable[Any]) -> bool:
+    """Return whether a record of these values may be longer than a line may be; seldom wrongly."""
+    room = chain.LONGEST_LINE - _ROOM_FOR_NAMES
+    rest = list(values)
+    while rest and room >= 0:
+        value = rest.pop()
+        if isinstance(value, str):
+            room -= _LONGEST_ESCAPE * len(value)
+        elif isinstance(value, tuple):
+            rest.extend(value)
+        elif isinstance(value, int):
+            room -= value.bit_length() // 3
+        room -= _LONGEST_NUMBER
+    return room < 0
+
+
+def refuse_long(record: Record) -> None:
+    """Refuse a record that would be longer than a line of a ledger may be.
+
+    Raises:
+        LedgerError: says what it is about.
+    """
+    if isinstance(record, records.Unknown):
+        values: Iterable[Any] = (record.body,)
+    else:
+        values = [getattr(record, row[0]) for half in _TABLES[type(record)] for row in half]
+    if not may_be_long(values):
+        return
+
+    size = len(chain.join(chain.START, encode_line(record)[0]))
+    if size > chain.LONGEST_LINE:
+        about = [
+            repr(text if len(text) <= _SHOWN_NAME else f"{text[:_SHOWN_NAME]}…")
+            for text in (getattr(record, name, None) for name in ("name", "purpose", "instance_id"))
+            if isinstance(text, str)
+        ]
+        message = (
+            f"The record {' '.join([kind_of(record), *about])} has {size} bytes, which is longer "
+            f"than the {chain.LONGEST_LINE} that a line of a ledger may have. Note what "
+            "identifies the data, such as its digest, instead of the data."
+        )
+        raise LedgerError(message)
 
 
 def content(record: Record) -> Optional[bytes]:

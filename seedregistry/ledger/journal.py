@@ -73,6 +73,7 @@ class Journal:
         self._pending: Optional[_Pending] = None
         self._lines = Lines()
         self._size = 0
+        self._identity = (0, 0)
 
     def claim(self) -> int:
         """Lock the file for this process, and return its size in bytes.
@@ -80,7 +81,9 @@ class Journal:
         Raises:
             LedgerError: it is locked.
         """
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+        status = os.fstat(self._descriptor)
+        self._identity = status.st_dev, status.st_ino
+        if not stat.S_ISREG(status.st_mode):
             raise LedgerError(
                 f"The journal {str(self.path)!r} is no regular file: nothing would be kept in it. "
                 "Name another one."
@@ -111,6 +114,7 @@ class Journal:
         """
         with self.lock:
             self._require_open()
+            self._require_name()
             # The frame, not a flag: an interrupt may hit the very line that would lower a flag, and
             # the journal would be refused for ever. A frame that has ended calls nobody.
             self._writing = sys._getframe()
@@ -152,6 +156,27 @@ class Journal:
                 f"The journal {str(self.path)!r} is in the middle of a write of this thread: a "
                 "signal handler must not use it. Let the handler set a flag, and look at it in "
                 "the main program."
+            )
+            raise LedgerError(message)
+
+    def _require_name(self) -> None:
+        """Refuse to write to a file that its path does not lead to any more.
+
+        Raises:
+            LedgerError: it was removed, renamed or replaced.
+        """
+        try:
+            status = self.path.stat()
+        except OSError:
+            identity = None
+        else:
+            identity = status.st_dev, status.st_ino
+        if identity != self._identity:
+            what = "removed" if identity is None else "replaced"
+            message = (
+                f"The journal {str(self.path)!r} was {what} on the disk while it was being "
+                "written, so the entry is not recorded. What was recorded before is in memory: "
+                "registry.ledger.save(...) keeps it in a file of another name."
             )
             raise LedgerError(message)
 

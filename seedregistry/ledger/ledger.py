@@ -151,6 +151,7 @@ class Ledger:
                     f"{type(record).__name__}."
                 )
                 raise LedgerError(message)
+            codec.refuse_long(record)
 
         journal = self._journal
         if journal is None or not added:
@@ -190,17 +191,21 @@ class Ledger:
         Args:
             make: returns the record; a pure function, called once or, by racing readers, more
                 often.
-            *args: for ``make``, immutable.
+            *args: for ``make``, immutable. Texts are names that were looked at before.
 
         Raises:
-            LedgerError: the journal could not be written; nothing was added.
+            LedgerError, LedgerIntegrityError: as for :meth:`append`.
         """
         # One append of a list, which threads need no lock for. No record is a tuple, so whoever
         # reads the list knows what is still to be made.
-        if self._journal is None:
-            self._records.append((make, *args))
-        else:
+        if self._journal is not None:
             self.append(make(*args))
+            return
+        for argument in args:
+            if argument.__class__ is tuple and codec.may_be_long(argument):
+                self.append(make(*args))
+                return
+        self._records.append((make, *args))
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -544,7 +549,10 @@ class Ledger:
         return export.to_markdown(self.table(every_stream=every_stream))
 
     def to_csv(self, *, every_stream: bool = False) -> str:
-        """Return a table as comma-separated values (RFC 4180) with a header.
+        """Return a table as comma-separated values (RFC 4180) with a header, lines ended by CR LF.
+
+        A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or CR has an apostrophe before it,
+        so that no spreadsheet takes it for a formula. Numbers stay numbers.
 
         Args:
             every_stream: a row for each stream instead of one for each purpose.

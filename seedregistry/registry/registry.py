@@ -36,7 +36,7 @@ from seedregistry.errors import (
     LedgerError,
     LedgerIntegrityError,
 )
-from seedregistry.ledger import Ledger, records
+from seedregistry.ledger import Ledger, codec, records
 from seedregistry.registry.builders import Builders
 from seedregistry.registry.shared import Shared
 from seedregistry.registry.uses import Host
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from seedregistry.registry.global_state import GlobalState
 
 _log = logging.getLogger(__name__)
+
+_LONG_NAME = 1 << 20
+_LONGEST_SITE = 4096
 
 _ID_TYPES = frozenset({str, int, type(None)})
 
@@ -240,12 +243,28 @@ class SeedRegistry(Builders):
             seed = self._seeds.get((name, identity))
             if seed is not None:
                 return seed
+            self._refuse_long(name, identity)
             shared.guard.check_purpose(name, shared.components)
             seed = scheme.derive(self._master_seed, name, identity)
             if scheme.refuses_shared_seeds:
                 shared.guard.claim(seed, (self._master_seed, name, identity))
             self._add(name, identity, seed, call_site(1))  # seed() is the caller
         return seed
+
+    def _refuse_long(self, purpose: str, instance_id: InstanceId) -> None:
+        """Refuse names that are longer than a line of the ledger may be, before they are derived.
+
+        Raises:
+            LedgerError: says how long.
+        """
+        if len(purpose) < _LONG_NAME and not (
+            instance_id.__class__ is str and len(instance_id) >= _LONG_NAME  # type: ignore[arg-type]
+        ):
+            return
+        # With room for a seed and a call site, which are looked up later.
+        site = " " * _LONGEST_SITE
+        names = self._master_seed, self._scheme.name, purpose, instance_id
+        codec.refuse_long(_make_record(*names, 0, site))
 
     def _add(self, purpose: str, instance_id: InstanceId, seed: int, site: str) -> None:
         """Record a derivation and keep its seed; the lock is held and the seed is claimed."""
@@ -306,6 +325,8 @@ class SeedRegistry(Builders):
         with shared.lock:
             if self._unsettled is not None:
                 self._settle(*self._unsettled)
+            for _, instance_id in stream_ids:
+                self._refuse_long(name, instance_id)
             shared.guard.check_purpose(name, shared.components)
             identities = [
                 QualifiedId(self._master_seed, *stream_id)
@@ -580,24 +601,23 @@ class SeedRegistry(Builders):
         """Put settings into the ledger, as content: ``registry.note(lr=0.1, batch_size=256)``.
 
         Args:
-            **config: str, int, float, bool, None, and sequences and mappings of them.
+            **config: str, int, float, bool, None, and sequences, mappings, namespaces of argparse
+                and instances of dataclasses of them. A sequence of pairs is not the mapping of
+                these pairs.
 
         Raises:
             InvalidOptionError: a value of another type; nothing was recorded.
+            LedgerError: a value of more than 16 MiB; nothing was recorded.
             LedgerIntegrityError: a journal that goes on has another value; nothing was recorded.
         """
-        # All are checked before one is recorded.
-        for name, value in config.items():
-            if not records.is_plain(value):
-                message = (
-                    f"note({name}=...) takes str, int, float, bool, None and sequences and "
-                    f"mappings of them; got {type(value).__name__}. Pass what identifies it, such "
-                    "as its name."
-                )
-                raise InvalidOptionError(message)
+        from seedregistry.ledger.settings import freeze_setting
 
+        # All are checked before one is recorded.
         self._shared.ledger.extend(
-            records.Note(name=name, value=records.freeze(value)) for name, value in config.items()
+            [
+                records.Note(name=name, value=freeze_setting(name, value))
+                for name, value in config.items()
+            ]
         )
 
     def state_dict(self) -> Dict[str, Any]:
