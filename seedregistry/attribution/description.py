@@ -76,11 +76,19 @@ def note_training(training: Training) -> None:
 
     So the ledger's digest is that of the experiment, on every machine.
     """
-    ledger = training.registry.ledger
-    name, description = f"training {training.recipe.instance_id}", training.describe()
-    value = records.freeze(description)
-    if not any(note.name == name and note.value == value for note in ledger.find(records.Note)):
-        training.registry.note(**{name: description})
+    note_once(training, f"training {training.recipe.instance_id}", training.describe())
+
+
+def note_once(training: Training, name: str, facts: Dict[str, Any]) -> None:
+    """Put a note into the ledger of a training, unless it is there.
+
+    Before the work, and not after it: a journal that goes on refuses the note of another one. Work
+    that was interrupted and is begun again is noted once.
+    """
+    registry, value = training.registry, records.freeze(facts)
+    notes = registry.ledger.find(records.Note)
+    if not any(note.name == name and note.value == value for note in notes):
+        registry.note(**{name: facts})
 
 
 def describe_measurement(measurement: Measurement) -> str:

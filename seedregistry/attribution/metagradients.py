@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.cuda import OutOfMemoryError
 
-from seedregistry.attribution.description import describe_measurement, note_training
+from seedregistry.attribution.description import describe_measurement, note_once, note_training
 from seedregistry.attribution.measurements import Measurement, identify, measure
 from seedregistry.attribution.progress import ProgressOption, show_progress
 from seedregistry.attribution.replay import KeptStates, default_keep, walk_back
@@ -203,17 +203,6 @@ def magic(
         else _ProgressFile(Path(resume), f"{training.fingerprint()} {identity.digest}", total)
     )
 
-    store = KeptStates(spill)
-    try:
-        with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
-            adjoint.try_out()
-            scores, values, final = _walk(
-                training, measurement, budget, store, adjoint, progress_file, tell
-            )
-            fingerprint = training.whole_fingerprint()
-    finally:
-        store.close()
-
     # The ledger's digest is that of the experiment on whatever machine, so nothing is noted that
     # arithmetic went into: the state before the first step, and not the scores.
     facts = {
@@ -221,8 +210,19 @@ def magic(
         "targets": identity.targets,
         "measurement": describe_measurement(measurement),
     }
-    note_training(training)
-    training.registry.note(**{f"magic {training.recipe.instance_id}": facts})
+    store = KeptStates(spill)
+    try:
+        with torch_threads(training.recipe.threads), show_progress(progress, "attribute") as tell:
+            adjoint.try_out()
+            note_training(training)
+            note_once(training, f"magic {training.recipe.instance_id}", facts)
+            scores, values, final = _walk(
+                training, measurement, budget, store, adjoint, progress_file, tell
+            )
+            fingerprint = training.whole_fingerprint()
+    finally:
+        store.close()
+
     return Attribution(
         scores=scores,
         values=values,
