@@ -921,6 +921,8 @@ def test_signals_at_random_moments():
                 is_armed = False
             except KeyboardInterrupt:
                 interrupts += 1
+                # torch's own: no_grad, in which layers are initialised, may stay on.
+                torch.set_grad_enabled(True)
             with stream.scope(2):
                 pass
             assert untouched(before)
